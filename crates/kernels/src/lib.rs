@@ -1,0 +1,1 @@
+//! CPU kernels for Stable Diffusion XL: slices in, slices out.

@@ -1,0 +1,1 @@
+//! Stable Diffusion XL image generation with the numbers of the diffusers library.
