@@ -1,0 +1,323 @@
+//! A scheduler's configuration: the JSON object that diffusers writes, and typed access to it.
+
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use super::SchedulerError;
+use super::registry::{self, Info, OptionInfo};
+
+const CLASS: &str = "_class_name";
+
+/// The configuration of a scheduler: its class and all keys of the JSON object, known to the class
+/// or not. Keys that a class does not have are kept and ignored, keys that are missing have the
+/// class's defaults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerConfig {
+    info: &'static Info,
+    values: Map<String, Value>,
+}
+
+impl SchedulerConfig {
+    /// The configuration of the published SDXL base checkpoint.
+    pub fn sdxl() -> Self {
+        let values = serde_json::json!({
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "interpolation_type": "linear",
+            "use_karras_sigmas": false,
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+            "trained_betas": null,
+            // Keys that Euler does not have; they matter to schedulers that are built from this
+            // one.
+            "clip_sample": false,
+            "sample_max_value": 1.0,
+            "set_alpha_to_one": false,
+            "skip_prk_steps": true,
+        });
+        let values = if let Value::Object(values) = values {
+            values
+        } else {
+            Map::new()
+        };
+        Self {
+            info: &registry::all()[0],
+            values,
+        }
+    }
+
+    /// The configuration of the published SDXL base checkpoint for a scheduler of any known name,
+    /// with the options that the name implies (`dpm++_2m_karras`).
+    pub fn named(name: &str) -> Result<Self, SchedulerError> {
+        Self::sdxl().with_scheduler(name)
+    }
+
+    /// Reads the text that diffusers writes (`scheduler_config.json`), which is JSON except for
+    /// infinite numbers.
+    pub fn from_text(text: &str) -> Result<Self, SchedulerError> {
+        let object = serde_json::from_str(&quote_infinities(text));
+        Self::from_json(object.map_err(|e| SchedulerError::NotJson(e.to_string()))?)
+    }
+
+    /// Reads the object that diffusers writes (`scheduler_config.json`).
+    pub fn from_json(object: Map<String, Value>) -> Result<Self, SchedulerError> {
+        let mut values = object;
+        let class = values.remove(CLASS);
+        let name = class.as_ref().and_then(Value::as_str).unwrap_or_default();
+        let info = registry::class(name).ok_or_else(|| registry::unknown_name(name))?;
+        // Saved by a pipeline in memory: these keys only spell out defaults of another class.
+        if let Some(Value::Array(defaults)) = values.remove("_use_default_values") {
+            values.retain(|key, _| !defaults.iter().any(|d| d.as_str() == Some(key)));
+        }
+        Ok(Self { info, values })
+    }
+
+    /// The same keys for another scheduler, as `X.from_config(pipe.scheduler.config)` does, plus
+    /// the options that the name implies.
+    pub fn with_scheduler(&self, name: &str) -> Result<Self, SchedulerError> {
+        let (info, implied) = registry::resolve(name)?;
+        let mut values = self.values.clone();
+        values.extend(implied);
+        Ok(Self { info, values })
+    }
+
+    /// Sets an option that the class has.
+    pub fn set(&mut self, option: &str, value: Value) -> Result<(), SchedulerError> {
+        if self.info.option(option).is_none() {
+            return Err(registry::unknown_option(self.info, option));
+        }
+        self.values.insert(option.to_owned(), value);
+        Ok(())
+    }
+
+    /// Sets an option from text: JSON if it is (`true`, `0.5`, `[1, 2]`), else a string.
+    pub fn set_text(&mut self, option: &str, text: &str) -> Result<(), SchedulerError> {
+        let value = match text {
+            "True" => true.into(),
+            "False" => false.into(),
+            "None" => Value::Null,
+            _ => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+        };
+        self.set(option, value)
+    }
+
+    /// The class: names, order, options.
+    pub fn info(&self) -> &'static Info {
+        self.info
+    }
+
+    /// The value of a key, whether the class knows it or not.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
+    }
+
+    /// Number of training timesteps.
+    pub fn trained(&self) -> Result<usize, SchedulerError> {
+        self.count_in("num_train_timesteps", 2, 1_000_000)
+    }
+
+    /// The value of an option, or its default; null where it has none.
+    fn value(&self, option: &'static str) -> Value {
+        match self.values.get(option) {
+            Some(value) if !value.is_null() => value.clone(),
+            _ => self.default(option),
+        }
+    }
+
+    fn default(&self, option: &'static str) -> Value {
+        let info = self.info.option(option);
+        debug_assert!(info.is_some(), "{} has no option {option}", self.info.class);
+        info.map_or(Value::Null, OptionInfo::default_value)
+    }
+
+    /// The error for an option that cannot have its value.
+    pub(super) fn bad(&self, option: &'static str, expected: impl Into<String>) -> SchedulerError {
+        let value = self.value(option).to_string();
+        SchedulerError::BadOption {
+            class: self.info.class,
+            option,
+            value,
+            expected: expected.into(),
+        }
+    }
+
+    /// The error for options that do not go together.
+    pub(super) fn unsupported(&self, reason: impl Into<String>) -> SchedulerError {
+        SchedulerError::Unsupported {
+            class: self.info.class,
+            reason: reason.into(),
+        }
+    }
+
+    /// A switch; null is off, as in Python.
+    pub(super) fn flag(&self, option: &'static str) -> Result<bool, SchedulerError> {
+        if self.values.get(option).is_some_and(Value::is_null) {
+            return Ok(false);
+        }
+        self.value(option)
+            .as_bool()
+            .ok_or_else(|| self.bad(option, "true or false"))
+    }
+
+    /// A finite number.
+    pub(super) fn number(&self, option: &'static str) -> Result<f64, SchedulerError> {
+        self.value(option)
+            .as_f64()
+            .filter(|x| x.is_finite())
+            .ok_or_else(|| self.bad(option, "a number"))
+    }
+
+    /// A finite number in a range.
+    pub(super) fn number_in(
+        &self,
+        option: &'static str,
+        low: f64,
+        high: f64,
+    ) -> Result<f64, SchedulerError> {
+        let number = self.number(option)?;
+        if (low..=high).contains(&number) {
+            return Ok(number);
+        }
+        let expected = match high {
+            f64::INFINITY => format!("a number from {low} up"),
+            _ => format!("a number from {low} to {high}"),
+        };
+        Err(self.bad(option, expected))
+    }
+
+    /// A finite number, or none if it is null.
+    pub(super) fn optional_number(
+        &self,
+        option: &'static str,
+    ) -> Result<Option<f64>, SchedulerError> {
+        if self.value(option).is_null() {
+            Ok(None)
+        } else {
+            self.number(option).map(Some)
+        }
+    }
+
+    /// A number, where the text of Python's infinities is allowed.
+    pub(super) fn extended_number(&self, option: &'static str) -> Result<f64, SchedulerError> {
+        match self.value(option).as_str() {
+            Some("inf" | "Infinity") => Ok(f64::INFINITY),
+            Some("-inf" | "-Infinity") => Ok(f64::NEG_INFINITY),
+            _ => self.number(option),
+        }
+    }
+
+    /// A whole number that may be negative.
+    pub(super) fn integer(&self, option: &'static str) -> Result<i64, SchedulerError> {
+        self.value(option)
+            .as_i64()
+            .ok_or_else(|| self.bad(option, "a whole number"))
+    }
+
+    /// A whole number in a range.
+    pub(super) fn count_in(
+        &self,
+        option: &'static str,
+        low: u64,
+        high: u64,
+    ) -> Result<usize, SchedulerError> {
+        let number = self
+            .value(option)
+            .as_u64()
+            .filter(|n| (low..=high).contains(n));
+        number
+            .map(|n| n as usize)
+            .ok_or_else(|| self.bad(option, format!("a whole number from {low} to {high}")))
+    }
+
+    /// A list of numbers, or none if it is null.
+    pub(super) fn numbers(&self, option: &'static str) -> Result<Option<Vec<f64>>, SchedulerError> {
+        match self.value(option) {
+            Value::Null => Ok(None),
+            Value::Array(values) => {
+                let numbers: Option<Vec<f64>> = values.iter().map(Value::as_f64).collect();
+                numbers
+                    .map(Some)
+                    .ok_or_else(|| self.bad(option, "a list of numbers"))
+            }
+            _ => Err(self.bad(option, "a list of numbers")),
+        }
+    }
+
+    /// One of several words.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        option: &'static str,
+        choices: &[(&'static str, T)],
+    ) -> Result<T, SchedulerError> {
+        let value = self.value(option);
+        let found = choices
+            .iter()
+            .find(|(word, _)| value.as_str() == Some(word));
+        found.map(|&(_, choice)| choice).ok_or_else(|| {
+            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            self.bad(option, words.join(" or "))
+        })
+    }
+
+    /// Which one of several switches is on; an error if two are.
+    pub(super) fn one_of<T: Copy>(
+        &self,
+        switches: &[(&'static str, T)],
+    ) -> Result<Option<T>, SchedulerError> {
+        let mut on: Option<(&'static str, T)> = None;
+        for &(option, choice) in switches {
+            if self.flag(option)? {
+                if let Some((first, _)) = on {
+                    return Err(SchedulerError::Exclusive {
+                        class: self.info.class,
+                        first,
+                        second: option,
+                    });
+                }
+                on = Some((option, choice));
+            }
+        }
+        Ok(on.map(|(_, choice)| choice))
+    }
+}
+
+/// Python writes infinite numbers bare, which is not JSON; as strings they can be read.
+fn quote_infinities(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut quoted, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if !quoted
+            && let Some(word) = ["-Infinity", "Infinity"]
+                .into_iter()
+                .find(|w| rest.starts_with(w))
+        {
+            out.extend(["\"", word, "\""]);
+            rest = &rest[word.len()..];
+            continue;
+        }
+        quoted ^= c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+impl Serialize for SchedulerConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = Map::new();
+        object.insert(CLASS.into(), self.info.class.into());
+        object.extend(self.values.clone());
+        object.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SchedulerConfig {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_json(Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,244 @@
+//! Which evaluations a run makes: how many steps or which timesteps, and what is cut off.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Info, SchedulerError};
+
+/// Where the steps of a run are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Steps {
+    /// So many, placed by the scheduler.
+    Count(usize),
+    /// At these timesteps, highest first.
+    Timesteps(Vec<f64>),
+    /// At these noise levels, highest first; the last one is that of the result (0 for a finished
+    /// image).
+    Sigmas(Vec<f64>),
+}
+
+/// The plan of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Where the steps are.
+    pub steps: Steps,
+    /// Image to image: run only this share of the steps, the last ones. 0 to 1.
+    pub strength: Option<f64>,
+    /// Leave out what lies before this share of the training timesteps (for a refiner), which makes
+    /// `strength` meaningless. Between 0 and 1.
+    pub denoising_start: Option<f64>,
+    /// Stop at this share of the training timesteps and leave the rest to a refiner. Between 0 and
+    /// 1.
+    pub denoising_end: Option<f64>,
+    /// Noise of DDIM and TCD, 0 (none) to 1.
+    pub eta: f64,
+}
+
+impl Plan {
+    /// A whole run of so many steps.
+    pub fn steps(count: usize) -> Self {
+        Self::new(Steps::Count(count))
+    }
+
+    /// A whole run.
+    pub fn new(steps: Steps) -> Self {
+        Self {
+            steps,
+            strength: None,
+            denoising_start: None,
+            denoising_end: None,
+            eta: 0.0,
+        }
+    }
+
+    /// Checks everything that does not need the schedule. `trained` is the number of training
+    /// timesteps.
+    pub(super) fn check(&self, info: &'static Info, trained: usize) -> Result<(), SchedulerError> {
+        let refuse = |what, takers: fn(&Info) -> bool| {
+            let takers: Vec<_> = super::all()
+                .iter()
+                .filter(|i| takers(i))
+                .map(|i| i.names[0])
+                .collect();
+            Err(SchedulerError::NotCustom {
+                class: info.class,
+                what,
+                takers: takers.join(", "),
+            })
+        };
+        match &self.steps {
+            Steps::Count(0) => return Err(SchedulerError::NoSteps),
+            Steps::Count(steps) if *steps > trained => {
+                return Err(SchedulerError::TooManySteps {
+                    steps: *steps,
+                    trained,
+                });
+            }
+            Steps::Count(_) => {}
+            Steps::Timesteps(_) if !info.custom_timesteps => {
+                return refuse("timesteps", |i| i.custom_timesteps);
+            }
+            Steps::Timesteps(timesteps) => {
+                check_descending("timesteps", timesteps, 1)?;
+                for &value in timesteps {
+                    if value.fract() != 0.0 || value < 0.0 || value >= trained as f64 {
+                        let expected = format!("a whole number from 0 to {}", trained - 1);
+                        return Err(SchedulerError::BadValue {
+                            what: "timesteps",
+                            value,
+                            expected,
+                        });
+                    }
+                }
+            }
+            Steps::Sigmas(_) if !info.custom_sigmas => {
+                return refuse("sigmas", |i| i.custom_sigmas);
+            }
+            Steps::Sigmas(sigmas) => {
+                check_descending("sigmas", sigmas, 2)?;
+                let lowest = sigmas[sigmas.len() - 1];
+                if lowest < 0.0 || !sigmas[0].is_finite() {
+                    let value = if lowest < 0.0 { lowest } else { sigmas[0] };
+                    let expected = "a noise level: finite and not negative".to_owned();
+                    return Err(SchedulerError::BadValue {
+                        what: "sigmas",
+                        value,
+                        expected,
+                    });
+                }
+            }
+        }
+        if !(0.0..=1.0).contains(&self.eta) {
+            let expected = "from 0 to 1".to_owned();
+            return Err(SchedulerError::BadValue {
+                what: "eta",
+                value: self.eta,
+                expected,
+            });
+        }
+        if let Some(value) = self.strength.filter(|s| !(0.0..=1.0).contains(s)) {
+            let expected = "from 0 to 1".to_owned();
+            return Err(SchedulerError::BadValue {
+                what: "strength",
+                value,
+                expected,
+            });
+        }
+        for (what, share) in [
+            ("denoising_start", self.denoising_start),
+            ("denoising_end", self.denoising_end),
+        ] {
+            if let Some(value) = share.filter(|&s| !(s > 0.0 && s < 1.0)) {
+                let expected = "between 0 and 1".to_owned();
+                return Err(SchedulerError::BadValue {
+                    what,
+                    value,
+                    expected,
+                });
+            }
+        }
+        if let (Some(start), Some(value)) = (self.denoising_start, self.denoising_end)
+            && start >= value
+        {
+            let expected = format!("above denoising_start, {start}");
+            return Err(SchedulerError::BadValue {
+                what: "denoising_end",
+                value,
+                expected,
+            });
+        }
+        Ok(())
+    }
+
+    /// Which evaluations of a schedule are made, cut as the pipelines of diffusers cut.
+    pub(super) fn range(
+        &self,
+        info: &Info,
+        trained: usize,
+        timesteps: &[f64],
+    ) -> Result<std::ops::Range<usize>, SchedulerError> {
+        let evaluations = timesteps.len();
+        let per_step = info.evaluations_per_step;
+        let trained = trained as f64;
+        let cutoff = |share: f64| (trained - share * trained).round_ties_even();
+        let start = if let Some(share) = self.denoising_start {
+            let below = timesteps.iter().filter(|&&t| t < cutoff(share)).count();
+            // A second-order step is two evaluations, and all but the first share a timestep with a
+            // neighbour: an even count would begin in the middle of a step.
+            let kept = if per_step == 2 && below % 2 == 0 {
+                below + 1
+            } else {
+                below
+            };
+            evaluations.saturating_sub(kept)
+        } else if let Some(strength) = self.strength {
+            let steps = match &self.steps {
+                Steps::Count(count) => *count,
+                // With its own timesteps or sigmas the reference counts evaluations.
+                Steps::Timesteps(_) | Steps::Sigmas(_) => evaluations,
+            };
+            let kept = ((steps as f64 * strength) as usize).min(steps);
+            if kept == 0 {
+                return Err(SchedulerError::NothingLeft {
+                    what: format!("strength {strength} of {steps} steps"),
+                    evaluations,
+                    remedy: "raise strength or the number of steps",
+                });
+            }
+            ((steps - kept) * per_step).min(evaluations)
+        } else {
+            0
+        };
+        let end = match self.denoising_end {
+            Some(share) => {
+                start
+                    + timesteps[start..]
+                        .iter()
+                        .filter(|&&t| t >= cutoff(share))
+                        .count()
+            }
+            None => evaluations,
+        };
+        if start >= end {
+            let share = |name: &str, value: Option<f64>| value.map(|v| format!("{name} {v}"));
+            let cuts = [
+                share(
+                    "strength",
+                    self.strength.filter(|_| self.denoising_start.is_none()),
+                ),
+                share("denoising_start", self.denoising_start),
+                share("denoising_end", self.denoising_end),
+            ];
+            return Err(SchedulerError::NothingLeft {
+                what: cuts
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join(" with "),
+                evaluations,
+                remedy: "use more steps or cut less",
+            });
+        }
+        Ok(start..end)
+    }
+}
+
+fn check_descending(
+    what: &'static str,
+    values: &[f64],
+    least: usize,
+) -> Result<(), SchedulerError> {
+    if values.len() < least {
+        return Err(SchedulerError::NoSteps);
+    }
+    for pair in values.windows(2) {
+        if pair[0].partial_cmp(&pair[1]) != Some(std::cmp::Ordering::Greater) {
+            return Err(SchedulerError::NotDescending {
+                what,
+                before: pair[0],
+                after: pair[1],
+            });
+        }
+    }
+    Ok(())
+}

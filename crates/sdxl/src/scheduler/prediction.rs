@@ -1,0 +1,48 @@
+//! What a model predicts, and how a clean image follows from it.
+
+use super::{SchedulerConfig, SchedulerError};
+use crate::latents::Latents;
+
+/// What the model was trained to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prediction {
+    /// The noise.
+    Epsilon,
+    /// The velocity `alpha * noise - sigma * x0` (Salimans & Ho 2022).
+    V,
+    /// The clean image.
+    Sample,
+    /// The direction of a rectified flow, `noise - x0`.
+    Flow,
+}
+
+pub(super) const EPSILON: (&str, Prediction) = ("epsilon", Prediction::Epsilon);
+pub(super) const V: (&str, Prediction) = ("v_prediction", Prediction::V);
+pub(super) const SAMPLE: (&str, Prediction) = ("sample", Prediction::Sample);
+pub(super) const FLOW: (&str, Prediction) = ("flow_prediction", Prediction::Flow);
+
+/// The `prediction_type` of a configuration, one of `known`.
+pub(super) fn prediction(
+    config: &SchedulerConfig,
+    known: &[(&'static str, Prediction)],
+) -> Result<Prediction, SchedulerError> {
+    config.choice("prediction_type", known)
+}
+
+impl Prediction {
+    /// The clean image in a sample `x0 + sigma * noise`, for an `output` that answered the sample
+    /// scaled by `1 / sqrt(sigma^2 + 1)`.
+    pub(super) fn denoise(self, output: &Latents, sample: &Latents, sigma: f32) -> Latents {
+        match self {
+            Self::Epsilon | Self::Flow => {
+                Latents::zip_with([output, sample], |[out, x]| x - sigma * out)
+            }
+            Self::V => {
+                let variance = sigma * sigma + 1.0;
+                let factor = -sigma / variance.sqrt();
+                Latents::zip_with([output, sample], |[out, x]| out * factor + x / variance)
+            }
+            Self::Sample => output.clone(),
+        }
+    }
+}

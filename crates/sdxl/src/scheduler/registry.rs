@@ -1,0 +1,207 @@
+//! All schedulers: their names, their options with defaults, and what people need to know to choose
+//! one.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{Plan, Rule, Schedule, SchedulerConfig, SchedulerError, euler_discrete};
+
+/// Whether the same start always gives the same result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Randomness {
+    /// It draws no noise.
+    Deterministic,
+    /// It draws noise in its steps; for the same seed the result is the same.
+    Stochastic,
+    /// It draws noise if an option says so.
+    Optional(&'static str),
+}
+
+/// An option of a scheduler class.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionInfo {
+    /// Its key.
+    pub name: &'static str,
+    /// Its default as JSON; `null` is none.
+    pub default: &'static str,
+}
+
+impl OptionInfo {
+    /// The default.
+    pub fn default_value(&self) -> Value {
+        serde_json::from_str(self.default).unwrap_or(Value::Null)
+    }
+}
+
+/// What a rule's file gives: where the evaluations are, and the update.
+pub(super) type Built = Result<(Schedule, Box<dyn Rule>), SchedulerError>;
+
+/// A scheduler class.
+#[derive(Debug)]
+pub struct Info {
+    /// The class name of diffusers.
+    pub class: &'static str,
+    /// Short names, the one to show first.
+    pub names: &'static [&'static str],
+    /// How the error falls with the length of the steps, for the default options.
+    pub order: u8,
+    /// Evaluations of the UNet per step; the last step of a second-order scheduler takes one.
+    pub evaluations_per_step: usize,
+    /// Whether it draws noise.
+    pub randomness: Randomness,
+    /// When to use it, in a line.
+    pub when: &'static str,
+    /// Whether [`super::Steps::Timesteps`] is possible.
+    pub custom_timesteps: bool,
+    /// Whether [`super::Steps::Sigmas`] is possible.
+    pub custom_sigmas: bool,
+    /// Its options, in groups.
+    pub(super) options: &'static [&'static [OptionInfo]],
+    pub(super) build: fn(&SchedulerConfig, &Plan) -> Built,
+}
+
+impl PartialEq for Info {
+    fn eq(&self, other: &Self) -> bool {
+        self.class == other.class
+    }
+}
+
+impl Info {
+    /// All options of the class.
+    pub fn options(&self) -> impl Iterator<Item = &'static OptionInfo> {
+        self.options.iter().copied().flatten()
+    }
+
+    /// The option of that name.
+    pub fn option(&self, name: &str) -> Option<&'static OptionInfo> {
+        self.options().find(|o| o.name == name)
+    }
+}
+
+static ALL: [Info; 1] = [euler_discrete::INFO];
+
+/// All schedulers, the usual ones first.
+pub fn all() -> &'static [Info] {
+    &ALL
+}
+
+/// The scheduler of a name: a class name of diffusers, a short name or a name of the AUTOMATIC1111
+/// web UI.
+pub fn find(name: &str) -> Result<&'static Info, SchedulerError> {
+    resolve(name).map(|(info, _)| info)
+}
+
+/// The class of exactly that name.
+pub(super) fn class(name: &str) -> Option<&'static Info> {
+    ALL.iter().find(|info| info.class == name)
+}
+
+/// Names that mean a class with options.
+const PRESETS: &[(&str, &str, &str)] = &[];
+
+/// Endings of names that mean an option, as in `dpm++_2m_karras`.
+const ENDINGS: &[(&str, &str)] = &[
+    ("karras", r#"{"use_karras_sigmas": true}"#),
+    ("k", r#"{"use_karras_sigmas": true}"#),
+    ("exponential", r#"{"use_exponential_sigmas": true}"#),
+    ("beta", r#"{"use_beta_sigmas": true}"#),
+    ("lu", r#"{"use_lu_lambdas": true}"#),
+    ("trailing", r#"{"timestep_spacing": "trailing"}"#),
+    ("sgm_uniform", r#"{"timestep_spacing": "trailing"}"#),
+];
+
+/// The class that a name means, and the options that it implies.
+pub(super) fn resolve(name: &str) -> Result<(&'static Info, Map<String, Value>), SchedulerError> {
+    let wanted = normalise(name);
+    if let Some((info, options)) = base(&wanted) {
+        return Ok((info, object(options)));
+    }
+    for (ending, implied) in ENDINGS {
+        let Some(stem) = wanted
+            .strip_suffix(ending)
+            .and_then(|s| s.strip_suffix('_'))
+        else {
+            continue;
+        };
+        let Some((info, options)) = base(stem) else {
+            continue;
+        };
+        let mut options = object(options);
+        for (option, value) in object(implied) {
+            if info.option(&option).is_none() {
+                return Err(unknown_option(info, &option));
+            }
+            options.insert(option, value);
+        }
+        return Ok((info, options));
+    }
+    Err(unknown_name(name))
+}
+
+/// A normalised name without an ending.
+fn base(name: &str) -> Option<(&'static Info, &'static str)> {
+    for info in &ALL {
+        if normalise(info.class) == name || info.names.iter().any(|n| normalise(n) == name) {
+            return Some((info, "{}"));
+        }
+    }
+    let (_, class_name, options) = PRESETS
+        .iter()
+        .find(|(preset, _, _)| normalise(preset) == name)?;
+    class(class_name).map(|info| (info, *options))
+}
+
+/// Lower case, with one underscore for every blank, hyphen or underscore, and `++` for `pp`: `DPM++
+/// 2M`, `dpmpp_2m` and `dpm++_2m` are the same name. The endings of class names are left out.
+fn normalise(name: &str) -> String {
+    let words: Vec<_> = name
+        .split([' ', '-', '_'])
+        .filter(|w| !w.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    let joined = words.join("_").replace("dpmpp", "dpm++");
+    let joined = joined.strip_suffix("scheduler").unwrap_or(&joined);
+    joined.strip_suffix('_').unwrap_or(joined).to_owned()
+}
+
+fn object(text: &str) -> Map<String, Value> {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+/// The error for a name, with the known name that is most like it.
+pub(super) fn unknown_name(name: &str) -> SchedulerError {
+    let wanted = normalise(name);
+    let known = ALL
+        .iter()
+        .flat_map(|i| i.names.iter().copied().chain([i.class]));
+    let known = known.chain(PRESETS.iter().map(|(preset, _, _)| *preset));
+    let nearest = known.max_by(|a, b| similarity(a, &wanted).total_cmp(&similarity(b, &wanted)));
+    SchedulerError::UnknownName {
+        name: name.to_owned(),
+        nearest: nearest.unwrap_or_default().to_owned(),
+    }
+}
+
+/// The error for an option, with the option of the class that is most like it.
+pub(super) fn unknown_option(info: &'static Info, option: &str) -> SchedulerError {
+    let nearest = info
+        .options()
+        .map(|o| o.name)
+        .filter(|o| similarity(o, option) > 0.8)
+        .max_by(|a, b| similarity(a, option).total_cmp(&similarity(b, option)));
+    SchedulerError::UnknownOption {
+        class: info.class,
+        option: option.to_owned(),
+        nearest: nearest.map(str::to_owned),
+        options: info
+            .options()
+            .map(|o| o.name)
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+fn similarity(known: &str, wanted: &str) -> f64 {
+    strsim::jaro_winkler(&normalise(known), wanted)
+}
