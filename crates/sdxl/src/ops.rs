@@ -31,7 +31,8 @@ pub struct Geglu {
 pub struct Conv2d {
     pub(crate) weight: PackedConv,
     pub(crate) bias: Option<Vec<f32>>,
-    pub(crate) c_out: usize,
+    /// Height and width of the kernel.
+    pub(crate) kernel: usize,
     pub(crate) stride: usize,
     /// Rows or columns of zeros added: top, left, bottom, right.
     pub(crate) padding: [usize; 4],
@@ -129,13 +130,7 @@ fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu) -> Tensor {
     let rows = x.rows();
     let inner = w.weight.n() / 2;
     let mut out = vec![E::from_f32(0.0); rows * inner];
-    sdxl_kernels::linear_geglu(
-        E::slice(x),
-        rows,
-        &w.weight,
-        w.bias.as_deref(),
-        &mut out,
-    );
+    sdxl_kernels::linear_geglu(E::slice(x), rows, &w.weight, w.bias.as_deref(), &mut out);
     Tensor::new(with_channels(x, inner), E::wrap(out))
 }
 
@@ -179,8 +174,8 @@ fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Ten
         pad_right,
         upsample,
     };
-    let (height, width) = geometry.output_size(&w.weight);
-    let mut out = vec![E::from_f32(0.0); geometry.batch * height * width * w.c_out];
+    let (height, width) = geometry.output_size(w.kernel, w.kernel);
+    let mut out = vec![E::from_f32(0.0); geometry.batch * height * width * w.weight.c_out()];
     sdxl_kernels::conv2d(
         E::slice(source),
         &geometry,
@@ -190,7 +185,10 @@ fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Ten
         extras.residual.map(E::slice),
         &mut out,
     );
-    Tensor::new(vec![geometry.batch, height, width, w.c_out], E::wrap(out))
+    Tensor::new(
+        vec![geometry.batch, height, width, w.weight.c_out()],
+        E::wrap(out),
+    )
 }
 
 /// Nearest-neighbour enlargement to a size of 2n or 2n - 1: pixel `i` is `i / 2`.
@@ -340,7 +338,10 @@ fn cat_channels_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.rows(), b.rows(), "{:?} beside {:?}", a.shape(), b.shape());
     let (ca, cb) = (a.channels(), b.channels());
     let mut out = Vec::with_capacity(a.rows() * (ca + cb));
-    for (left, right) in E::slice(a).chunks_exact(ca).zip(E::slice(b).chunks_exact(cb)) {
+    for (left, right) in E::slice(a)
+        .chunks_exact(ca)
+        .zip(E::slice(b).chunks_exact(cb))
+    {
         out.extend_from_slice(left);
         out.extend_from_slice(right);
     }

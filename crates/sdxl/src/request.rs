@@ -37,7 +37,9 @@ impl FromStr for Size {
             .and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
         match parsed {
             Some((width, height)) => Ok(Size { width, height }),
-            None => Err(format!("`{s}` is not a size; write WIDTHxHEIGHT, as in 1024x768")),
+            None => Err(format!(
+                "`{s}` is not a size; write WIDTHxHEIGHT, as in 1024x768"
+            )),
         }
     }
 }
@@ -259,7 +261,9 @@ impl Request {
         if let Some(end) = self.denoising_end
             && !(end > 0.0 && end <= 1.0)
         {
-            return no(format!("denoising_end: {end} given; use more than 0, up to 1"));
+            return no(format!(
+                "denoising_end: {end} given; use more than 0, up to 1"
+            ));
         }
         if !self.timesteps.is_empty() && !self.sigmas.is_empty() {
             return no("timesteps and sigmas are both given; give one of them".into());

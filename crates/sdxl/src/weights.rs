@@ -111,7 +111,9 @@ impl<'a> Loader<'a> {
 
     /// Whether a tensor of this name exists here.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.get(&format!("{}{name}", self.prefix)).is_some()
+        self.tensors
+            .get(&format!("{}{name}", self.prefix))
+            .is_some()
     }
 
     fn find(&self, name: &str) -> Result<(String, &'a StoredTensor)> {
@@ -207,9 +209,9 @@ impl<'a> Loader<'a> {
         )?;
         let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[n, k]])?;
         let format = self.precision.weight_format();
-        let weight = self
-            .tensors
-            .read(&full, tensor, |w| PackedMatrix::pack_geglu(w, n, k, format))?;
+        let weight = self.tensors.read(&full, tensor, |w| {
+            PackedMatrix::pack_geglu(w, inner, k, format)
+        })?;
         Ok(Geglu { weight, bias })
     }
 
@@ -237,7 +239,7 @@ impl<'a> Loader<'a> {
         Ok(Conv2d {
             weight,
             bias,
-            c_out,
+            kernel,
             stride,
             padding,
         })

@@ -93,7 +93,9 @@ impl ClipConfig {
         if !["quick_gelu", "gelu"].contains(&self.hidden_act.as_str()) {
             return Err(unsupported(path, "hidden_act", &self.hidden_act));
         }
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+        if self.num_attention_heads == 0
+            || !self.hidden_size.is_multiple_of(self.num_attention_heads)
+        {
             return Err(Error::file(
                 path,
                 format!(
@@ -310,7 +312,8 @@ impl UNetConfig {
     /// The levels, from the highest resolution down.
     pub fn levels(&self, path: &Path) -> Result<Vec<Level>> {
         let count = self.block_out_channels.len();
-        if count == 0 || self.down_block_types.len() != count || self.up_block_types.len() != count {
+        if count == 0 || self.down_block_types.len() != count || self.up_block_types.len() != count
+        {
             return Err(Error::file(
                 path,
                 "block_out_channels, down_block_types and up_block_types differ in length",
@@ -325,8 +328,7 @@ impl UNetConfig {
             .layers_per_block
             .expand(count, "layers_per_block", path)?;
         let depths = |value: &Value, level: usize, resnets: usize, key: &str| {
-            depths_of(value, level, count, resnets)
-                .ok_or_else(|| unsupported(path, key, value))
+            depths_of(value, level, count, resnets).ok_or_else(|| unsupported(path, key, value))
         };
         let key = "transformer_layers_per_block";
         let mut levels = Vec::new();
@@ -534,7 +536,10 @@ impl VaeConfig {
             ("latents_mean", &self.latents_mean),
             ("latents_std", &self.latents_std),
         ] {
-            if list.as_ref().is_some_and(|l| l.len() != self.latent_channels) {
+            if list
+                .as_ref()
+                .is_some_and(|l| l.len() != self.latent_channels)
+            {
                 return Err(Error::file(
                     path,
                     format!("`{key}` must have {} values", self.latent_channels),

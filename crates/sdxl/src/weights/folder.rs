@@ -37,12 +37,7 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order they run.
-    pub const ALL: [Part; 4] = [
-        Part::TextEncoder,
-        Part::TextEncoder2,
-        Part::UNet,
-        Part::Vae,
-    ];
+    pub const ALL: [Part; 4] = [Part::TextEncoder, Part::TextEncoder2, Part::UNet, Part::Vae];
 
     /// The folder's name, which is also the key in `model_index.json`.
     pub fn folder(self) -> &'static str {
@@ -201,8 +196,7 @@ impl Checkpoint {
             ));
         }
         let ids = if self.requires_aesthetics_score { 5 } else { 6 };
-        let expected =
-            self.text_encoder_2.projection_dim + ids * self.unet.addition_time_embed_dim;
+        let expected = self.text_encoder_2.projection_dim + ids * self.unet.addition_time_embed_dim;
         if self.unet.projection_class_embeddings_input_dim != expected {
             return Err(Error::file(
                 unet_config,

@@ -221,7 +221,7 @@ fn explain(error: &SafeTensorError, map: &Mmap) -> String {
                 map.len()
             )
         }
-        E::HeaderTooLarge | E::InvalidHeader(_) | E::InvalidHeaderStart => {
+        E::HeaderTooLarge | E::InvalidHeader(_) | E::InvalidHeaderDeserialization(_) => {
             "this is not a safetensors file: its header does not make sense".to_string()
         }
         other => format!("the safetensors header contradicts itself ({other})"),
@@ -241,7 +241,9 @@ fn map_file(path: &Path) -> Result<Mmap> {
     if length < 8 {
         return Err(Error::file(
             path,
-            format!("the file has only {length} bytes, so it cannot hold weights; download it again"),
+            format!(
+                "the file has only {length} bytes, so it cannot hold weights; download it again"
+            ),
         ));
     }
     // SAFETY: the map is read-only and private to this module. If another program
