@@ -61,14 +61,17 @@ impl Tokenizer {
             path if path.is_file() => read_json(&path)?,
             _ => Map::new(),
         };
-        let special = |key: &str, default: &str| -> String {
+        let special = |key: &str, default: &str| -> AddedToken {
             let named = config.get(key).or_else(|| special_map.get(key));
-            let text = match named {
-                Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
-                Some(value) => value.as_str(),
-                None => None,
+            let (text, normalized) = match named {
+                Some(Value::Object(token)) => (
+                    token.get("content").and_then(Value::as_str),
+                    token.get("normalized").and_then(Value::as_bool),
+                ),
+                Some(value) => (value.as_str(), None),
+                None => (None, None),
             };
-            text.unwrap_or(default).to_string()
+            AddedToken::from(text.unwrap_or(default), true).normalized(normalized.unwrap_or(false))
         };
         let bos = special("bos_token", "<|startoftext|>");
         let eos = special("eos_token", "<|endoftext|>");
@@ -77,7 +80,7 @@ impl Tokenizer {
 
         let bad = |e: tokenizers::Error| Error::file(&merges, format!("cannot be used: {e}"));
         let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
-            .unk_token(unk.clone())
+            .unk_token(unk.content.clone())
             .end_of_word_suffix("</w>".to_string())
             .build()
             .map_err(bad)?;
@@ -100,16 +103,18 @@ impl Tokenizer {
         .map_err(bad)?;
         inner.with_pre_tokenizer(Some(PreSequence::new(vec![
             PreTokenizerWrapper::Split(words),
-            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, false)),
+            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
         ])));
+        // Where two roles share a text, the last one decides whether it is looked for
+        // in the text as typed or as normalised (lower-cased): the reference's order.
         let mut added: Vec<AddedToken> = Vec::new();
         for token in [&bos, &eos, &unk, &pad] {
-            if !added.iter().any(|t| &t.content == token) {
-                added.push(AddedToken::from(token.as_str(), true).normalized(false));
-            }
+            added.retain(|t| t.content != token.content);
+            added.push(token.clone());
         }
         inner.add_special_tokens(&added);
-        let id = |token: &str| {
+        let id = |token: &AddedToken| {
+            let token = &token.content;
             inner.token_to_id(token).ok_or_else(|| {
                 Error::file(
                     &vocab,
