@@ -1,5 +1,7 @@
 //! Finished pictures: from the VAE's numbers to bytes.
 
+pub mod png;
+
 /// A finished picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {

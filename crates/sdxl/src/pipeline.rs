@@ -209,7 +209,10 @@ pub fn resolve(
 }
 
 /// The scheduler of a resolved request, at the start of its run.
-fn build_scheduler(checkpoint: &Checkpoint, request: &Request) -> Result<scheduler::Scheduler> {
+///
+/// # Errors
+/// [`Error::Scheduler`] for a name or an option that it does not have.
+pub fn build_scheduler(checkpoint: &Checkpoint, request: &Request) -> Result<scheduler::Scheduler> {
     let mut config = SchedulerConfig::from_json(checkpoint.scheduler.clone())?;
     if let Some(name) = &request.scheduler {
         config = config.with_scheduler(name)?;

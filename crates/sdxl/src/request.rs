@@ -290,7 +290,7 @@ impl Request {
 }
 
 fn check_side(name: &str, value: usize) -> Result<()> {
-    if value == 0 || value % 8 != 0 || value > MAX_SIDE {
+    if value == 0 || !value.is_multiple_of(8) || value > MAX_SIDE {
         let near = ((value + 4) / 8 * 8).clamp(8, MAX_SIDE);
         return Err(Error::request(format!(
             "{name}: {value} given; it must be a multiple of 8 from 8 to {MAX_SIDE} (nearest: {near})"
