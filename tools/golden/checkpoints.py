@@ -73,7 +73,7 @@ def make_unets() -> None:
 
 def load(model_class, folder: Path):
     """A model from such a folder in float32; an error unless every weight was found."""
-    model, info = model_class.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+    model, info = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     problems = {key: value for key, value in info.items() if value}
     assert not problems, problems
     return model.eval()
