@@ -189,6 +189,19 @@ pub fn resolve(
         request.seed.push(fresh_seed());
     }
     build_scheduler(checkpoint, &request)?;
+    let encoders = [
+        checkpoint.text_encoder.as_ref(),
+        Some(&checkpoint.text_encoder_2),
+    ];
+    for config in encoders.into_iter().flatten() {
+        let (skip, layers) = (request.clip_skip.unwrap_or(0), config.num_hidden_layers);
+        if skip >= layers {
+            return Err(Error::request(format!(
+                "clip_skip: {skip} given, but a text encoder has {layers} layers; use up to {}",
+                layers - 1
+            )));
+        }
+    }
 
     let pixels = (request.width.unwrap_or(0) * request.height.unwrap_or(0)) as u64;
     let one = memory::of_unet_image(&checkpoint.unet, precision, pixels, request.guided());

@@ -54,14 +54,6 @@ impl Encoder {
     /// Hidden states `[1, tokens, hidden]` and, where there is a projection, the pooled
     /// vector `[1, dim]`; `f32` both. Says what of the text did not fit.
     fn encode(&self, text: &str, skip: usize, warn: &mut dyn FnMut(String)) -> Result<Encoded> {
-        let layers = self.model.config().num_hidden_layers;
-        if skip > layers {
-            return Err(Error::request(format!(
-                "clip_skip: {} given, but this text encoder has {layers} layers; use up to {}",
-                skip - 1,
-                layers - 1
-            )));
-        }
         let tokens = self.tokenizer.encode(text)?;
         if !tokens.cut.is_empty() {
             warn(format!(
@@ -139,7 +131,8 @@ impl TextEncoders {
     }
 
     /// Encodes a prompt: the last hidden layer but one of each encoder (`clip_skip` k:
-    /// k layers earlier), side by side, and the pooled vector of the second.
+    /// k layers earlier, less than the encoders have), side by side, and the pooled
+    /// vector of the second.
     /// `text_2` is what the second encoder reads.
     pub fn encode(
         &self,

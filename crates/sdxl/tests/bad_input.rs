@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sdxl::{Checkpoint, Error, LoadOptions, Pipeline, Precision, Request};
-use support::golden;
+use support::{copy, golden};
 use tempfile::TempDir;
 
 /// A copy of the tiny base checkpoint that can be damaged.
@@ -14,19 +14,6 @@ fn copy_of_base() -> TempDir {
     let dir = TempDir::new().unwrap();
     copy(&golden("base"), dir.path());
     dir
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if source.is_dir() {
-            copy(&source, &target);
-        } else {
-            fs::copy(&source, &target).unwrap();
-        }
-    }
 }
 
 /// Loads the folder and returns the error's text, which must speak of `words`.
@@ -275,7 +262,8 @@ fn request_error(change: impl FnOnce(&mut Request)) -> String {
 #[test]
 fn impossible_requests_name_the_field() {
     type Change = fn(&mut Request);
-    let cases: [(&str, Change); 14] = [
+    let cases: [(&str, Change); 15] = [
+        ("clip_skip: 4", |r| r.clip_skip = Some(4)),
         ("prompt", |r| r.prompt.clear()),
         ("width: 1001", |r| r.width = Some(1001)),
         ("height: 0", |r| r.height = Some(0)),

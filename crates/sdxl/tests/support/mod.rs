@@ -15,6 +15,20 @@ pub fn golden(path: &str) -> PathBuf {
         .join(path)
 }
 
+/// Copies a folder, following links.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy(&source, &target);
+        } else {
+            std::fs::copy(&source, &target).unwrap();
+        }
+    }
+}
+
 /// A file of golden tensors, in torch's axis order.
 pub struct Golden {
     bytes: Vec<u8>,
