@@ -6,11 +6,9 @@
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-
 use crate::element::Element;
-use crate::elementwise::widen;
-use crate::gemm::{Epilogue, Gemm};
+use crate::elementwise::{convert, widen};
+use crate::gemm::{self, Epilogue};
 use crate::math::Activation;
 use crate::pack::{PackedConv, WeightFormat};
 
@@ -91,6 +89,22 @@ pub fn conv2d<E: Element>(
     if let Some(residual) = residual {
         assert_eq!(residual.len(), outputs, "length of the residual");
     }
+    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        // Not a combination anyone chooses: compute it in f32.
+        let residual = residual.map(widen);
+        let mut y = vec![0f32; out.len()];
+        conv2d(
+            &widen(x),
+            g,
+            w,
+            bias,
+            sample_bias,
+            residual.as_deref(),
+            &mut y,
+        );
+        convert(&y, out);
+        return;
+    }
     let epilogue = Epilogue {
         bias,
         sample_bias: sample_bias.map(|b| (b, height * width)),
@@ -98,25 +112,10 @@ pub fn conv2d<E: Element>(
         residual,
         geglu: false,
     };
-    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
-        run(&widen(x), g, w, epilogue, out);
-    } else {
-        run(x, g, w, epilogue, out);
-    }
-}
-
-fn run<A: Element, E: Element>(
-    x: &[A],
-    g: &ConvGeometry,
-    w: &PackedConv,
-    epilogue: Epilogue<E>,
-    out: &mut [E],
-) {
-    let (height, width) = g.output_size(w.kh, w.kw);
     let (in_height, in_width) = g.enlarged();
-    let zeros = vec![A::default(); w.c_in];
+    let zeros = vec![E::default(); w.c_in];
     let shift = u32::from(g.upsample);
-    let source = |row: usize, pointers: &mut [*const A]| {
+    let source = |row: usize, pointers: &mut [*const E]| {
         let (image, pixel) = (row / (height * width), row % (height * width));
         let (top, left) = (pixel / width * g.stride, pixel % width * g.stride);
         for ky in 0..w.kh {
@@ -134,15 +133,9 @@ fn run<A: Element, E: Element>(
             }
         }
     };
-    let gemm = Gemm {
-        rows: g.batch * height * width,
-        w: &w.panels,
-        source,
-        epilogue,
-        activations: PhantomData,
-    };
+    let rows = g.batch * height * width;
     // SAFETY: each pointer is the start of a pixel's channels or of as many zeros.
-    unsafe { gemm.run(out) }
+    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod linear;
 mod math;
 mod norm;
 mod pack;
+mod peak;
 mod simd;
 #[cfg(test)]
 mod test;
@@ -30,3 +31,4 @@ pub use linear::{linear, linear_geglu};
 pub use math::Activation;
 pub use norm::{group_norm, layer_norm};
 pub use pack::{PackedConv, PackedMatrix, WeightFormat, Weights};
+pub use peak::{Arithmetic, peak_flops};
