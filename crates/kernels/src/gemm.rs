@@ -23,7 +23,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
 use crate::pack::{Panels, WeightFormat};
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch};
+use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 6;
@@ -296,6 +296,13 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) geglu: bool,
 }
 
+impl<E> Epilogue<'_, E> {
+    /// Outputs that a full panel makes.
+    fn columns(&self, w: &Panels) -> usize {
+        if self.geglu { w.width / 2 } else { w.width }
+    }
+}
+
 /// A tile to compute; see [`tile`].
 struct Tile<'a, K: Kernel, const NV: usize> {
     rows: &'a [*const K::A],
@@ -456,7 +463,7 @@ pub(crate) unsafe fn product<E: Element>(
         return;
     }
     let outputs = out.len() / rows;
-    let columns = if epilogue.geglu { w.width / 2 } else { w.width };
+    let columns = epilogue.columns(w);
     assert_eq!(out.len(), rows * outputs, "length of the output");
     assert_eq!(outputs.div_ceil(columns), w.count(), "outputs of a row");
     let blocks = blocks(w, if E::IS_BF16 { 4096 } else { 512 });
@@ -517,6 +524,19 @@ impl<E: Element> Task<'_, E> {
         table
     }
 
+    /// Brings the output of a tile into the cache while the tile is computed: otherwise
+    /// writing it waits for memory.
+    fn prefetch(&self, tile: usize, panel: usize) {
+        let width = self.epilogue.columns(self.w);
+        let first = self.rows.start + tile * ROWS;
+        for row in first..self.rows.end.min(first + ROWS) {
+            for column in (0..width).step_by(64 / size_of::<E>()) {
+                let at = row * self.outputs + panel * width + column;
+                prefetch_write(self.out.0.wrapping_add(at));
+            }
+        }
+    }
+
     /// # Safety
     /// The pointers in `table` must be to whole segments.
     unsafe fn panel(&self, table: &[*const E], panel: usize) {
@@ -531,6 +551,9 @@ impl<E: Element> Task<'_, E> {
                 let at = (t * segments + block.first_segment) * ROWS;
                 let rows = &table[at..at + block.segments * ROWS];
                 let sums = &mut sums[if single { 0 } else { t }];
+                if b + 1 == self.blocks.len() {
+                    self.prefetch(t, panel);
+                }
                 // SAFETY: a block stays within its segments, whose elements the caller
                 // promises; the panel was packed with these segments and this width.
                 unsafe { multiply(self.w, vectors, rows, block, w, b > 0, sums) }
@@ -562,84 +585,106 @@ impl<E: Element> Op for Finish<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let width = self.task.w.panel_vectors(self.panel) * S::LANES;
-        for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(width)) {
-            if self.task.epilogue.geglu {
-                self.geglu(s, row, sums);
-                continue;
+        // A full panel has a length the compiler knows: no vector needs checks.
+        let full = S::LANES * S::PANEL_VECTORS;
+        let epilogue = self.task.epilogue;
+        let columns = epilogue.columns(self.task.w);
+        let outputs = self.task.outputs;
+        let columns = self.panel * columns..outputs.min((self.panel + 1) * columns);
+        if epilogue.geglu {
+            if columns.len() == full / 2 {
+                self.geglu(s, columns, full / 2);
+            } else {
+                let count = columns.len();
+                self.geglu(s, columns, count);
             }
-            // One loop for each activation, so that it is not chosen for every vector.
-            match self.task.epilogue.activation {
-                Activation::None => self.row(s, row, sums, Activation::None),
-                Activation::Silu => self.row(s, row, sums, Activation::Silu),
-                Activation::Gelu => self.row(s, row, sums, Activation::Gelu),
-                Activation::QuickGelu => self.row(s, row, sums, Activation::QuickGelu),
-            }
+        } else if columns.len() == full {
+            self.activated(s, columns, full);
+        } else {
+            let count = columns.len();
+            self.activated(s, columns, count);
         }
     }
 }
 
 impl<'a, E: Element> Finish<'a, E> {
-    /// The part of an output row that a panel of `width` outputs makes: its columns and,
-    /// to write to, its elements.
+    /// The given columns of an output row.
     #[inline(always)]
-    fn part(&self, row: usize, width: usize) -> (Range<usize>, &'a mut [E]) {
-        let outputs = self.task.outputs;
-        let columns = self.panel * width..outputs.min((self.panel + 1) * width);
-        let to = self.task.out.0.wrapping_add(row * outputs + columns.start);
+    fn out(&self, row: usize, columns: &Range<usize>) -> &'a mut [E] {
+        let to = self
+            .task
+            .out
+            .0
+            .wrapping_add(row * self.task.outputs + columns.start);
         // SAFETY: within the output, whose length `product` checked and which is borrowed
         // for longer than this task; these columns of these rows are the task's alone, and
         // it asks for each of them once.
-        let out = unsafe { std::slice::from_raw_parts_mut(to, columns.len()) };
-        (columns, out)
+        unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }
     }
 
     #[inline(always)]
-    fn row<S: Simd>(&self, s: S, row: usize, sums: &[f32], activation: Activation) {
-        let epilogue = self.task.epilogue;
-        let outputs = self.task.outputs;
-        let (columns, out) = self.part(row, self.task.w.width);
-        let residual = epilogue
-            .residual
-            .map(|x| &x[row * outputs..][columns.clone()]);
-        let bias = epilogue.bias.map(|b| &b[columns.clone()]);
-        let sample_bias = epilogue
-            .sample_bias
-            .map(|(b, rows)| &b[row / rows * outputs..][columns.clone()]);
-        for i in (0..out.len()).step_by(S::LANES) {
-            let mut y = s.read(sums, i);
-            if let Some(bias) = bias {
-                y = s.add(y, s.read(bias, i));
-            }
-            if let Some(bias) = sample_bias {
-                y = s.add(y, s.read(bias, i));
-            }
-            y = activation.apply(s, y);
-            if let Some(residual) = residual {
-                y = s.add(y, s.read(residual, i));
-            }
-            s.write(out, i, y);
+    fn activated<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
+        // One loop for each activation, so that it is not chosen for every vector.
+        match self.task.epilogue.activation {
+            Activation::None => self.plain(s, columns, count, Activation::None),
+            Activation::Silu => self.plain(s, columns, count, Activation::Silu),
+            Activation::Gelu => self.plain(s, columns, count, Activation::Gelu),
+            Activation::QuickGelu => self.plain(s, columns, count, Activation::QuickGelu),
         }
     }
 
     #[inline(always)]
-    fn geglu<S: Simd>(&self, s: S, row: usize, sums: &[f32]) {
-        let width = self.task.w.width / 2;
-        let (columns, out) = self.part(row, width);
-        let bias = self
-            .task
-            .epilogue
-            .bias
-            .map(|b| b.split_at(self.task.outputs))
-            .map(|(hidden, gate)| (&hidden[columns.clone()], &gate[columns.clone()]));
-        for i in (0..out.len()).step_by(S::LANES) {
-            let mut hidden = s.read(sums, i);
-            let mut gate = s.read(sums, width + i);
-            if let Some(bias) = bias {
-                hidden = s.add(hidden, s.read(bias.0, i));
-                gate = s.add(gate, s.read(bias.1, i));
+    fn plain<S: Simd>(&self, s: S, columns: Range<usize>, count: usize, activation: Activation) {
+        let epilogue = self.task.epilogue;
+        let outputs = self.task.outputs;
+        let width = self.task.w.panel_vectors(self.panel) * S::LANES;
+        // The biases of the panel; those of samples are added to it when they change.
+        let mut bias = [0f32; MAX_PANEL];
+        let mut sample = usize::MAX;
+        if let Some(b) = epilogue.bias {
+            bias[..count].copy_from_slice(&b[columns.clone()]);
+        }
+        for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(width)) {
+            if let Some((b, rows)) = epilogue.sample_bias
+                && row / rows != sample
+            {
+                sample = row / rows;
+                let b = &b[sample * outputs..][columns.clone()];
+                for (i, bias) in bias.iter_mut().enumerate().take(count) {
+                    *bias = epilogue.bias.map_or(0.0, |b| b[columns.start + i]) + b[i];
+                }
             }
-            s.write(out, i, s.mul(hidden, gelu(s, gate)));
+            let out = &mut self.out(row, &columns)[..count];
+            let residual = epilogue
+                .residual
+                .map(|x| &x[row * outputs + columns.start..][..count]);
+            for i in (0..count).step_by(S::LANES) {
+                let y = s.add(s.read(sums, i), s.read(&bias, i));
+                let mut y = activation.apply(s, y);
+                if let Some(residual) = residual {
+                    y = s.add(y, s.read(residual, i));
+                }
+                s.write(out, i, y);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn geglu<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
+        let half = S::LANES * S::PANEL_VECTORS / 2;
+        let mut bias = [0f32; MAX_PANEL];
+        if let Some(b) = self.task.epilogue.bias {
+            let (hidden, gate) = b.split_at(self.task.outputs);
+            bias[..count].copy_from_slice(&hidden[columns.clone()]);
+            bias[half..half + count].copy_from_slice(&gate[columns.clone()]);
+        }
+        for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(2 * half)) {
+            let out = &mut self.out(row, &columns)[..count];
+            for i in (0..count).step_by(S::LANES) {
+                let hidden = s.add(s.read(sums, i), s.read(&bias, i));
+                let gate = s.add(s.read(sums, half + i), s.read(&bias, half + i));
+                s.write(out, i, s.mul(hidden, gelu(s, gate)));
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ pub enum Arithmetic {
 /// together, at this kind of arithmetic, with all operands in registers.
 pub fn peak_flops(arithmetic: Arithmetic) -> f64 {
     let mut best = 0f64;
-    for _ in 0..3 {
+    for _ in 0..10 {
         let start = Instant::now();
         let done = rayon::broadcast(|_| {
             let rounds = black_box(2_000_000);

@@ -151,6 +151,19 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     }
 }
 
+/// Asks for the cache line at `to`, to be written soon.
+#[inline(always)]
+pub(crate) fn prefetch_write<T>(to: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = to;
+}
+
 /// Columns of a panel of packed weights for this instruction set, and the lanes of its
 /// vectors.
 pub(crate) fn panel_shape(isa: Isa) -> (usize, usize) {
