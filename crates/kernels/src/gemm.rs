@@ -230,12 +230,14 @@ impl Kernel for Dot {
 /// Sums of one tile over one block of `k`: `out = rows · panel`, or `out += ...`.
 ///
 /// `rows` lists [`ROWS`] pointers for each segment; of each row the elements
-/// `offset..offset + len` are taken. The sum starts from zero in either case.
+/// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of
+/// `out` are `stride` apart.
 ///
 /// # Safety
 /// All rows must have these elements. `w` must have `rows.len() / ROWS` segments of `len`
 /// padded to whole steps, each step `NV` vectors wide.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
     s: S,
     rows: &[*const K::A],
@@ -243,7 +245,8 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
     len: usize,
     mut w: *const K::W,
     add: bool,
-    out: &mut TileSums,
+    out: &mut [f32],
+    stride: usize,
 ) {
     let width = NV * S::LANES;
     let mut sums = [[s.zero(); NV]; ROWS];
@@ -269,11 +272,12 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
             }
         }
     }
+    assert!(out.len() >= (ROWS - 1) * stride + width && stride >= width);
     for r in 0..ROWS {
         for v in 0..NV {
-            let at = out[r * width + v * S::LANES..].as_mut_ptr();
-            // SAFETY: r * width + (v + 1) * LANES <= ROWS * width <= ROWS * MAX_PANEL.
+            // SAFETY: within `out`, by the assertion.
             unsafe {
+                let at = out.as_mut_ptr().add(r * stride + v * S::LANES);
                 let sum = if add {
                     s.add(s.load(at), sums[r][v])
                 } else {
@@ -330,6 +334,7 @@ impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
                 self.w,
                 self.add,
                 self.out,
+                NV * S::LANES,
             );
         }
     }
