@@ -273,16 +273,14 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
         }
     }
     assert!(out.len() >= (ROWS - 1) * stride + width && stride >= width);
-    for r in 0..ROWS {
-        for v in 0..NV {
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (v, mut sum) in sums.into_iter().enumerate() {
             // SAFETY: within `out`, by the assertion.
             unsafe {
                 let at = out.as_mut_ptr().add(r * stride + v * S::LANES);
-                let sum = if add {
-                    s.add(s.load(at), sums[r][v])
-                } else {
-                    sums[r][v]
-                };
+                if add {
+                    sum = s.add(s.load(at), sum);
+                }
                 s.store(at, sum);
             }
         }

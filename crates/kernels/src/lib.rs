@@ -18,9 +18,11 @@ mod math;
 mod norm;
 mod pack;
 mod peak;
+mod scratch;
 mod simd;
 #[cfg(test)]
 mod test;
+mod winograd;
 
 pub use attention::{AttentionShape, attention};
 pub use conv::{ConvGeometry, conv2d};

@@ -46,18 +46,25 @@ impl Op for Multiply {
         let per_lane = match self.arithmetic {
             Arithmetic::F32 => {
                 for _ in 0..self.rounds {
-                    sums = sums.map(|sum| s.fma(sum, a, b));
+                    for sum in &mut sums {
+                        *sum = s.fma(*sum, a, b);
+                    }
                 }
                 2
             }
             Arithmetic::Bf16 => {
                 for _ in 0..self.rounds {
-                    sums = sums.map(|sum| s.dot(sum, a, b));
+                    for sum in &mut sums {
+                        *sum = s.dot(*sum, a, b);
+                    }
                 }
                 4
             }
         };
-        let total = sums.into_iter().fold(s.zero(), |t, sum| s.add(t, sum));
+        let mut total = s.zero();
+        for sum in sums {
+            total = s.add(total, sum);
+        }
         black_box(s.sum(total));
         (self.rounds * SUMS * S::LANES * per_lane) as f64
     }

@@ -166,6 +166,19 @@ pub(crate) fn prefetch_read<T>(from: *const T) {
     let _ = from;
 }
 
+/// Asks for the cache line at `from`, to be read later, into the L2 cache.
+#[inline(always)]
+pub(crate) fn prefetch_read_l2<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
 /// Asks for the cache line at `to`, to be written soon.
 #[inline(always)]
 pub(crate) fn prefetch_write<T>(to: *const T) {
