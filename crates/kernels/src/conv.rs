@@ -6,13 +6,12 @@
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-
 use crate::element::Element;
-use crate::elementwise::widen;
-use crate::gemm::{Epilogue, Gemm};
+use crate::elementwise::{convert, widen};
+use crate::gemm::{self, Epilogue};
 use crate::math::Activation;
 use crate::pack::{PackedConv, WeightFormat};
+use crate::winograd;
 
 /// The shape of a convolution's input and how the kernel moves over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +90,38 @@ pub fn conv2d<E: Element>(
     if let Some(residual) = residual {
         assert_eq!(residual.len(), outputs, "length of the residual");
     }
+    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        // Not a combination anyone chooses: compute it in f32.
+        let residual = residual.map(widen);
+        let mut y = vec![0f32; out.len()];
+        conv2d(
+            &widen(x),
+            g,
+            w,
+            bias,
+            sample_bias,
+            residual.as_deref(),
+            &mut y,
+        );
+        convert(&y, out);
+        return;
+    }
+    if let (Some(x), Some(residual), Some(out)) = (
+        E::as_f32(x),
+        E::as_f32(residual.unwrap_or_default()),
+        E::as_f32_mut(out),
+    ) && winograd::suits(g, w)
+    {
+        let epilogue = Epilogue {
+            bias,
+            sample_bias: sample_bias.map(|b| (b, height * width)),
+            activation: Activation::None,
+            residual: Some(residual).filter(|r| !r.is_empty()),
+            geglu: false,
+        };
+        winograd::conv(x, g, w, &epilogue, out);
+        return;
+    }
     let epilogue = Epilogue {
         bias,
         sample_bias: sample_bias.map(|b| (b, height * width)),
@@ -98,25 +129,10 @@ pub fn conv2d<E: Element>(
         residual,
         geglu: false,
     };
-    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
-        run(&widen(x), g, w, epilogue, out);
-    } else {
-        run(x, g, w, epilogue, out);
-    }
-}
-
-fn run<A: Element, E: Element>(
-    x: &[A],
-    g: &ConvGeometry,
-    w: &PackedConv,
-    epilogue: Epilogue<E>,
-    out: &mut [E],
-) {
-    let (height, width) = g.output_size(w.kh, w.kw);
     let (in_height, in_width) = g.enlarged();
-    let zeros = vec![A::default(); w.c_in];
+    let zeros = vec![E::default(); w.c_in];
     let shift = u32::from(g.upsample);
-    let source = |row: usize, pointers: &mut [*const A]| {
+    let source = |row: usize, pointers: &mut [*const E]| {
         let (image, pixel) = (row / (height * width), row % (height * width));
         let (top, left) = (pixel / width * g.stride, pixel % width * g.stride);
         for ky in 0..w.kh {
@@ -134,19 +150,13 @@ fn run<A: Element, E: Element>(
             }
         }
     };
-    let gemm = Gemm {
-        rows: g.batch * height * width,
-        w: &w.panels,
-        source,
-        epilogue,
-        activations: PhantomData,
-    };
+    let rows = g.batch * height * width;
     // SAFETY: each pointer is the start of a pixel's channels or of as many zeros.
-    unsafe { gemm.run(out) }
+    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use half::bf16;
 
     use super::*;
@@ -155,7 +165,7 @@ mod tests {
     use crate::test::{assert_close, noise, rounded};
 
     /// The convolution in f64, straight from its definition.
-    fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {
+    pub(crate) fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {
         let [c_out, c_in, kh, kw] = shape;
         let (ho, wo) = g.output_size(kh, kw);
         let factor = if g.upsample { 2 } else { 1 };
@@ -186,6 +196,22 @@ mod tests {
         out
     }
 
+    /// What is added to the convolution.
+    pub(crate) fn epilogue(
+        want: &mut [f64],
+        pixels: usize,
+        bias: &[f32],
+        sample_bias: &[f32],
+        residual: &[f32],
+    ) {
+        let c_out = bias.len();
+        for (i, want) in want.iter_mut().enumerate() {
+            let (o, b) = (i % c_out, i / (pixels * c_out));
+            *want += f64::from(bias[o]) + f64::from(sample_bias[b * c_out + o]);
+            *want += f64::from(residual[i]);
+        }
+    }
+
     fn check<E: Element>(isa: Isa, g: &ConvGeometry, shape: [usize; 4], format: WeightFormat) {
         let [c_out, c_in, kh, kw] = shape;
         let x: Vec<E> = rounded(&noise(1, g.batch * g.height * g.width * c_in));
@@ -213,11 +239,8 @@ mod tests {
             Some(&residual),
             &mut out,
         );
-        for (i, want) in want.iter_mut().enumerate() {
-            let (o, b) = (i % c_out, i / (ho * wo * c_out));
-            *want += f64::from(bias[o]) + f64::from(sample_bias[b * c_out + o]);
-            *want += f64::from(residual[i].to_f32());
-        }
+        let residual: Vec<f32> = residual.iter().map(|v| v.to_f32()).collect();
+        epilogue(&mut want, ho * wo, &bias, &sample_bias, &residual);
         assert_close(
             &out,
             &want,

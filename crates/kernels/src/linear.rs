@@ -2,11 +2,9 @@
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-
 use crate::element::Element;
-use crate::elementwise::widen;
-use crate::gemm::{Epilogue, Gemm};
+use crate::elementwise::{convert, widen};
+use crate::gemm::{self, Epilogue};
 use crate::math::Activation;
 use crate::pack::{PackedMatrix, WeightFormat};
 
@@ -80,31 +78,26 @@ fn product<E: Element>(
 ) {
     assert_eq!(x.len(), rows * w.k(), "length of the input");
     if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
-        run(&widen(x), rows, w, epilogue, out);
-    } else {
-        run(x, rows, w, epilogue, out);
+        // Not a combination anyone chooses: compute it in f32.
+        let residual = epilogue.residual.map(widen);
+        let mut y = vec![0f32; out.len()];
+        let epilogue = Epilogue {
+            residual: residual.as_deref(),
+            bias: epilogue.bias,
+            sample_bias: epilogue.sample_bias,
+            activation: epilogue.activation,
+            geglu: epilogue.geglu,
+        };
+        product(&widen(x), rows, w, epilogue, &mut y);
+        convert(&y, out);
+        return;
     }
-}
-
-fn run<A: Element, E: Element>(
-    x: &[A],
-    rows: usize,
-    w: &PackedMatrix,
-    epilogue: Epilogue<E>,
-    out: &mut [E],
-) {
     let k = w.k();
-    let gemm = Gemm {
-        rows,
-        w: &w.panels,
-        source: |row: usize, pointers: &mut [*const A]| {
-            pointers[0] = x[row * k..(row + 1) * k].as_ptr();
-        },
-        epilogue,
-        activations: PhantomData,
+    let source = |row: usize, pointers: &mut [*const E]| {
+        pointers[0] = x[row * k..(row + 1) * k].as_ptr();
     };
     // SAFETY: each pointer is the start of a row of k elements.
-    unsafe { gemm.run(out) }
+    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
 }
 
 #[cfg(test)]

@@ -171,22 +171,22 @@ impl Panels {
     }
 
     /// Columns of a panel, a multiple of the vector.
-    pub(crate) fn panel_width(&self, panel: usize) -> usize {
+    fn panel_width(&self, panel: usize) -> usize {
         let left = self.n - panel * self.width;
         left.min(self.width).next_multiple_of(self.lanes)
     }
 
-    /// The first weight of a panel.
-    pub(crate) fn panel(&self, panel: usize) -> *const u8 {
-        let at = panel * self.padded_k() * self.width * self.format.bytes();
-        assert!(panel < self.count() && at < self.data.len() * 64);
-        self.data.as_ptr().cast::<u8>().wrapping_add(at)
+    /// Vectors side by side in a panel.
+    pub(crate) fn panel_vectors(&self, panel: usize) -> usize {
+        self.panel_width(panel) / self.lanes
     }
 
-    /// Bytes between the weights of two values of `k` that are `k` apart, in a panel of
-    /// the given width.
-    pub(crate) fn offset(&self, k: usize, width: usize) -> usize {
-        k * width * self.format.bytes()
+    /// The weights of a panel from padded `k` on.
+    pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
+        let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
+        let at = at * self.format.bytes();
+        assert!(panel < self.count() && at < self.data.len() * 64);
+        self.data.as_ptr().cast::<u8>().wrapping_add(at)
     }
 
     fn bytes(&self) -> usize {

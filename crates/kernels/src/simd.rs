@@ -46,6 +46,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `a * 2^n` for integral `n` in -252..=254.
     fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
+    /// As `scale2` for any `n` up to 127; where `n` is below -126 it may be zero.
+    fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V;
     /// `a` where `x` is below zero, else `b`.
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V;
     fn sum(self, a: Self::V) -> f32;
@@ -151,6 +153,45 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     }
 }
 
+/// Asks for the cache line at `from`, to be read soon.
+#[inline(always)]
+pub(crate) fn prefetch_read<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// Asks for the cache line at `from`, to be read later, into the L2 cache.
+#[inline(always)]
+pub(crate) fn prefetch_read_l2<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// Asks for the cache line at `to`, to be written soon.
+#[inline(always)]
+pub(crate) fn prefetch_write<T>(to: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = to;
+}
+
 /// Columns of a panel of packed weights for this instruction set, and the lanes of its
 /// vectors.
 pub(crate) fn panel_shape(isa: Isa) -> (usize, usize) {
@@ -197,6 +238,11 @@ mod tests {
                 get(s.scale2(vx, s.round(vy))),
                 map(&|a, b| a * b.round_ties_even().exp2())
             );
+            for n in [-1e30, -200.0, -127.0, -126.0, -3.0, 0.0, 127.0f32] {
+                let got = get(s.scale2_flush(s.splat(1.5), s.splat(n)))[0];
+                let want = 1.5 * n.exp2();
+                assert!(got == want || (got == 0.0 && n < -126.0), "2^{n}: {got}");
+            }
             assert_eq!(
                 get(s.if_negative(vx, vy, vx)),
                 map(&|a, b| if a < 0.0 { b } else { a })

@@ -73,6 +73,14 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V {
+        // An exponent field of zero makes the factor zero.
+        from_fn(|i| {
+            let n = if n[i] < -127.0 { -127.0 } else { n[i] };
+            a[i] * f32::from_bits(((n as i32 + 127) as u32) << 23)
+        })
+    }
+    #[inline(always)]
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V {
         from_fn(|i| if x[i] < 0.0 { a[i] } else { b[i] })
     }

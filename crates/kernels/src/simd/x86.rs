@@ -76,6 +76,12 @@ impl Simd for Avx2 {
                 power(_mm256_sub_epi32(n, half)),
             )
         }
+        fn scale2_flush(a: __m256, n: __m256) -> __m256 {
+            // An exponent field of zero makes the factor zero.
+            let n = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0)));
+            let bits = _mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)));
+            _mm256_mul_ps(a, _mm256_castsi256_ps(bits))
+        }
         fn if_negative(x: __m256, a: __m256, b: __m256) -> __m256 {
             _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_setzero_ps()))
         }
@@ -162,6 +168,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
         }
         fn scale2(a: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(a, n) }
+        fn scale2_flush(a: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(a, n) }
         fn if_negative(x: __m512, a: __m512, b: __m512) -> __m512 {
             let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
             _mm512_mask_blend_ps(below, b, a)
