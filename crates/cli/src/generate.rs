@@ -77,7 +77,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         output::check_file(path, args.overwrite)?;
     }
 
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(scheduler.timesteps().len());
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
@@ -90,6 +90,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
         std::thread::spawn(move || recipe::hash_weights(&checkpoint))
     };
+    progress.begin("loading");
     let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
     let mut warnings: Vec<String> = Vec::new();
     let result = pipeline.generate(&request, start, &mut |event| {
@@ -127,7 +128,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         isa: sdxl_kernels::Isa::current().to_string(),
         latents_sha256,
         files,
-        scheduler_class: scheduler_class.to_string(),
+        scheduler_class: scheduler.info().class.to_string(),
         request,
         image_index: 0,
     };
