@@ -1,13 +1,16 @@
 """Trajectories of every scheduler of diffusers under a closed-form denoiser.
 
-Writes golden/schedulers/<Class>.safetensors. For each case: `<n>.timesteps` (f64), `<n>.sigmas`
-(f32, where the class has them) and `<n>.samples` (f32, [evaluations + 1, batch, channels, height,
-width]: the start and every sample after it). The metadata key `cases` describes each case as the
-tests need it: configuration, plan, seeds and `init_noise_sigma`.
+Writes golden/schedulers/<Class>.safetensors with the numbers of all cases one after the other:
+`timesteps` (f64), `sigmas` (f32, one more than timesteps, where the class has them) and `samples`
+(f32, [evaluations + 1, batch, channels, height, width]: the start and every sample after it). The
+metadata key `cases` describes each case as the tests need it: configuration (what differs from the
+key `base`), plan, seeds, shape, number of evaluations and `init_noise_sigma`.
 
     python tools/golden/schedulers.py [Class ...]
 """
 
+import contextlib
+import inspect
 import json
 import sys
 import warnings
@@ -20,7 +23,7 @@ import torch
 import torchsde
 from safetensors.torch import save_file
 
-from scheduler_cases import CASES
+from scheduler_cases import CASES, SDXL
 
 OUT = Path(__file__).resolve().parents[2] / "golden" / "schedulers"
 VERSIONS = {
@@ -53,20 +56,48 @@ def denoiser(x, t):
     return out.float()
 
 
-def accepts(function, name):
-    import inspect
+@contextlib.contextmanager
+def exact_functions():
+    """Within it the logarithms, exponentials and roots of PyTorch are rounded correctly. PyTorch's own
+    are up to 0.85 ulp off, which depends on the maker of the processor (they are those of Intel's
+    MKL), and a few trajectories magnify the last bit."""
+    names = ["log", "exp", "expm1", "sqrt"]
+    stock = {name: getattr(torch, name) for name in names}
+    methods = {name: getattr(torch.Tensor, name) for name in names}
+    power = torch.Tensor.__pow__
 
+    def rounded(function):
+        return lambda x: function(x.double()).to(x.dtype)
+
+    for name in names:
+        setattr(torch, name, rounded(stock[name]))
+        setattr(torch.Tensor, name, rounded(methods[name]))
+    root = rounded(methods["sqrt"])
+    torch.Tensor.__pow__ = lambda x, e: root(x) if e == 0.5 else power(x, e)
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(torch, name, stock[name])
+            setattr(torch.Tensor, name, methods[name])
+        torch.Tensor.__pow__ = power
+
+
+def accepts(function, name):
     return name in inspect.signature(function).parameters
 
 
 def run(cls, case):
-    config = dict(case["config"])
+    config = {**SDXL, **case["config"]}
     options = {k: config.pop(k) for k in list(config) if k in case.get("step_options", [])}
     scheduler = cls.from_config({"_class_name": cls.__name__, **config})
     plan = case["plan"]
     seeds = case.get("seeds", [7])
-    generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
-    generator = generators[0] if len(generators) == 1 else generators
+    if case.get("global_generator"):
+        generator = torch.manual_seed(seeds[0])
+    else:
+        generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+        generator = generators[0] if len(generators) == 1 else generators
     shape = tuple(case.get("shape", [1, 4, 2, 2]))
 
     # As the pipelines do it: set_timesteps, cut, begin index, start, loop.
@@ -74,7 +105,8 @@ def run(cls, case):
         scheduler.set_timesteps(timesteps=plan["timesteps"])
         steps = len(scheduler.timesteps)
     elif "sigmas" in plan:
-        scheduler.set_timesteps(sigmas=plan["sigmas"])
+        # As an array: not every class takes a list.
+        scheduler.set_timesteps(sigmas=np.array(plan["sigmas"]))
         steps = len(scheduler.timesteps)
     else:
         steps = plan["steps"]
@@ -119,11 +151,10 @@ def run(cls, case):
     samples = torch.stack(samples)
     if not torch.isfinite(samples).all():
         raise ValueError(f"{cls.__name__} {case}: not finite")
-    tensors = {"timesteps": timesteps.double().clone(), "samples": samples.float()}
-    if getattr(scheduler, "sigmas", None) is not None and "Scheduler" in cls.__name__:
-        sigmas = scheduler.sigmas[begin : begin + len(timesteps) + 1].float().clone()
-        tensors["sigmas"] = sigmas
-    return tensors, float(scheduler.init_noise_sigma)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None:
+        sigmas = sigmas[begin : begin + len(timesteps) + 1].float()
+    return timesteps.double(), sigmas, samples.float(), float(scheduler.init_noise_sigma)
 
 
 def main():
@@ -132,16 +163,24 @@ def main():
     diffusers.utils.logging.set_verbosity_error()
     OUT.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or CASES:
-        tensors, cases = {}, []
+        tensors = {"timesteps": [], "sigmas": [], "samples": []}
+        cases = []
         for i, case in enumerate(CASES[name]()):
             try:
-                numbers, init = run(getattr(diffusers, name), case)
+                exact = exact_functions() if case.get("exact") else contextlib.nullcontext()
+                with exact:
+                    timesteps, sigmas, samples, init = run(getattr(diffusers, name), case)
             except Exception as e:
                 raise RuntimeError(f"{name} case {i}: {case}") from e
-            tensors.update({f"{i}.{k}": v.contiguous() for k, v in numbers.items()})
-            cases.append({**case, "init_noise_sigma": init})
-        metadata = {"cases": json.dumps(cases), **VERSIONS}
-        save_file(tensors, OUT / f"{name}.safetensors", metadata)
+            tensors["timesteps"].append(timesteps)
+            tensors["samples"].append(samples.flatten())
+            if sigmas is not None:
+                tensors["sigmas"].append(sigmas)
+            cases.append({**case, "evaluations": len(timesteps), "init_noise_sigma": init})
+        tensors = {k: torch.cat(v) for k, v in tensors.items() if v}
+        text = {"base": json.dumps(SDXL), "cases": json.dumps(cases, separators=(",", ":"))}
+        save_file(tensors, OUT / f"{name}.safetensors", {**text, **VERSIONS})
+        (OUT / f"{name}.safetensors").chmod(0o644)
         size = (OUT / f"{name}.safetensors").stat().st_size
         print(f"{name}: {len(cases)} cases, {size} bytes")
 

@@ -158,8 +158,27 @@ impl Generator {
 
 /// The noise of a batch of images: one generator for all of them, or one for each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Generators")]
 pub struct NoiseSource {
     generators: Vec<Generator>,
+}
+
+/// What is stored: read back through a check, because there must be a generator.
+#[derive(Deserialize)]
+struct Generators {
+    generators: Vec<Generator>,
+}
+
+impl TryFrom<Generators> for NoiseSource {
+    type Error = NoiseError;
+
+    fn try_from(Generators { generators }: Generators) -> Result<Self, NoiseError> {
+        if generators.is_empty() {
+            Err(NoiseError::NoSeed)
+        } else {
+            Ok(Self { generators })
+        }
+    }
 }
 
 impl NoiseSource {
@@ -175,6 +194,11 @@ impl NoiseSource {
                 .map(|&seed| Generator::new(rng, seed))
                 .collect(),
         })
+    }
+
+    /// Which of PyTorch's generators these are.
+    pub fn rng(&self) -> Rng {
+        self.generators[0].rng()
     }
 
     /// The generators, one or one per image.

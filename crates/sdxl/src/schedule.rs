@@ -6,10 +6,12 @@
 //! is.
 
 mod beta_distribution;
+mod numpy_log;
 
 use std::f64::consts::FRAC_PI_2;
 
 pub use beta_distribution::beta_quantile;
+pub use numpy_log::numpy_log;
 
 /// The ten timesteps of "Align Your Steps" (Sabour, Fidler & Kreis, 2024) for SDXL.
 pub const AYS_SDXL_TIMESTEPS: [f64; 10] = [
@@ -244,7 +246,7 @@ impl SigmaTable {
     /// The table for cumulative alphas, of which there must be two at least.
     pub fn new(alphas_cumprod: &[f32]) -> Self {
         let sigmas: Vec<f32> = alphas_cumprod.iter().map(|&a| sigma_of_alpha(a)).collect();
-        let logs = sigmas.iter().map(|&s| libm::log(s.into()) as f32).collect();
+        let logs = sigmas.iter().map(|&s| numpy_log(s)).collect();
         Self { sigmas, logs }
     }
 
@@ -285,14 +287,25 @@ impl SigmaTable {
     /// The timestep of a noise level, interpolated in the logarithm and kept inside the table.
     pub fn timestep_of(&self, sigma: f64) -> f64 {
         let log = libm::log(sigma.max(1e-10));
-        let low = self
-            .logs
-            .partition_point(|&l| f64::from(l) <= log)
-            .saturating_sub(1)
-            .min(self.logs.len() - 2);
+        let low = self.below(|l| f64::from(l) <= log);
         let (below, above) = (self.logs[low], self.logs[low + 1]);
         let weight = ((f64::from(below) - log) / f64::from(below - above)).clamp(0.0, 1.0);
         (1.0 - weight) * low as f64 + weight * (low + 1) as f64
+    }
+
+    /// The same in `f32`, as the reference computes it where it holds the level in a tensor.
+    pub fn timestep_of_f32(&self, sigma: f32) -> f32 {
+        let log = numpy_log(sigma.max(1e-10));
+        let low = self.below(|l| l <= log);
+        let (below, above) = (self.logs[low], self.logs[low + 1]);
+        let weight = ((below - log) / (below - above)).clamp(0.0, 1.0);
+        (1.0 - weight) * low as f32 + weight * (low + 1) as f32
+    }
+
+    /// The last timestep, but one, whose logarithm is not above.
+    fn below(&self, is_not_above: impl Fn(f32) -> bool) -> usize {
+        let count = self.logs.partition_point(|&l| is_not_above(l));
+        count.saturating_sub(1).min(self.logs.len() - 2)
     }
 }
 

@@ -23,15 +23,39 @@
 //! Updates are computed in `f32`, in the order of the operations of diffusers, so that their
 //! results agree with the reference to its own rounding.
 
-// The schedulers that follow use what Euler does not.
-#![allow(dead_code)]
-
+mod alphas;
+mod clamp;
 mod config;
+mod ddim;
+mod ddim_inverse;
+mod ddpm;
+mod deis_multistep;
+mod dpm_solver;
+mod dpmsolver_multistep;
+mod dpmsolver_sde;
+mod dpmsolver_singlestep;
+mod edm;
+mod edm_dpmsolver_multistep;
+mod edm_euler;
+mod error;
+mod euler_ancestral_discrete;
 mod euler_discrete;
+mod exploding;
+mod heun_discrete;
+mod k_dpm_2_ancestral_discrete;
+mod k_dpm_2_discrete;
+mod lcm;
+mod lms_discrete;
+mod math;
+mod multistep;
 mod plan;
+mod pndm;
 mod prediction;
 mod registry;
+mod sasolver;
+mod tcd;
 mod training;
+mod unipc_multistep;
 
 use std::ops::Range;
 
@@ -40,142 +64,9 @@ use serde::{Deserialize, Serialize};
 use crate::latents::Latents;
 use crate::noise::{NoiseError, NoiseSource};
 pub use config::SchedulerConfig;
+pub use error::SchedulerError;
 pub use plan::{Plan, Steps};
 pub use registry::{Info, OptionInfo, Randomness, all, find};
-
-/// Why a scheduler cannot be built or used.
-#[derive(Debug, thiserror::Error, PartialEq)]
-pub enum SchedulerError {
-    /// No scheduler of that name.
-    #[error("unknown scheduler `{name}`; did you mean `{nearest}`? `sdxl schedulers` lists all")]
-    UnknownName {
-        /// The name as given.
-        name: String,
-        /// The known name that is most like it.
-        nearest: String,
-    },
-    /// A configuration that is not a JSON object.
-    #[error("a scheduler configuration must be a JSON object: {0}")]
-    NotJson(String),
-    /// An option that the class does not have.
-    #[error("{class} has no option `{option}`{hint}; it has: {options}", hint = hint(nearest))]
-    UnknownOption {
-        /// The class.
-        class: &'static str,
-        /// The option as given.
-        option: String,
-        /// The option of the class that is most like it, if one is.
-        nearest: Option<String>,
-        /// All options of the class.
-        options: String,
-    },
-    /// An option with a value that it cannot have.
-    #[error("{class}: {option} cannot be {value}; it must be {expected}")]
-    BadOption {
-        /// The class.
-        class: &'static str,
-        /// The option.
-        option: &'static str,
-        /// Its value, as JSON.
-        value: String,
-        /// What it may be.
-        expected: String,
-    },
-    /// Options that exclude one another.
-    #[error("{class}: {first} and {second} exclude one another; choose one")]
-    Exclusive {
-        /// The class.
-        class: &'static str,
-        /// One option.
-        first: &'static str,
-        /// The other option.
-        second: &'static str,
-    },
-    /// A combination of options for which the method has no finite answer, or that it does not
-    /// define.
-    #[error("{class}: {reason}")]
-    Unsupported {
-        /// The class.
-        class: &'static str,
-        /// What does not go together, and what to do.
-        reason: String,
-    },
-    /// A plan without steps.
-    #[error("a run needs at least one step")]
-    NoSteps,
-    /// More steps than the model has timesteps.
-    #[error("{steps} steps are more than the {trained} timesteps of training; ask for fewer")]
-    TooManySteps {
-        /// The steps asked for.
-        steps: usize,
-        /// The training timesteps.
-        trained: usize,
-    },
-    /// Custom timesteps or sigmas that are not strictly descending.
-    #[error("{what} must descend: {before} is followed by {after}")]
-    NotDescending {
-        /// `timesteps` or `sigmas`.
-        what: &'static str,
-        /// A value.
-        before: f64,
-        /// The value after it.
-        after: f64,
-    },
-    /// A custom timestep or sigma outside of what the scheduler can use.
-    #[error("{what}: {value} is not {expected}")]
-    BadValue {
-        /// `timesteps`, `sigmas`, `strength`, ...
-        what: &'static str,
-        /// The value.
-        value: f64,
-        /// What it may be.
-        expected: String,
-    },
-    /// Custom timesteps or sigmas for a class that places its own.
-    #[error("{class} does not take custom {what}; use steps, or one of {takers}")]
-    NotCustom {
-        /// The class.
-        class: &'static str,
-        /// `timesteps` or `sigmas`.
-        what: &'static str,
-        /// Classes that do.
-        takers: String,
-    },
-    /// A plan that is cut until nothing is left of it.
-    #[error("{what} leaves none of the {evaluations} evaluations; {remedy}")]
-    NothingLeft {
-        /// What cuts it, with its value.
-        what: String,
-        /// How many evaluations the whole plan has.
-        evaluations: usize,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// A step after the last one.
-    #[error("all {0} evaluations of the plan are done")]
-    Finished(usize),
-    /// A model output that does not fit the sample.
-    #[error("the model output has shape {output:?} but the sample {sample:?}")]
-    Shape {
-        /// `[batch, height, width, channels]` of the output.
-        output: [usize; 4],
-        /// `[batch, height, width, channels]` of the sample.
-        sample: [usize; 4],
-    },
-    /// A saved state that belongs to another scheduler or plan.
-    #[error("the saved state does not fit: {0}")]
-    ForeignState(String),
-    /// Noise that cannot be drawn.
-    #[error(transparent)]
-    Noise(#[from] NoiseError),
-}
-
-fn hint(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|n| format!(" (did you mean `{n}`?)"))
-        .unwrap_or_default()
-}
 
 /// What a scheduler remembers between evaluations. Saved after any evaluation and given to
 /// [`Scheduler::restore`] of a scheduler built the same way, together with the latents and the
@@ -205,10 +96,29 @@ impl SchedulerState {
         }
     }
 
-    /// The model output of `back` evaluations ago, 0 for the newest. The history must reach that
-    /// far.
-    fn past(&self, back: usize) -> &Latents {
-        &self.history[self.history.len() - 1 - back]
+    /// The model output of `back` evaluations ago, 0 for the newest.
+    fn past(&self, back: usize) -> Result<&Latents, SchedulerError> {
+        let place = self.history.len().checked_sub(back + 1);
+        place
+            .map(|i| &self.history[i])
+            .ok_or_else(|| self.foreign("a model output"))
+    }
+
+    /// The newest `count` model outputs, newest first.
+    fn newest(&self, count: usize) -> Result<Vec<&Latents>, SchedulerError> {
+        (0..count).map(|back| self.past(back)).collect()
+    }
+
+    /// The sample from which the step in progress started, which ends with this evaluation.
+    fn take_anchor(&mut self) -> Result<Latents, SchedulerError> {
+        self.anchor
+            .take()
+            .ok_or_else(|| self.foreign("the sample at the start of the step"))
+    }
+
+    fn foreign(&self, missing: &str) -> SchedulerError {
+        let reason = format!("after {} evaluations it lacks {missing}", self.index);
+        SchedulerError::ForeignState(reason)
     }
 }
 
@@ -223,11 +133,49 @@ struct Schedule {
     init_noise_sigma: f32,
 }
 
+/// An evaluation of a schedule.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    schedule: &'a Schedule,
+    /// Counted from the start of the schedule; a cut plan does not begin at 0.
+    index: usize,
+}
+
+impl At<'_> {
+    /// The timestep.
+    fn timestep(self) -> f64 {
+        self.schedule.timesteps[self.index]
+    }
+
+    /// The noise level of the sample.
+    fn sigma(self) -> f32 {
+        self.schedule.sigmas[self.index]
+    }
+
+    /// The noise level of the result.
+    fn sigma_next(self) -> f32 {
+        self.schedule.sigmas[self.index + 1]
+    }
+
+    /// The noise level of the sample `back` evaluations ago.
+    fn sigma_past(self, back: usize) -> f32 {
+        self.schedule.sigmas[self.index - back]
+    }
+
+    /// Evaluations of the whole schedule.
+    fn evaluations(self) -> usize {
+        self.schedule.timesteps.len()
+    }
+
+    /// Whether this is the second evaluation of a two-evaluation step. Plans are cut between steps.
+    fn is_second(self) -> bool {
+        self.index % 2 == 1
+    }
+}
+
 /// All that an update may look at.
 struct Step<'a> {
-    schedule: &'a Schedule,
-    /// Which evaluation of the schedule this is; a cut plan does not begin at 0.
-    index: usize,
+    at: At<'a>,
     model_output: &'a Latents,
     sample: &'a Latents,
     state: &'a mut SchedulerState,
@@ -235,14 +183,6 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn sigma(&self) -> f32 {
-        self.schedule.sigmas[self.index]
-    }
-
-    fn sigma_next(&self) -> f32 {
-        self.schedule.sigmas[self.index + 1]
-    }
-
     /// Fresh noise in the shape of the sample.
     fn draw(&mut self) -> Result<Latents, NoiseError> {
         self.noise.draw(self.sample.shape())
@@ -253,7 +193,7 @@ impl Step<'_> {
 /// state.
 trait Rule: Send {
     /// What the UNet is shown for a sample.
-    fn scale_model_input(&self, _schedule: &Schedule, _index: usize, sample: &Latents) -> Latents {
+    fn scale_model_input(&self, _at: At<'_>, sample: &Latents) -> Latents {
         sample.clone()
     }
 
@@ -261,13 +201,7 @@ trait Rule: Send {
     fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError>;
 
     /// A clean image with the noise of an evaluation's sample.
-    fn add_noise(
-        &self,
-        schedule: &Schedule,
-        index: usize,
-        original: &Latents,
-        noise: &Latents,
-    ) -> Latents;
+    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents;
 }
 
 /// A scheduler in the middle of a run.
@@ -309,8 +243,9 @@ impl Scheduler {
         &self.schedule.timesteps[self.range.clone()]
     }
 
-    /// The noise levels of the run: of each evaluation's sample, and of the result. In units where
-    /// the data has standard deviation about one and noise is added to it.
+    /// The noise levels of the run: of each evaluation's sample, and of the result, relative to the
+    /// image. As the reference lists them: of two evaluations of a step, the second has the level
+    /// at which the step ends.
     pub fn sigmas(&self) -> &[f32] {
         &self.schedule.sigmas[self.range.start..=self.range.end]
     }
@@ -330,10 +265,18 @@ impl Scheduler {
         self.timesteps().get(self.state.index).copied()
     }
 
+    fn at(&self) -> At<'_> {
+        // After the last evaluation there is nothing to scale; its own place does no harm.
+        let index = self.state.index.min(self.range.len() - 1);
+        At {
+            schedule: &self.schedule,
+            index: self.range.start + index,
+        }
+    }
+
     /// What the UNet is shown at the next evaluation, for the latents `sample`.
     pub fn scale_model_input(&self, sample: &Latents) -> Latents {
-        self.rule
-            .scale_model_input(&self.schedule, self.range.start + self.state.index, sample)
+        self.rule.scale_model_input(self.at(), sample)
     }
 
     /// The latents after the next evaluation, in which the UNet answered `model_output` (guidance
@@ -354,10 +297,25 @@ impl Scheduler {
                 sample: sample.shape(),
             });
         }
-        let index = self.range.start + self.state.index;
-        let step = Step {
+        let state = &self.state;
+        let kept = state
+            .history
+            .iter()
+            .chain(&state.anchor)
+            .chain(&state.partial);
+        if let Some(other) = kept.map(Latents::shape).find(|&s| s != sample.shape()) {
+            let reason = format!(
+                "its latents are {other:?}, the sample is {:?}",
+                sample.shape()
+            );
+            return Err(SchedulerError::ForeignState(reason));
+        }
+        let at = At {
             schedule: &self.schedule,
-            index,
+            index: self.range.start + self.state.index,
+        };
+        let step = Step {
+            at,
             model_output,
             sample,
             state: &mut self.state,
@@ -375,12 +333,7 @@ impl Scheduler {
         if self.state.index == self.range.len() {
             return original.clone();
         }
-        self.rule.add_noise(
-            &self.schedule,
-            self.range.start + self.state.index,
-            original,
-            noise,
-        )
+        self.rule.add_noise(self.at(), original, noise)
     }
 
     /// What to save to go on later.

@@ -11,7 +11,9 @@ use sdxl::scheduler::{self, Plan, Scheduler, SchedulerConfig, Steps};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Allowed relative deviation of every sample of a trajectory.
+/// Allowed relative deviation of every sample of a trajectory. A few cases say another one, because
+/// they magnify the last bits of PyTorch's own functions; `tools/golden/scheduler_cases.py` says
+/// why, and has them with exactly rounded functions too, for this tolerance.
 const TOLERANCE: f64 = 1e-5;
 
 /// Allowed relative deviation of a noise level. The reference computes them from square roots that
@@ -27,7 +29,9 @@ struct Case {
     seeds: Vec<u64>,
     #[serde(default = "default_shape")]
     shape: [usize; 4],
+    evaluations: usize,
     init_noise_sigma: f64,
+    tolerance: Option<f64>,
 }
 
 fn default_seeds() -> Vec<u64> {
@@ -136,28 +140,50 @@ fn golden() -> Vec<PathBuf> {
     files
 }
 
+/// The reference's numbers of a case.
+struct Golden {
+    timesteps: Vec<f64>,
+    /// Of the evaluations and of the result; none where the class has none.
+    sigmas: Vec<f64>,
+    samples: Vec<f64>,
+}
+
 /// Calls `f` with class, case, name of the case and its numbers, for all cases of all files.
-fn for_all_cases(mut f: impl FnMut(&str, &Case, &str, &HashMap<&str, Vec<f64>>)) {
+fn for_all_cases(mut f: impl FnMut(&str, &Case, &str, &Golden)) {
     for path in golden() {
         let bytes = std::fs::read(&path).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let cases: Vec<Case> =
-            serde_json::from_str(&metadata.metadata().as_ref().unwrap()["cases"]).unwrap();
+        let text = metadata.metadata().as_ref().unwrap();
+        let base: Map<String, Value> = serde_json::from_str(&text["base"]).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(&text["cases"]).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
+        let read = |name| {
+            file.tensor(name)
+                .map(|view| values(&view))
+                .unwrap_or_default()
+        };
+        let mut parts = ["timesteps", "sigmas", "samples"].map(|name| read(name).into_iter());
         let class = path.file_stem().unwrap().to_str().unwrap();
-        for (i, case) in cases.iter().enumerate() {
-            let numbers = ["timesteps", "sigmas", "samples"]
-                .into_iter()
-                .filter_map(|key| Some((key, values(&file.tensor(&format!("{i}.{key}")).ok()?))))
-                .collect();
+        for (i, mut case) in cases.into_iter().enumerate() {
+            let n = case.evaluations;
+            let image: usize = case.shape.iter().product();
+            let [timesteps, sigmas, samples] = &mut parts;
+            let golden = Golden {
+                timesteps: timesteps.take(n).collect(),
+                sigmas: sigmas.take(n + 1).collect(),
+                samples: samples.take((n + 1) * image).collect(),
+            };
             let options = serde_json::to_string(&case.config).unwrap();
-            f(
-                class,
-                case,
-                &format!("{class} case {i}, {:?}, {options}", case.plan()),
-                &numbers,
-            );
+            let name = format!("{class} case {i}, {options}, {:?}", case.plan());
+            let mut config = base.clone();
+            config.append(&mut case.config);
+            case.config = config;
+            f(class, &case, &name, &golden);
         }
+        assert!(
+            parts.iter_mut().all(|part| part.next().is_none()),
+            "{class}: numbers left"
+        );
     }
 }
 
@@ -201,10 +227,10 @@ fn trajectories_are_those_of_diffusers() {
             }
         };
         let timesteps = scheduler.timesteps();
-        if timesteps.len() != golden["timesteps"].len() {
+        if timesteps.len() != golden.timesteps.len() {
             failures.push(format!(
                 "{name}: timesteps {timesteps:?}, not {:?}",
-                golden["timesteps"]
+                golden.timesteps
             ));
             return;
         }
@@ -213,17 +239,15 @@ fn trajectories_are_those_of_diffusers() {
                 failures.push(format!("{name}: {what} off by {deviation:.2e}"));
             }
         };
-        for (ours, theirs) in timesteps.iter().zip(&golden["timesteps"]) {
+        for (ours, theirs) in timesteps.iter().zip(&golden.timesteps) {
             check(
                 "timesteps",
                 (ours - theirs).abs() / theirs.abs().max(1.0),
                 1e-6,
             );
         }
-        if let Some(sigmas) = golden.get("sigmas") {
-            for (ours, theirs) in scheduler.sigmas().iter().zip(sigmas) {
-                check("sigmas", relative([f64::from(*ours)], &[*theirs]), SIGMAS);
-            }
+        for (ours, theirs) in scheduler.sigmas().iter().zip(&golden.sigmas) {
+            check("sigmas", relative([f64::from(*ours)], &[*theirs]), SIGMAS);
         }
         let init = f64::from(scheduler.init_noise_sigma());
         check(
@@ -235,8 +259,8 @@ fn trajectories_are_those_of_diffusers() {
         let mut noise = case.noise();
         let mut sample = case.start(&scheduler, &mut noise);
         let len = sample.data().len();
-        let start = &golden["samples"][..len];
-        for (i, golden) in golden["samples"].chunks(len).enumerate() {
+        let start = &golden.samples[..len];
+        for (i, golden) in golden.samples.chunks(len).enumerate() {
             if i == 1 {
                 // From the very same start: noise may differ in its last bits (tests/noise.rs),
                 // which a start at sigma 4096 and a step to sigma 10 would magnify 400 times.
@@ -247,9 +271,15 @@ fn trajectories_are_those_of_diffusers() {
                 sample = advance(&mut scheduler, &sample, &mut noise);
             }
             let deviation = relative(sample.to_nchw().into_iter().map(f64::from), golden);
-            let worst = worst.entry(class.to_owned()).or_default();
-            *worst = worst.max(deviation);
-            check(&format!("sample {i}"), deviation, TOLERANCE);
+            if case.tolerance.is_none() {
+                let worst = worst.entry(class.to_owned()).or_default();
+                *worst = worst.max(deviation);
+            }
+            check(
+                &format!("sample {i}"),
+                deviation,
+                case.tolerance.unwrap_or(TOLERANCE),
+            );
         }
         assert_eq!(scheduler.timestep(), None, "{name}");
     });
@@ -269,7 +299,7 @@ fn trajectories_are_those_of_diffusers() {
 #[test]
 fn a_run_resumes_bit_for_bit_after_every_evaluation() {
     for_all_cases(|class, case, name, golden| {
-        if golden["timesteps"].len() > 12 {
+        if golden.timesteps.len() > 12 {
             return;
         }
         let build = || scheduler::build(&case.config(class), &case.plan()).unwrap();

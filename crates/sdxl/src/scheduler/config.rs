@@ -246,6 +246,17 @@ impl SchedulerConfig {
         }
     }
 
+    /// A list of seeds: one number, or a list of them; empty if it is null.
+    pub(super) fn seeds(&self, option: &'static str) -> Result<Vec<u64>, SchedulerError> {
+        let value = self.value(option);
+        let seeds: Option<Vec<u64>> = match &value {
+            Value::Null => Some(Vec::new()),
+            Value::Array(values) => values.iter().map(Value::as_u64).collect(),
+            one => one.as_u64().map(|seed| vec![seed]),
+        };
+        seeds.ok_or_else(|| self.bad(option, "a seed, or a list of seeds"))
+    }
+
     /// One of several words.
     pub(super) fn choice<T: Copy>(
         &self,

@@ -1,4 +1,4 @@
-//! What a model predicts, and how a clean image follows from it.
+//! What a model predicts, and how a clean image and noise follow from it.
 
 use super::{SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
@@ -45,4 +45,43 @@ impl Prediction {
             Self::Sample => output.clone(),
         }
     }
+
+    /// The clean image in a sample `alpha * x0 + sigma * noise`.
+    pub(super) fn clean(
+        self,
+        output: &Latents,
+        sample: &Latents,
+        alpha: f32,
+        sigma: f32,
+    ) -> Latents {
+        match self {
+            Self::Epsilon => {
+                Latents::zip_with([output, sample], |[out, x]| (x - sigma * out) / alpha)
+            }
+            Self::V => Latents::zip_with([output, sample], |[out, x]| alpha * x - sigma * out),
+            Self::Sample => output.clone(),
+            Self::Flow => Latents::zip_with([output, sample], |[out, x]| x - sigma * out),
+        }
+    }
+
+    /// The noise in a sample `alpha * x0 + sigma * noise`.
+    pub(super) fn noise(
+        self,
+        output: &Latents,
+        sample: &Latents,
+        alpha: f32,
+        sigma: f32,
+    ) -> Latents {
+        match self {
+            Self::Epsilon => output.clone(),
+            Self::V => Latents::zip_with([output, sample], |[out, x]| alpha * out + sigma * x),
+            Self::Sample => noise_beside(output, sample, alpha, sigma),
+            Self::Flow => Latents::zip_with([output, sample], |[out, x]| x + alpha * out),
+        }
+    }
+}
+
+/// The noise in a sample `alpha * x0 + sigma * noise` whose clean image is known.
+pub(super) fn noise_beside(x0: &Latents, sample: &Latents, alpha: f32, sigma: f32) -> Latents {
+    Latents::zip_with([x0, sample], |[x0, x]| (x - alpha * x0) / sigma)
 }

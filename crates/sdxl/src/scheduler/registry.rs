@@ -4,7 +4,13 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Plan, Rule, Schedule, SchedulerConfig, SchedulerError, euler_discrete};
+use super::{Plan, Rule, Schedule, SchedulerConfig, SchedulerError};
+use super::{
+    ddim, ddim_inverse, ddpm, deis_multistep, dpmsolver_multistep, dpmsolver_sde,
+    dpmsolver_singlestep, edm_dpmsolver_multistep, edm_euler, euler_ancestral_discrete,
+    euler_discrete, heun_discrete, k_dpm_2_ancestral_discrete, k_dpm_2_discrete, lcm, lms_discrete,
+    pndm, sasolver, tcd, unipc_multistep,
+};
 
 /// Whether the same start always gives the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -79,7 +85,28 @@ impl Info {
     }
 }
 
-static ALL: [Info; 1] = [euler_discrete::INFO];
+static ALL: [Info; 20] = [
+    euler_discrete::INFO,
+    euler_ancestral_discrete::INFO,
+    dpmsolver_multistep::INFO,
+    unipc_multistep::INFO,
+    dpmsolver_sde::INFO,
+    ddim::INFO,
+    heun_discrete::INFO,
+    k_dpm_2_discrete::INFO,
+    k_dpm_2_ancestral_discrete::INFO,
+    dpmsolver_singlestep::INFO,
+    deis_multistep::INFO,
+    sasolver::INFO,
+    lms_discrete::INFO,
+    pndm::INFO,
+    ddpm::INFO,
+    lcm::INFO,
+    tcd::INFO,
+    edm_euler::INFO,
+    edm_dpmsolver_multistep::INFO,
+    ddim_inverse::INFO,
+];
 
 /// All schedulers, the usual ones first.
 pub fn all() -> &'static [Info] {
@@ -97,19 +124,46 @@ pub(super) fn class(name: &str) -> Option<&'static Info> {
     ALL.iter().find(|info| info.class == name)
 }
 
-/// Names that mean a class with options.
-const PRESETS: &[(&str, &str, &str)] = &[];
-
-/// Endings of names that mean an option, as in `dpm++_2m_karras`.
-const ENDINGS: &[(&str, &str)] = &[
-    ("karras", r#"{"use_karras_sigmas": true}"#),
-    ("k", r#"{"use_karras_sigmas": true}"#),
-    ("exponential", r#"{"use_exponential_sigmas": true}"#),
-    ("beta", r#"{"use_beta_sigmas": true}"#),
-    ("lu", r#"{"use_lu_lambdas": true}"#),
-    ("trailing", r#"{"timestep_spacing": "trailing"}"#),
-    ("sgm_uniform", r#"{"timestep_spacing": "trailing"}"#),
+/// Names that mean a class with options: those of the web UI of AUTOMATIC1111 and of InvokeAI, as
+/// far as diffusers has what they mean.
+const PRESETS: &[(&str, &str, &str)] = &[
+    (
+        "dpm++_2m_sde",
+        DPM_MULTI,
+        r#"{"algorithm_type": "sde-dpmsolver++"}"#,
+    ),
+    (
+        "dpm++_2m_sde_heun",
+        DPM_MULTI,
+        r#"{"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}"#,
+    ),
+    ("dpm++_3m", DPM_MULTI, r#"{"solver_order": 3}"#),
+    (
+        "dpm++_3m_sde",
+        DPM_MULTI,
+        r#"{"algorithm_type": "sde-dpmsolver++", "solver_order": 3}"#,
+    ),
+    ("dpm++_1m", DPM_MULTI, r#"{"solver_order": 1}"#),
+    (
+        "dpm++_3s",
+        "DPMSolverSinglestepScheduler",
+        r#"{"solver_order": 3}"#,
+    ),
 ];
+
+const DPM_MULTI: &str = "DPMSolverMultistepScheduler";
+
+/// Endings of names that mean a sigma curve, as in `dpm++_2m_karras`.
+const CURVES: &[(&str, &str)] = &[
+    ("karras", "use_karras_sigmas"),
+    ("k", "use_karras_sigmas"),
+    ("exponential", "use_exponential_sigmas"),
+    ("beta", "use_beta_sigmas"),
+    ("lu", "use_lu_lambdas"),
+];
+
+/// Endings of names that mean evenly spaced timesteps from the last one down.
+const TRAILING: &[&str] = &["trailing", "sgm_uniform", "simple"];
 
 /// The class that a name means, and the options that it implies.
 pub(super) fn resolve(name: &str) -> Result<(&'static Info, Map<String, Value>), SchedulerError> {
@@ -117,30 +171,42 @@ pub(super) fn resolve(name: &str) -> Result<(&'static Info, Map<String, Value>),
     if let Some((info, options)) = base(&wanted) {
         return Ok((info, object(options)));
     }
-    for (ending, implied) in ENDINGS {
-        let Some(stem) = wanted
-            .strip_suffix(ending)
-            .and_then(|s| s.strip_suffix('_'))
-        else {
-            continue;
-        };
-        let Some((info, options)) = base(stem) else {
-            continue;
-        };
-        let mut options = object(options);
-        for (option, value) in object(implied) {
-            if info.option(&option).is_none() {
-                return Err(unknown_option(info, &option));
+    let with_ending = |ending: &str| {
+        let stem = wanted.strip_suffix(ending)?.strip_suffix('_')?;
+        base(stem).map(|(info, options)| (info, object(options)))
+    };
+    let imply =
+        |info: &'static Info, options: &mut Map<String, Value>, option: &str, value: Value| {
+            if info.option(option).is_none() {
+                return Err(unknown_option(info, option));
             }
-            options.insert(option, value);
+            options.insert(option.to_owned(), value);
+            Ok(())
+        };
+    for (ending, option) in CURVES {
+        if let Some((info, mut options)) = with_ending(ending) {
+            // Instead of the curve that a configuration may already have.
+            let others = CURVES
+                .iter()
+                .filter(|(_, other)| info.option(other).is_some());
+            options.extend(others.map(|(_, other)| ((*other).to_owned(), false.into())));
+            imply(info, &mut options, option, true.into())?;
+            return Ok((info, options));
         }
-        return Ok((info, options));
+    }
+    for ending in TRAILING {
+        if let Some((info, mut options)) = with_ending(ending) {
+            imply(info, &mut options, "timestep_spacing", "trailing".into())?;
+            return Ok((info, options));
+        }
     }
     Err(unknown_name(name))
 }
 
 /// A normalised name without an ending.
 fn base(name: &str) -> Option<(&'static Info, &'static str)> {
+    // As the samplers of k-diffusion were first called.
+    let name = name.strip_prefix("k_").unwrap_or(name);
     for info in &ALL {
         if normalise(info.class) == name || info.names.iter().any(|n| normalise(n) == name) {
             return Some((info, "{}"));

@@ -3,7 +3,7 @@
 
 use super::registry::OptionInfo;
 use super::{SchedulerConfig, SchedulerError};
-use crate::schedule::{self, BetaSchedule, SigmaCurve, SigmaTable, Spacing};
+use crate::schedule::{self, BetaSchedule, SigmaCurve, Spacing};
 
 /// Shorthand for the tables of options.
 pub(super) const fn option(name: &'static str, default: &'static str) -> OptionInfo {
@@ -15,6 +15,15 @@ pub(super) const NOISE: &[OptionInfo] = &[
     option("num_train_timesteps", "1000"),
     option("beta_start", "0.0001"),
     option("beta_end", "0.02"),
+    option("beta_schedule", r#""linear""#),
+    option("trained_betas", "null"),
+];
+
+/// The same with the betas of Stable Diffusion, which some classes have for defaults.
+pub(super) const LATENT_NOISE: &[OptionInfo] = &[
+    option("num_train_timesteps", "1000"),
+    option("beta_start", "0.00085"),
+    option("beta_end", "0.012"),
     option("beta_schedule", r#""linear""#),
     option("trained_betas", "null"),
 ];
@@ -90,6 +99,13 @@ pub(super) fn alphas_cumprod(
         betas = schedule::rescale_zero_terminal_snr(&betas);
     }
     let mut alphas = schedule::alphas_cumprod(&betas);
+    let adds_noise = alphas.windows(2).all(|pair| pair[0] > pair[1]);
+    if !adds_noise || alphas[0] >= 1.0 || alphas[count - 1] <= 0.0 && !rescale {
+        return Err(config.unsupported(
+            "with these betas some timesteps add no noise, or nothing is left of the image; \
+             check beta_start, beta_end, beta_schedule and trained_betas",
+        ));
+    }
     if rescale && zero_snr == ZeroSnr::NearlyZero {
         alphas[count - 1] = schedule::NEARLY_ZERO_ALPHA;
     }
@@ -130,36 +146,21 @@ pub(super) fn curve(config: &SchedulerConfig) -> Result<Option<SigmaCurve>, Sche
     ])
 }
 
-/// Evaluations of the Euler family before the final sigma: timesteps and noise levels, highest
-/// first. A curve is laid between the levels of the first and the last of the spaced timesteps, and
-/// its timesteps are fractional.
-pub(super) fn spaced_sigmas(
-    curve: Option<SigmaCurve>,
-    range: (Option<f64>, Option<f64>),
-    table: &SigmaTable,
-    timesteps: Vec<f64>,
-    steps: usize,
-) -> (Vec<f64>, Vec<f64>) {
-    let sigmas: Vec<f64> = timesteps.iter().map(|&t| table.sigma_at(t)).collect();
-    let Some(curve) = curve else {
-        return (timesteps, sigmas);
-    };
-    let min = range.0.unwrap_or(sigmas[sigmas.len() - 1]);
-    let max = range.1.unwrap_or(sigmas[0]);
-    let sigmas = schedule::sigma_curve(curve, min, max, steps);
-    (
-        sigmas.iter().map(|&s| table.timestep_of(s)).collect(),
-        sigmas,
-    )
+/// The noise level of the result: zero, or the lowest of training.
+pub(super) fn final_sigma(config: &SchedulerConfig, lowest: f32) -> Result<f32, SchedulerError> {
+    config.choice("final_sigmas_type", &[("zero", 0.0), ("sigma_min", lowest)])
 }
 
-/// `init_noise_sigma` of the Euler family: leading timesteps do not reach the highest noise level,
-/// so that the latents' own variance is added.
-pub(super) fn init_noise_sigma(spacing: Spacing, sigmas: &[f32]) -> f32 {
-    let max = sigmas.iter().copied().fold(0.0, f32::max);
-    if spacing == Spacing::Leading {
-        (max * max + 1.0).sqrt()
-    } else {
-        max
-    }
+/// The ends of sigma curves, where options fix them: lowest and highest.
+pub(super) fn sigma_range(
+    config: &SchedulerConfig,
+) -> Result<(Option<f64>, Option<f64>), SchedulerError> {
+    let end = |option| {
+        let sigma = config.optional_number(option)?;
+        if sigma.is_some_and(|s| s <= 0.0) {
+            return Err(config.bad(option, "a number above 0"));
+        }
+        Ok(sigma)
+    };
+    Ok((end("sigma_min")?, end("sigma_max")?))
 }
