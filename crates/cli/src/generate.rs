@@ -45,9 +45,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .or(replayed.as_ref().map(|r| r.precision))
         .unwrap_or_else(default_precision);
     let request = pipeline::resolve(&checkpoint, precision, &request)?;
-    let scheduler_class = pipeline::build_scheduler(&checkpoint, &request)?
-        .info()
-        .class;
+    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
     let start = args
         .latents
         .as_deref()
