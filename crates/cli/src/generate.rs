@@ -145,7 +145,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
         if !args.json {
-            println!("{}", path.display());
+            out!("{}", path.display());
         }
         written_files.push(serde_json::json!({
             "path": path,
@@ -169,7 +169,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "warnings": warnings,
             "request": recipe.request,
         });
-        println!("{object}");
+        out!("{object}");
     }
     Ok(())
 }
