@@ -59,8 +59,7 @@ fn values<E: Element>(n: usize) -> Vec<E> {
         .collect()
 }
 
-fn all<E: Element>(bench: &Bench, format: WeightFormat) {
-    let b = bench;
+fn products<E: Element>(b: &Bench, format: WeightFormat) {
     for (rows, n, k) in [
         (2048, 1280, 1280),
         (2048, 10240, 1280),
@@ -132,6 +131,10 @@ fn all<E: Element>(bench: &Bench, format: WeightFormat) {
             },
         );
     }
+}
+
+fn all<E: Element>(b: &Bench, format: WeightFormat) {
+    products::<E>(b, format);
     for (batch, heads, head_dim, queries, keys) in [
         (2, 10, 64, 4096, 4096),
         (2, 20, 64, 1024, 1024),
@@ -195,7 +198,11 @@ fn main() {
         Isa::current(),
         rayon::current_num_threads()
     );
-    for (kind, arithmetic) in [("bf16", Arithmetic::Bf16), ("f32", Arithmetic::F32)] {
+    for (kind, arithmetic) in [
+        ("bf16", Arithmetic::Bf16),
+        ("int8", Arithmetic::Int8),
+        ("f32", Arithmetic::F32),
+    ] {
         let peak = peak_flops(arithmetic);
         println!("{kind:5} peak {:.1} GFLOP/s", peak / 1e9);
         let bench = Bench {
@@ -205,6 +212,8 @@ fn main() {
         };
         match arithmetic {
             Arithmetic::Bf16 => all::<bf16>(&bench, WeightFormat::Bf16),
+            // The other operations do not depend on the weights' format.
+            Arithmetic::Int8 => products::<bf16>(&bench, WeightFormat::Int8),
             Arithmetic::F32 => all::<f32>(&bench, WeightFormat::F32),
         }
     }

@@ -297,7 +297,7 @@ struct Running {
 
 impl<E: Element> Chunk<'_, E> {
     #[inline(always)]
-    fn flash<S: Simd, K: Kernel, const NV: usize>(&self, s: S) {
+    fn flash<S: Simd, K: Kernel<A: Element>, const NV: usize>(&self, s: S) {
         assert!(E::IS_BF16 == K::A::IS_BF16 && NV == S::PANEL_VECTORS);
         let (shape, layout) = (self.shape, self.layout);
         let width = NV * S::LANES;
@@ -406,7 +406,7 @@ impl<E: Element> Chunk<'_, E> {
     /// Turns the scores of a tile with `keys` keys into unnormalised probabilities, and
     /// brings what was summed before to the same scale.
     #[inline(always)]
-    fn softmax<S: Simd, K: Kernel>(
+    fn softmax<S: Simd, K: Kernel<A: Element>>(
         &self,
         s: S,
         scores: &[f32],

@@ -13,6 +13,7 @@
 
 #![allow(unsafe_code)]
 
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -31,14 +32,20 @@ pub(crate) const ROWS: usize = 6;
 /// The sums of a tile, row after row, each as long as the panel is wide.
 pub(crate) type TileSums = [f32; ROWS * MAX_PANEL];
 
+/// What is multiplied with weights: an [`Element`], or bytes made from one.
+pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {}
+impl<T: Copy + Default + Send + Sync + 'static> Operand for T {}
+
 /// One kind of multiplication: what activations and weights are.
 pub(crate) trait Kernel {
     /// Activations.
-    type A: Element;
+    type A: Operand;
     /// Weights.
     type W;
     /// Values of `k` in a step.
     const DEPTH: usize;
+    /// Whether the sums are integers.
+    const INTEGER: bool = false;
 
     /// Adds the products of a step, `k..k + DEPTH`, to the sums.
     ///
@@ -227,6 +234,38 @@ impl Kernel for Dot {
     }
 }
 
+/// Unsigned bytes with signed ones, to integers.
+pub(crate) struct Bytes;
+
+impl Kernel for Bytes {
+    type A = u8;
+    type W = i8;
+    const DEPTH: usize = 4;
+    const INTEGER: bool = true;
+
+    #[inline(always)]
+    unsafe fn step<S: Simd, const NV: usize>(
+        s: S,
+        sums: &mut [[S::V; NV]; ROWS],
+        rows: &[*const u8; ROWS],
+        k: usize,
+        w: *const i8,
+    ) {
+        let mut weights = [s.zero(); NV];
+        for (v, weight) in weights.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *weight = unsafe { s.load(w.add(4 * v * S::LANES).cast()) };
+        }
+        for r in 0..ROWS {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { rows[r].add(k).cast::<u32>().read_unaligned() };
+            for v in 0..NV {
+                sums[r][v] = s.dot_bytes(sums[r][v], u32::from_le(bytes), weights[v]);
+            }
+        }
+    }
+}
+
 /// Sums of one tile over one block of `k`: `out = rows · panel`, or `out += ...`.
 ///
 /// `rows` lists [`ROWS`] pointers for each segment; of each row the elements
@@ -278,7 +317,9 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
             // SAFETY: within `out`, by the assertion.
             unsafe {
                 let at = out.as_mut_ptr().add(r * stride + v * S::LANES);
-                if add {
+                if add && K::INTEGER {
+                    sum = s.add_int(s.load(at), sum);
+                } else if add {
                     sum = s.add(s.load(at), sum);
                 }
                 s.store(at, sum);
@@ -289,6 +330,8 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
 
 /// What is done to the sums on their way out.
 pub(crate) struct Epilogue<'a, E> {
+    /// For int8, the scales of the input, and how many rows share one.
+    pub(crate) input_scales: Option<(&'a [f32], usize)>,
     pub(crate) bias: Option<&'a [f32]>,
     /// A second bias for each sample of a batch, and the rows of a sample.
     pub(crate) sample_bias: Option<(&'a [f32], usize)>,
@@ -351,14 +394,19 @@ struct Block {
 fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
     let mut out = Vec::new();
     let padded = w.segment_len.next_multiple_of(w.format.depth());
+    // Bytes are padded on both sides.
+    let segment_len = match w.format {
+        WeightFormat::Int8 => padded,
+        _ => w.segment_len,
+    };
     if padded > longest {
         for segment in 0..w.segments {
-            for offset in (0..w.segment_len).step_by(longest) {
+            for offset in (0..segment_len).step_by(longest) {
                 out.push(Block {
                     first_segment: segment,
                     segments: 1,
                     offset,
-                    len: longest.min(w.segment_len - offset),
+                    len: longest.min(segment_len - offset),
                     k: segment * padded + offset,
                 });
             }
@@ -373,7 +421,7 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
             first_segment,
             segments: each.min(w.segments - first_segment),
             offset: 0,
-            len: w.segment_len,
+            len: segment_len,
             k: first_segment * padded,
         });
     }
@@ -386,7 +434,7 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
 /// # Safety
 /// As for [`tile`]: `rows` point to elements of the block's segments; `w` is the weights of
 /// the block in a panel of `vectors` vectors.
-unsafe fn multiply<A: Element>(
+unsafe fn multiply<A: Operand>(
     weights: &Panels,
     vectors: usize,
     rows: &[*const A],
@@ -395,7 +443,7 @@ unsafe fn multiply<A: Element>(
     add: bool,
     out: &mut TileSums,
 ) {
-    fn with<A: Element, K: Kernel>(
+    fn with<A: Operand, K: Kernel>(
         isa: Isa,
         vectors: usize,
         rows: &[*const A],
@@ -404,8 +452,8 @@ unsafe fn multiply<A: Element>(
         add: bool,
         out: &mut TileSums,
     ) {
-        assert_eq!(A::IS_BF16, K::A::IS_BF16);
-        // SAFETY: A and K::A are the same type, f32 or bf16 both.
+        assert_eq!(TypeId::of::<A>(), TypeId::of::<K::A>());
+        // SAFETY: A and K::A are the same type.
         let rows = unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) };
         let (offset, len, w) = (block.offset, block.len, w.cast());
         macro_rules! run {
@@ -431,19 +479,19 @@ unsafe fn multiply<A: Element>(
             _ => unreachable!("a panel of {vectors} vectors"),
         }
     }
-    let run = match (A::IS_BF16, weights.format) {
-        (true, WeightFormat::Bf16) => with::<A, Dot>,
-        (false, WeightFormat::Bf16) => with::<A, Pairs>,
-        (false, WeightFormat::F16) => with::<A, Single<f16>>,
-        (false, WeightFormat::F32) => with::<A, Single<f32>>,
-        (true, _) => unreachable!("bf16 activations meet bf16 weights only"),
+    let run = match weights.format {
+        WeightFormat::F32 => with::<A, Single<f32>>,
+        WeightFormat::F16 => with::<A, Single<f16>>,
+        WeightFormat::Bf16 if TypeId::of::<A>() == TypeId::of::<f32>() => with::<A, Pairs>,
+        WeightFormat::Bf16 => with::<A, Dot>,
+        WeightFormat::Int8 => with::<A, Bytes>,
     };
     run(weights.isa, vectors, rows, block, w, add, out);
 }
 
 /// Finds the elements of a row: `source(row, pointers)` sets, for each segment, where they
 /// begin.
-pub(crate) type Source<'a, E> = dyn Fn(usize, &mut [*const E]) + Sync + 'a;
+pub(crate) type Source<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
 
 /// A pointer that tasks may share, because each writes to its own part.
 struct Shared<T>(*mut T);
@@ -454,10 +502,10 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 ///
 /// # Safety
 /// `source` must set pointers to `segment_len` readable elements.
-pub(crate) unsafe fn product<E: Element>(
+pub(crate) unsafe fn product<A: Operand, E: Element>(
     rows: usize,
     w: &Panels,
-    source: &Source<E>,
+    source: &Source<A>,
     epilogue: &Epilogue<E>,
     out: &mut [E],
 ) {
@@ -469,7 +517,13 @@ pub(crate) unsafe fn product<E: Element>(
     let columns = epilogue.columns(w);
     assert_eq!(out.len(), rows * outputs, "length of the output");
     assert_eq!(outputs.div_ceil(columns), w.count(), "outputs of a row");
-    let blocks = blocks(w, if E::IS_BF16 { 4096 } else { 512 });
+    // Half a megabyte of the panel at a time, and for f32 sums of bounded error.
+    let longest = if TypeId::of::<A>() == TypeId::of::<f32>() {
+        512
+    } else {
+        8192 / size_of::<A>()
+    };
+    let blocks = blocks(w, longest);
 
     // Tasks: a group of panels times a chunk of rows. The chunks of a group follow each
     // other, so that a thread meets each panel's weights once.
@@ -510,7 +564,7 @@ struct Task<'a, E> {
 impl<E: Element> Task<'_, E> {
     /// The row pointers: for each tile, for each segment, those of its rows. The rows
     /// missing from the last tile repeat the last row.
-    fn table(&self, source: &Source<E>) -> Vec<*const E> {
+    fn table<A: Operand>(&self, source: &Source<A>) -> Vec<*const A> {
         let segments = self.w.segments;
         let tiles = self.rows.len().div_ceil(ROWS);
         let mut table = vec![std::ptr::null(); tiles * segments * ROWS];
@@ -542,7 +596,7 @@ impl<E: Element> Task<'_, E> {
 
     /// # Safety
     /// The pointers in `table` must be to whole segments.
-    unsafe fn panel(&self, table: &[*const E], panel: usize) {
+    unsafe fn panel<A: Operand>(&self, table: &[*const A], panel: usize) {
         let segments = self.w.segments;
         let vectors = self.w.panel_vectors(panel);
         let tiles = table.len() / (segments * ROWS);
@@ -625,6 +679,30 @@ impl<'a, E: Element> Finish<'a, E> {
         unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }
     }
 
+    /// The sums of a row as floats: those of int8 are integers, in which the activations'
+    /// offset of 128 has to be taken back and the scales applied.
+    #[inline(always)]
+    fn dequantised<'b, S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        sums: &'b [f32],
+        floats: &'b mut [f32; MAX_PANEL],
+    ) -> &'b [f32] {
+        let Some((scales, rows)) = self.task.epilogue.input_scales else {
+            return sums;
+        };
+        let w = self.task.w;
+        let row_scale = s.splat(scales[row / rows]);
+        let columns = self.panel * w.width..self.panel * w.width + sums.len();
+        let (scales, offsets) = (&w.scales[columns.clone()], &w.offsets[columns]);
+        for i in (0..sums.len()).step_by(S::LANES) {
+            let sum = s.float_of_difference(s.read(sums, i), s.read(offsets, i));
+            s.write(floats, i, s.mul(sum, s.mul(row_scale, s.read(scales, i))));
+        }
+        &floats[..sums.len()]
+    }
+
     #[inline(always)]
     fn activated<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
         // One loop for each activation, so that it is not chosen for every vector.
@@ -657,6 +735,8 @@ impl<'a, E: Element> Finish<'a, E> {
                     *bias = epilogue.bias.map_or(0.0, |b| b[columns.start + i]) + b[i];
                 }
             }
+            let mut floats = [0f32; MAX_PANEL];
+            let sums = self.dequantised(s, row, sums, &mut floats);
             let out = &mut self.out(row, &columns)[..count];
             let residual = epilogue
                 .residual
@@ -682,6 +762,8 @@ impl<'a, E: Element> Finish<'a, E> {
             bias[half..half + count].copy_from_slice(&gate[columns.clone()]);
         }
         for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(2 * half)) {
+            let mut floats = [0f32; MAX_PANEL];
+            let sums = self.dequantised(s, row, sums, &mut floats);
             let out = &mut self.out(row, &columns)[..count];
             for i in (0..count).step_by(S::LANES) {
                 let hidden = s.add(s.read(sums, i), s.read(&bias, i));

@@ -12,6 +12,7 @@ mod conv;
 mod element;
 mod elementwise;
 mod gemm;
+mod int8;
 mod isa;
 mod linear;
 mod math;

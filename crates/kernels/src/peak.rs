@@ -13,6 +13,8 @@ pub enum Arithmetic {
     F32,
     /// `bf16` products, `f32` sums.
     Bf16,
+    /// Products of bytes, sums of 32-bit integers.
+    Int8,
 }
 
 /// Operations (a product and a sum are two) per second of all threads of the current pool
@@ -43,6 +45,7 @@ impl Op for Multiply {
         const SUMS: usize = 12;
         let mut sums = [s.splat(black_box(1.0)); SUMS];
         let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
+        let bytes = black_box(0x0102_0304);
         let per_lane = match self.arithmetic {
             Arithmetic::F32 => {
                 for _ in 0..self.rounds {
@@ -59,6 +62,14 @@ impl Op for Multiply {
                     }
                 }
                 4
+            }
+            Arithmetic::Int8 => {
+                for _ in 0..self.rounds {
+                    for sum in &mut sums {
+                        *sum = s.dot_bytes(*sum, bytes, b);
+                    }
+                }
+                8
             }
         };
         let mut total = s.zero();

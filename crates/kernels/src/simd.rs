@@ -73,6 +73,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.fma(self.odd(a), self.odd(b), acc)
     }
 
+    // A vector can also hold LANES 32-bit integers, or as many groups of four bytes.
+    /// `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes` (the
+    /// same four in every lane) and the signed bytes of `weights`.
+    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
+    /// `a + b` in integers.
+    fn add_int(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b` in integers, as floats.
+    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Writes integral numbers in 0..=255 as bytes.
+    unsafe fn store_bytes(self, to: *mut u8, a: Self::V);
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
@@ -123,6 +134,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         for (value, lane) in out[at..].iter_mut().zip(lanes) {
             *value = E::from_f32(lane);
         }
+    }
+
+    /// Writes integral numbers in 0..=255 to `out` from index `at` on; lanes past the end
+    /// of `out` are dropped.
+    #[inline(always)]
+    fn write_bytes(self, out: &mut [u8], at: usize, a: Self::V) {
+        if out.len() - at >= Self::LANES {
+            // SAFETY: LANES elements are left in the slice.
+            unsafe { self.store_bytes(out[at..].as_mut_ptr(), a) }
+            return;
+        }
+        let mut bytes = [0; MAX_LANES];
+        // SAFETY: the array holds MAX_LANES >= LANES elements.
+        unsafe { self.store_bytes(bytes.as_mut_ptr(), a) }
+        let left = out.len() - at;
+        out[at..].copy_from_slice(&bytes[..left]);
     }
 }
 
@@ -304,6 +331,28 @@ mod tests {
                     "{value}"
                 );
             }
+            // Integers.
+            let quads: Vec<i8> = (0..4 * n).map(|i| (i * 37 % 255) as u8 as i8).collect();
+            let bits: Vec<f32> = (0..n as u32).map(|i| f32::from_bits(i * 1000)).collect();
+            // SAFETY: `quads` holds LANES groups of four bytes.
+            let weights = unsafe { s.load(quads.as_ptr().cast()) };
+            let bytes = [255u8, 3, 128, 200];
+            let sums = s.dot_bytes(s.read(&bits, 0), u32::from_le_bytes(bytes), weights);
+            let sums = s.float_of_difference(s.add_int(sums, s.read(&bits, 0)), s.read(&bits, 0));
+            for (i, got) in get(sums).into_iter().enumerate() {
+                let products = (0..4).map(|j| i32::from(bytes[j]) * i32::from(quads[4 * i + j]));
+                assert_eq!(got, (products.sum::<i32>() + i as i32 * 1000) as f32);
+            }
+            let mut bytes = vec![0u8; n];
+            let integral: Vec<f32> = (0..n).map(|i| (255 - 17 * (i % 16)) as f32).collect();
+            // SAFETY: `bytes` holds LANES bytes.
+            unsafe { s.store_bytes(bytes.as_mut_ptr(), s.read(&integral, 0)) }
+            assert!(
+                bytes
+                    .iter()
+                    .zip(&integral)
+                    .all(|(a, b)| f32::from(*a) == *b)
+            );
             // Partial vectors.
             let got = get(s.read(&x[..n - 1], n - 2));
             assert_eq!((got[0], got[1]), (x[n - 2], 0.0));

@@ -56,7 +56,7 @@ pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
 
 /// Whether this convolution can be computed this way.
 fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
-    w.kh == 3 && w.kw == 3 && g.stride == 1
+    w.kh == 3 && w.kw == 3 && g.stride == 1 && w.panels.format != WeightFormat::Int8
 }
 
 /// The convolution; lengths have been checked.
@@ -281,6 +281,7 @@ impl Op for TransformWeights<'_> {
                                         s.odd(pairs)
                                     }
                                 }
+                                WeightFormat::Int8 => unreachable!("`fits` excludes it"),
                             }
                         };
                     }
@@ -606,6 +607,7 @@ mod tests {
                     let (height, width) = g.output_size(kh, kw);
                     epilogue(&mut want, height * width, &bias, &sample_bias, &residual);
                     let epilogue = Epilogue {
+                        input_scales: None,
                         bias: Some(&bias),
                         sample_bias: Some((&sample_bias, height * width)),
                         activation: crate::math::Activation::None,

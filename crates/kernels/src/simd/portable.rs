@@ -135,4 +135,28 @@ impl Simd for Portable {
     fn odd(self, pairs: Self::V) -> Self::V {
         from_fn(|i| f32::from_bits(pairs[i].to_bits() & 0xffff_0000))
     }
+    #[inline(always)]
+    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V {
+        let bytes = bytes.to_le_bytes();
+        from_fn(|i| {
+            let weights = weights[i].to_bits().to_ne_bytes();
+            let products = (0..4).map(|j| i32::from(bytes[j]) * i32::from(weights[j] as i8));
+            let sum = acc[i].to_bits() as i32 + products.sum::<i32>();
+            f32::from_bits(sum as u32)
+        })
+    }
+    #[inline(always)]
+    fn add_int(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(b[i].to_bits())))
+    }
+    #[inline(always)]
+    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| a[i].to_bits().wrapping_sub(b[i].to_bits()) as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, a: Self::V) {
+        let bytes: [u8; LANES] = from_fn(|i| a[i] as u8);
+        // SAFETY: see above.
+        unsafe { to.cast::<[u8; LANES]>().write_unaligned(bytes) }
+    }
 }
