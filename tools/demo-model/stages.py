@@ -1,0 +1,96 @@
+"""What every training stage shares: a wall-clock budget, a learning-rate curve, EMA, checkpoints, a log."""
+
+import os
+import time
+
+import torch
+
+
+class Stage:
+    """Runs for `minutes` of wall-clock time in total, over as many runs as it takes."""
+
+    def __init__(self, work, name, minutes, modules, lr, ema_decay=0.999, lr_scale=None):
+        """`lr_scale` gives the learning rate of some modules as a factor of `lr`. Frozen parameters are left out."""
+        self.path = os.path.join(work, f"{name}.pt")
+        self.log_path = os.path.join(work, "progress.log")
+        self.name, self.budget, self.modules = name, minutes * 60, modules
+        self.lr, self.ema_decay = lr, ema_decay
+        groups = [{"params": [p for p in m.parameters() if p.requires_grad], "scale": (lr_scale or {}).get(k, 1.0)}
+                  for k, m in modules.items()]
+        self.params = [p for g in groups for p in g["params"]]
+        self.opt = torch.optim.AdamW(groups, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        self.ema = {k: {n: v.detach().clone() for n, v in m.state_dict().items()} for k, m in modules.items()}
+        self.before, self.step, self.sums, self.count = 0.0, 0, {}, 0
+        if os.path.exists(self.path):
+            state = torch.load(self.path, weights_only=True)
+            for k, m in modules.items():
+                m.load_state_dict(state["modules"][k])
+            self.opt.load_state_dict(state["opt"])
+            self.ema, self.before, self.step = state["ema"], state["seconds"], state["step"]
+        self.started = self.saved = self.logged = time.time()
+        self.log(f"starts at step {self.step}, {self.before:.0f} s of {self.budget:.0f} s done, "
+                 f"{sum(p.numel() for p in self.params) / 1e6:.2f} M parameters")
+
+    def seconds(self):
+        return self.before + time.time() - self.started
+
+    def running(self):
+        if self.seconds() < self.budget:
+            return True
+        if time.time() > self.saved:
+            self.save()
+        return False
+
+    def update(self, loss, **shown):
+        """Backpropagates, steps the optimiser (trapezoid learning rate over wall-clock time) and the EMA."""
+        f = min(1.0, self.seconds() / self.budget)
+        k = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.02, (1 - f) / 0.35))
+        for g in self.opt.param_groups:
+            g["lr"] = self.lr * k * g["scale"]
+        self.opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.opt.step()
+        self.step += 1
+        if self.step % 4 == 0:  # four steps at once: the same average, a quarter of the work
+            d = min(self.ema_decay, (1 + self.step) / (20 + self.step)) ** 4
+            for k2, m in self.modules.items():
+                mine = self.ema[k2]
+                with torch.no_grad():
+                    now = [(n, v) for n, v in m.state_dict().items() if v.is_floating_point()]
+                    torch._foreach_lerp_([mine[n] for n, _ in now], [v for _, v in now], 1 - d)
+        shown["loss"] = float(loss.detach())
+        for n, v in shown.items():
+            self.sums[n] = self.sums.get(n, 0.0) + v
+        self.count += 1
+        if time.time() - self.logged > 20:
+            mean = " ".join(f"{n}={v / self.count:.4f}" for n, v in self.sums.items())
+            self.log(f"step {self.step} {self.seconds():.0f}s lr={self.lr * k:.2e} "
+                     f"{self.count / (time.time() - self.logged):.2f} steps/s {mean}")
+            self.logged, self.sums, self.count = time.time(), {}, 0
+        if time.time() - self.saved > 150:
+            self.save()
+
+    def save(self):
+        state = {"modules": {k: m.state_dict() for k, m in self.modules.items()}, "opt": self.opt.state_dict(),
+                 "ema": self.ema, "seconds": self.seconds(), "step": self.step}
+        torch.save(state, self.path + ".tmp")
+        os.replace(self.path + ".tmp", self.path)
+        self.saved = time.time()
+
+    def log(self, text):
+        line = f"{time.strftime('%H:%M:%S')} {self.name}: {text}"
+        print(line, flush=True)
+        with open(self.log_path, "a") as f:
+            f.write(line + "\n")
+
+
+def load_ema(work, name, **modules):
+    """Loads a stage's averaged weights into modules; False if the stage has not been started."""
+    path = os.path.join(work, f"{name}.pt")
+    if not os.path.exists(path):
+        return False
+    state = torch.load(path, weights_only=True)
+    for k, m in modules.items():
+        m.load_state_dict(state["ema"][k])
+    return True
