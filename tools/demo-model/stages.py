@@ -1,9 +1,22 @@
-"""What every training stage shares: a wall-clock budget, a learning-rate curve, EMA, checkpoints, a log."""
+"""What every training stage shares: a wall-clock budget, a learning-rate curve, EMA, checkpoints, a log.
+
+A stage may run in several processes of one thread each (`torch.distributed`, gloo), which average their
+gradients at every step: on a shared machine that loses much less than threads that meet in every operation.
+"""
 
 import os
 import time
 
 import torch
+import torch.distributed as dist
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def workers():
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class Stage:
@@ -27,6 +40,9 @@ class Stage:
                 m.load_state_dict(state["modules"][k])
             self.opt.load_state_dict(state["opt"])
             self.ema, self.before, self.step = state["ema"], state["seconds"], state["step"]
+        if workers() > 1:
+            for p in self.params:
+                dist.broadcast(p.data, 0)
         self.started = self.saved = self.logged = time.time()
         self.log(f"starts at step {self.step}, {self.before:.0f} s of {self.budget:.0f} s done, "
                  f"{sum(p.numel() for p in self.params) / 1e6:.2f} M parameters")
@@ -35,20 +51,33 @@ class Stage:
         return self.before + time.time() - self.started
 
     def running(self):
-        if self.seconds() < self.budget:
+        """False once the budget is spent, in all processes at the same step; saves then."""
+        f = torch.tensor(self.seconds() / self.budget)
+        if workers() > 1:
+            dist.broadcast(f, 0)
+        self.fraction = f.item()
+        if self.fraction < 1:
             return True
-        if time.time() > self.saved:
-            self.save()
+        self.save()
         return False
+
+    def _average_gradients(self):
+        grads = [p.grad for p in self.params if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        dist.all_reduce(flat)
+        flat /= workers()
+        for g, part in zip(grads, flat.split([g.numel() for g in grads])):
+            g.copy_(part.view_as(g))
 
     def update(self, loss, **shown):
         """Backpropagates, steps the optimiser (trapezoid learning rate over wall-clock time) and the EMA."""
-        f = min(1.0, self.seconds() / self.budget)
-        k = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.02, (1 - f) / 0.35))
+        k = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.02, (1 - self.fraction) / 0.35))
         for g in self.opt.param_groups:
             g["lr"] = self.lr * k * g["scale"]
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
+        if workers() > 1:
+            self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         self.opt.step()
         self.step += 1
@@ -63,15 +92,17 @@ class Stage:
         for n, v in shown.items():
             self.sums[n] = self.sums.get(n, 0.0) + v
         self.count += 1
-        if time.time() - self.logged > 20:
+        if rank() == 0 and time.time() - self.logged > 20:
             mean = " ".join(f"{n}={v / self.count:.4f}" for n, v in self.sums.items())
             self.log(f"step {self.step} {self.seconds():.0f}s lr={self.lr * k:.2e} "
                      f"{self.count / (time.time() - self.logged):.2f} steps/s {mean}")
             self.logged, self.sums, self.count = time.time(), {}, 0
-        if time.time() - self.saved > 150:
+        if rank() == 0 and time.time() - self.saved > 150:
             self.save()
 
     def save(self):
+        if rank() != 0:
+            return
         state = {"modules": {k: m.state_dict() for k, m in self.modules.items()}, "opt": self.opt.state_dict(),
                  "ema": self.ema, "seconds": self.seconds(), "step": self.step}
         torch.save(state, self.path + ".tmp")
@@ -79,6 +110,8 @@ class Stage:
         self.saved = time.time()
 
     def log(self, text):
+        if rank() != 0:
+            return
         line = f"{time.strftime('%H:%M:%S')} {self.name}: {text}"
         print(line, flush=True)
         with open(self.log_path, "a") as f:

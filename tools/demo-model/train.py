@@ -11,16 +11,22 @@ import random
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 import draw
 import models
-from stages import Stage, load_ema
+from stages import Stage, load_ema, rank, workers
 from tokenizer import Tokenizers, write_tokenizer
 
 AUTOCAST = ("cpu", torch.bfloat16)
+
+
+def seed_of(base, stage):
+    """A run that goes on draws new pictures, and so does each process."""
+    return base + stage.step * 64 + rank()
 
 
 # ---------------------------------------------------------------- VAE
@@ -46,24 +52,24 @@ def train_vae(work, minutes):
     """L1 on pixels, on their differences (edges) and on coarse colours, and a light KL term.
 
     Always whole pictures: the group norms' statistics are those of a whole picture. The first part of the
-    budget draws them at half size, which teaches the colours four times as fast.
+    budget draws them at half size, which teaches the edges four times as fast.
     """
     vae = models.new_vae().to(memory_format=torch.channels_last)
-    stage = Stage(work, "vae", minutes, {"vae": vae}, lr=2e-3, ema_decay=0.995)
-    rng = random.Random(1000 + stage.step)
-    torch.manual_seed(1000 + stage.step)
+    stage = Stage(work, "vae", minutes, {"vae": vae}, lr=5e-4, ema_decay=0.99)
+    rng = random.Random(seed_of(1000, stage))
+    torch.manual_seed(seed_of(1000, stage))
     while stage.running():
         w, h = draw._pick(rng, draw.BUCKETS)
-        half = stage.seconds() < 0.35 * stage.budget
-        x, _ = pictures(rng, 16, (w // 2, h // 2) if half else (w, h))
+        half = stage.seconds() < 0.15 * stage.budget
+        x, _ = pictures(rng, 24 if half else 8, (w // 2, h // 2) if half else (w, h))
         with torch.autocast(*AUTOCAST):
-            dist = vae.encode(x).latent_dist
-            y = vae.decode(dist.sample()).sample
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample
         l1, edge = _picture_loss(y.float(), x)
-        mean, logvar = dist.mean.float(), dist.logvar.float()
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         coarse = (F.avg_pool2d(y.float(), 8) - F.avg_pool2d(x, 8)).abs().mean()
-        stage.update(l1 + 0.5 * edge + coarse + 2e-4 * kl, l1=l1.item(), edge=edge.item(), kl=kl.item())
+        stage.update(l1 + 0.5 * edge + 0.5 * coarse + 1e-4 * kl, l1=l1.item(), edge=edge.item(), kl=kl.item())
 
 
 def train_decoder(work, minutes):
@@ -73,8 +79,8 @@ def train_decoder(work, minutes):
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     stage = Stage(work, "decoder", minutes, {"vae": vae}, lr=1.5e-3, ema_decay=0.998)
-    rng = random.Random(2000 + stage.step)
-    torch.manual_seed(2000 + stage.step)
+    rng = random.Random(seed_of(2000, stage))
+    torch.manual_seed(seed_of(2000, stage))
     while stage.running():
         x, _ = pictures(rng, 16, draw._pick(rng, draw.BUCKETS))
         with torch.autocast(*AUTOCAST):
@@ -159,7 +165,7 @@ def train_text(work, minutes):
     one, two = new_encoders(tok.size)
     reader = _Reader()
     stage = Stage(work, "text", minutes, {"text_encoder": one, "text_encoder_2": two, "reader": reader}, lr=1e-3, ema_decay=0.99)
-    rng = random.Random(3000 + stage.step)
+    rng = random.Random(seed_of(3000, stage))
     while stage.running():
         scenes = [draw.sample_scene(rng) for _ in range(96)]
         ids_1, ids_2 = (torch.tensor(x) for x in tok([draw.caption(rng, s) for s in scenes]))
@@ -203,8 +209,8 @@ class Pool:
     def _moments(self, n, bucket):
         x, scenes = pictures(self.rng, n, bucket)
         with torch.autocast(*AUTOCAST):
-            dist = self.vae.encode(x).latent_dist
-        return dist.mean.float(), dist.std.float(), scenes
+            posterior = self.vae.encode(x).latent_dist
+        return posterior.mean.float(), posterior.std.float(), scenes
 
     def _encode(self, n, bucket):
         mean, std, scenes = self._moments(n, bucket)
@@ -232,7 +238,7 @@ def noisy(z, t, acp):
 
 # ---------------------------------------------------------------- UNets
 
-def train_base(work, minutes, unique=32, repeats=2):
+def train_base(work, minutes, unique=20, repeats=2):
     """Epsilon prediction with min-SNR weights (gamma 5), drawn mostly by importance; 10 % of prompts dropped."""
     tok = tokenizers(work)
     one, two = new_encoders(tok.size)
@@ -242,9 +248,9 @@ def train_base(work, minutes, unique=32, repeats=2):
     unet.set_attn_processor(AttnProcessor())  # faster here than PyTorch's fused attention on a CPU
     stage = Stage(work, "base", minutes, {"unet": unet, "text_encoder": one, "text_encoder_2": two}, lr=1.2e-3,
                   lr_scale={"text_encoder": 0.3, "text_encoder_2": 0.3})
-    torch.manual_seed(4000 + stage.step)
-    rng = random.Random(4000 + stage.step)
-    pool = Pool(work, 16000, 4000 + stage.step)
+    torch.manual_seed(seed_of(4000, stage))
+    rng = random.Random(seed_of(4000, stage))
+    pool = Pool(work, 16000 // workers(), seed_of(4000, stage))
     acp = models.alphas_cumprod()
     weight = (5 * (1 - acp) / acp).clamp(max=1)
     density = weight + 0.15
@@ -272,7 +278,7 @@ def train_base(work, minutes, unique=32, repeats=2):
             pool.refresh()
 
 
-def train_refiner(work, minutes, unique=32, repeats=2):
+def train_refiner(work, minutes, unique=20, repeats=2):
     """The low-noise end only; encoder 2 is the base's, frozen; conditioned on an aesthetic score."""
     tok = tokenizers(work)
     _, two = new_encoders(tok.size)
@@ -281,9 +287,9 @@ def train_refiner(work, minutes, unique=32, repeats=2):
     unet = models.new_refiner_unet().to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())
     stage = Stage(work, "refiner", minutes, {"unet": unet}, lr=1.2e-3)
-    torch.manual_seed(5000 + stage.step)
-    rng = random.Random(5000 + stage.step)
-    pool = Pool(work, 8000, 5000 + stage.step)
+    torch.manual_seed(seed_of(5000, stage))
+    rng = random.Random(seed_of(5000, stage))
+    pool = Pool(work, 8000 // workers(), seed_of(5000, stage))
     acp = models.alphas_cumprod()
     while stage.running():
         z, scenes = pool.batch(unique)
@@ -314,10 +320,22 @@ def main():
     parser.add_argument("--work", required=True, help="folder for checkpoints and progress.log")
     parser.add_argument("--minutes", default="", help="wall-clock minutes in total for a stage, e.g. vae=12,base=90")
     parser.add_argument("--stages", default=",".join(STAGES), help="stages to run, in order (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="processes that train together (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads in each (default: %(default)s)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     os.makedirs(args.work, exist_ok=True)
+    tokenizers(args.work)
+    if args.processes == 1:
+        run(0, args)
+    else:
+        args.port = 20000 + os.getpid() % 20000
+        torch.multiprocessing.spawn(run, (args,), nprocs=args.processes)
+
+
+def run(rank_, args):
+    torch.set_num_threads(args.threads)
+    if args.processes > 1:
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{args.port}", rank=rank_, world_size=args.processes)
     minutes = {k: v[1] for k, v in STAGES.items()}
     minutes.update((k, float(v)) for k, v in (p.split("=") for p in args.minutes.split(",") if p))
     for name in args.stages.split(","):
