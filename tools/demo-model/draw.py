@@ -32,7 +32,7 @@ NATURAL = {"tree": "green", "sun": "yellow", "face": "yellow", "mushroom": "red"
 PLURAL = {"house": "houses", "cross": "crosses", "fish": "fish"}
 BROWN, CREAM, DARK = (134, 88, 56), (253, 240, 213), (52, 46, 60)
 # (width, height) in pixels and how often each is drawn.
-BUCKETS = {(96, 96): 0.7, (128, 64): 0.15, (64, 128): 0.15}
+BUCKETS = {(96, 96): 0.8, (128, 64): 0.1, (64, 128): 0.1}
 SUPERSAMPLE = 4
 
 

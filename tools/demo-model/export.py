@@ -62,8 +62,7 @@ def _text_part(folder, model):
 def export(work, output):
     scale = float(open(os.path.join(work, "scaling_factor.txt")).read())
     vae = models.new_vae()
-    if not load_ema(work, "decoder", vae=vae):
-        load_ema(work, "vae", vae=vae)
+    load_ema(work, "vae", vae=vae)
     vae.register_to_config(scaling_factor=scale)
     tokenizer_pads = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
     base = os.path.join(output, "base")

@@ -90,10 +90,11 @@ class Stage:
                     torch._foreach_lerp_([mine[n] for n, _ in now], [v for _, v in now], 1 - d)
         shown["loss"] = float(loss.detach())
         for n, v in shown.items():
-            self.sums[n] = self.sums.get(n, 0.0) + v
+            total, count = self.sums.get(n, (0.0, 0))
+            self.sums[n] = (total + v, count + 1)
         self.count += 1
         if rank() == 0 and time.time() - self.logged > 20:
-            mean = " ".join(f"{n}={v / self.count:.4f}" for n, v in self.sums.items())
+            mean = " ".join(f"{n}={v / k2:.4f}" for n, (v, k2) in self.sums.items())
             self.log(f"step {self.step} {self.seconds():.0f}s lr={self.lr * k:.2e} "
                      f"{self.count / (time.time() - self.logged):.2f} steps/s {mean}")
             self.logged, self.sums, self.count = time.time(), {}, 0
