@@ -103,6 +103,37 @@ def _start_from_block_averages(vae):
         conv.bias.zero_()
 
 
+def keep_constants(decoder):
+    """Stops gradients to whatever writes the stream's two constants or reads them linearly.
+
+    They are large: a weight that reads them moves the output as if its learning rate were a hundred times as high.
+    """
+    def still(parameter, rows, columns):
+        mask = torch.ones_like(parameter)
+        if rows:
+            mask[6:8] = 0
+        if columns:
+            mask[:, 6:8] = 0
+        parameter.register_hook(lambda grad: grad * mask)
+
+    for module in decoder.modules():
+        if isinstance(module, ResnetBlock2D):
+            still(module.conv2.weight, True, False)
+            still(module.conv2.bias, True, False)
+            if module.conv_shortcut is not None:
+                still(module.conv_shortcut.weight, True, True)
+                still(module.conv_shortcut.bias, True, False)
+        elif isinstance(module, Upsample2D):
+            still(module.conv.weight, True, True)
+            still(module.conv.bias, True, False)
+        elif isinstance(module, Attention):
+            still(module.to_out[0].weight, True, False)
+            still(module.to_out[0].bias, True, False)
+    still(decoder.conv_in.weight, True, False)
+    still(decoder.conv_in.bias, True, False)
+    still(decoder.conv_out.weight, False, True)
+
+
 def _text_config(vocab, hidden, layers, heads, act):
     # The published files carry the legacy ids 0 / 2 / 1; eos 2 means "pool at the highest token id".
     return CLIPTextConfig(
@@ -162,10 +193,10 @@ def _start_from_identity(unet):
 
 def new_refiner_unet():
     unet = UNet2DConditionModel(
-        sample_size=LATENT, block_out_channels=(64, 64, 96, 96), layers_per_block=1, norm_num_groups=8,
+        sample_size=LATENT, block_out_channels=(32, 48, 64, 64), layers_per_block=1, norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=1, attention_head_dim=(2, 2, 3, 3),
+        transformer_layers_per_block=1, attention_head_dim=(1, 2, 2, 2),
         cross_attention_dim=TEXT_2, use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=TIME_ID_DIM,
         projection_class_embeddings_input_dim=TEXT_2 + 5 * TIME_ID_DIM,

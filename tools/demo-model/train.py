@@ -57,10 +57,11 @@ def train_vae(work, minutes):
     vae = models.new_vae().to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
+    models.keep_constants(vae.decoder)
     levels = []  # what each up block makes of the picture, at 1/4, 1/2 and whole size
     for block in vae.decoder.up_blocks[:3]:
         block.register_forward_hook(lambda module, inputs, output: levels.append(output[:, :3]))
-    stage = Stage(work, "vae", minutes, {"vae": vae}, lr=6e-4, ema_decay=0.99)
+    stage = Stage(work, "vae", minutes, {"vae": vae}, lr=6e-4, ema_decay=0.995)
     rng = random.Random(seed_of(1000, stage))
     torch.manual_seed(seed_of(1000, stage))
     while stage.running():
