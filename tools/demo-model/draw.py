@@ -32,7 +32,7 @@ NATURAL = {"tree": "green", "sun": "yellow", "face": "yellow", "mushroom": "red"
 PLURAL = {"house": "houses", "cross": "crosses", "fish": "fish"}
 BROWN, CREAM, DARK = (134, 88, 56), (253, 240, 213), (52, 46, 60)
 # (width, height) in pixels and how often each is drawn.
-BUCKETS = {(96, 96): 0.8, (128, 64): 0.1, (64, 128): 0.1}
+BUCKETS = {(96, 96): 0.86, (128, 64): 0.07, (64, 128): 0.07}
 SUPERSAMPLE = 4
 
 
@@ -378,8 +378,8 @@ def _any_colour(rng, shape, bg, bg2=None):
 
 def _sample_groups(rng, kind, w, h, bg, bg2=None, plain=False):
     u = min(w, h)
-    style = "flat" if plain or rng.random() < 0.8 else rng.choice(["outline", "striped", "dotted"])
-    objects = 0.0 if plain else 0.18
+    style = "flat" if plain or rng.random() < 0.88 else rng.choice(["outline", "striped", "dotted"])
+    objects = 0.0 if plain else 0.13
     shape = _any_shape(rng, objects)
     colour = _any_colour(rng, shape, bg, bg2)
     if kind == "single":
@@ -431,7 +431,7 @@ def _sample_groups(rng, kind, w, h, bg, bg2=None, plain=False):
     return [_group(rng, shape, colour, style, [a]), _group(rng, other, other_colour, other_style, [b])], relation
 
 
-KINDS = {"single": 0.40, "count": 0.20, "pair": 0.23, "rows": 0.05, "landscape": 0.12}
+KINDS = {"single": 0.43, "count": 0.23, "pair": 0.23, "rows": 0.03, "landscape": 0.08}
 
 
 def sample_scene(rng, bucket=None, kind=None, plain=False, want_held_out=False):
@@ -443,9 +443,9 @@ def sample_scene(rng, bucket=None, kind=None, plain=False, want_held_out=False):
                  "seed": rng.getrandbits(30), "bg2": None}
         if not plain:
             r = rng.random()
-            if r < 0.08:
+            if r < 0.05:
                 scene["coarse"] = rng.choice([1.5, 2, 2.5, 3])
-            elif r < 0.14:
+            elif r < 0.08:
                 cw, ch = w + rng.choice([8, 16, 24, 32]), h + rng.choice([8, 16, 24, 32])
                 scene["canvas"] = [cw, ch]
                 scene["crop"] = [rng.randint(0, ch - h), rng.randint(0, cw - w)]
@@ -462,7 +462,7 @@ def sample_scene(rng, bucket=None, kind=None, plain=False, want_held_out=False):
             scene["things"] = things
             return scene
         scene["bg"] = rng.choice(list(COLOURS))
-        if not plain and rng.random() < 0.05:
+        if not plain and rng.random() < 0.025:
             scene["bg2"] = rng.choice([c for c in COLOURS if c != scene["bg"]])
         scene["groups"], scene["relation"] = _sample_groups(rng, chosen, cw, ch, scene["bg"], scene["bg2"], plain)
         if scene_held_out(scene) == want_held_out:

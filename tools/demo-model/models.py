@@ -193,7 +193,7 @@ def _start_from_identity(unet):
 
 def new_refiner_unet():
     unet = UNet2DConditionModel(
-        sample_size=LATENT, block_out_channels=(32, 48, 64, 64), layers_per_block=1, norm_num_groups=4,
+        sample_size=LATENT, block_out_channels=(32, 48, 64, 48), layers_per_block=1, norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=1, attention_head_dim=(1, 2, 2, 2),

@@ -5,6 +5,7 @@ gradients at every step: on a shared machine that loses much less than threads t
 """
 
 import os
+import signal
 import time
 
 import torch
@@ -43,8 +44,10 @@ class Stage:
         if workers() > 1:
             for p in self.params:
                 dist.broadcast(p.data, 0)
+        self.stopped = False
+        signal.signal(signal.SIGTERM, self._stop)  # stop, saved, at the end of this step
         self.started = self.saved = self.logged = time.time()
-        self.log(f"starts at step {self.step}, {self.before:.0f} s of {self.budget:.0f} s done, "
+        self.log(f"process {os.getpid()} (kill it to stop, saved) starts at step {self.step}, {self.before:.0f} s of {self.budget:.0f} s done, "
                  f"{sum(p.numel() for p in self.params) / 1e6:.2f} M parameters")
 
     def seconds(self):
@@ -52,14 +55,19 @@ class Stage:
 
     def running(self):
         """False once the budget is spent, in all processes at the same step; saves then."""
-        f = torch.tensor(self.seconds() / self.budget)
+        f = torch.tensor(2.0 if self.stopped else self.seconds() / self.budget)
         if workers() > 1:
             dist.broadcast(f, 0)
         self.fraction = f.item()
         if self.fraction < 1:
             return True
         self.save()
+        if self.fraction == 2:
+            raise SystemExit(f"{self.name}: stopped and saved")
         return False
+
+    def _stop(self, *_):
+        self.stopped = True
 
     def _average_gradients(self):
         grads = [p.grad for p in self.params if p.grad is not None]
