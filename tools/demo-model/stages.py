@@ -46,12 +46,16 @@ class Stage:
                 dist.broadcast(p.data, 0)
         self.stopped = False
         signal.signal(signal.SIGTERM, self._stop)  # stop, saved, at the end of this step
-        self.started = self.saved = self.logged = time.time()
+        self.spent, self.ticked = self.before, time.time()
+        self.saved = self.logged = time.time()
         self.log(f"process {os.getpid()} (kill it to stop, saved) starts at step {self.step}, {self.before:.0f} s of {self.budget:.0f} s done, "
                  f"{sum(p.numel() for p in self.params) / 1e6:.2f} M parameters")
 
     def seconds(self):
-        return self.before + time.time() - self.started
+        """Wall-clock seconds spent so far; a pause (a suspended process) counts for a minute at most."""
+        now = time.time()
+        self.spent, self.ticked = self.spent + min(60.0, now - self.ticked), now
+        return self.spent
 
     def running(self):
         """False once the budget is spent, in all processes at the same step; saves then."""
