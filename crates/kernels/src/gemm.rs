@@ -23,7 +23,8 @@ use rayon::prelude::*;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
-use crate::pack::{Panels, WeightFormat};
+use crate::pack::WeightFormat;
+use crate::panels::Panels;
 use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
 
 /// Rows of a tile.

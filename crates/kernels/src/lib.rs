@@ -18,6 +18,7 @@ mod linear;
 mod math;
 mod norm;
 mod pack;
+mod panels;
 mod peak;
 mod scratch;
 mod simd;

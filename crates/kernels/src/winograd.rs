@@ -24,7 +24,8 @@ use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
 use crate::gemm::{Epilogue, ROWS, Single, tile};
-use crate::pack::{PackedConv, Panels, WeightFormat};
+use crate::pack::{PackedConv, WeightFormat};
+use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
     MAX_LANES, MAX_PANEL, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write,
