@@ -744,7 +744,7 @@ impl<'a, E: Element> Finish<'a, E> {
                 .map(|x| &x[row * outputs + columns.start..][..count]);
             for i in (0..count).step_by(S::LANES) {
                 let y = s.add(s.read(sums, i), s.read(&bias, i));
-                let mut y = activation.apply(s, y);
+                let mut y = activation.apply(s, y, E::IS_BF16);
                 if let Some(residual) = residual {
                     y = s.add(y, s.read(residual, i));
                 }
@@ -769,7 +769,7 @@ impl<'a, E: Element> Finish<'a, E> {
             for i in (0..count).step_by(S::LANES) {
                 let hidden = s.add(s.read(sums, i), s.read(&bias, i));
                 let gate = s.add(s.read(sums, half + i), s.read(&bias, half + i));
-                s.write(out, i, s.mul(hidden, gelu(s, gate)));
+                s.write(out, i, s.mul(hidden, gelu(s, gate, E::IS_BF16)));
             }
         }
     }

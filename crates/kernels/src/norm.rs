@@ -212,7 +212,11 @@ impl<E: Element> Op for Affine<'_, E> {
         for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
             for i in (0..c).step_by(S::LANES) {
                 let y = s.fma(s.read(x, i), s.read(self.scale, i), s.read(self.shift, i));
-                let y = if self.silu { math::silu(s, y) } else { y };
+                let y = if self.silu {
+                    math::silu(s, y, E::IS_BF16)
+                } else {
+                    y
+                };
                 s.write(out, i, y);
             }
         }
