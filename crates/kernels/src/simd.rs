@@ -158,7 +158,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 /// A computation written once for every instruction set.
 ///
 /// `run` and all it calls on vectors must be `#[inline(always)]`: only then are they
-/// compiled with the instructions of the function that [`dispatch`] enters.
+/// compiled with the instructions of the function that [`dispatch`] enters. Closures cannot
+/// be, so there is none that takes a vector.
 pub(crate) trait Op {
     type Output;
     fn run<S: Simd>(self, s: S) -> Self::Output;

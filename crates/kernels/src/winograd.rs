@@ -14,6 +14,13 @@
 //!
 //! The transformed weights are four times the weights, so they are not kept: transforming
 //! them again takes a hundredth of the time of the convolutions this is used for.
+//!
+//! How it got fast (one Zen 4 core, 512 channels at 64 x 64 / 128 channels at 512 x 512; the
+//! plain sum takes 174 / 728 ms):
+//! 1. Transform, multiply, transform back, a few tiles at a time: 76 / 448 ms.
+//! 2. The pieces of transformed input, too short for the machine to foresee, are prefetched:
+//!    70 / 381 ms.
+//! 3. Fewer tiles at a time, and what will be written is prefetched: 73 / 332 ms.
 
 #![allow(unsafe_code)]
 
@@ -57,7 +64,11 @@ pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
 
 /// Whether this convolution can be computed this way.
 fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
-    w.kh == 3 && w.kw == 3 && g.stride == 1 && w.panels.format != WeightFormat::Int8
+    w.panels.len() == 1
+        && w.kh == 3
+        && w.kw == 3
+        && g.stride == 1
+        && w.plain().format != WeightFormat::Int8
 }
 
 /// The convolution; lengths have been checked.
@@ -69,15 +80,15 @@ pub(crate) fn conv(
     out: &mut [f32],
 ) {
     assert!(fits(g, w), "not a 3x3 convolution of stride 1");
-    let isa = w.panels.isa;
+    let isa = w.plain().isa;
     let plan = Plan::new(g, w);
 
-    let mut weights = Scratch::new(w.panels.count() * plan.panel_len());
+    let mut weights = Scratch::new(w.plain().count() * plan.panel_len());
     weights
         .par_chunks_mut(plan.panel_len())
         .enumerate()
         .for_each(|(panel, out)| {
-            let panels = &w.panels;
+            let panels = w.plain();
             dispatch(isa, TransformWeights { panels, panel, out });
         });
 
@@ -108,13 +119,13 @@ pub(crate) fn conv(
                 );
             });
         let parts = here.div_ceil(TASK_GROUPS);
-        let tasks = w.panels.count() * parts;
+        let tasks = w.plain().count() * parts;
         (0..tasks).into_par_iter().for_each(|task| {
             let (panel, part) = (task / parts, task % parts);
             let groups = part * TASK_GROUPS..here.min((part + 1) * TASK_GROUPS);
             let task = Multiply {
                 plan: &plan,
-                panels: &w.panels,
+                panels: w.plain(),
                 panel,
                 weights: &weights[panel * plan.panel_len()..],
                 input: &input[groups.start * group_len..groups.end * group_len],
@@ -614,6 +625,7 @@ mod tests {
                         activation: crate::math::Activation::None,
                         residual: Some(&residual),
                         geglu: false,
+                        place: None,
                     };
                     conv(&x, g, &packed, &epilogue, &mut out);
                     assert_close(
