@@ -8,10 +8,11 @@
 
 use crate::element::Element;
 use crate::elementwise::{convert, widen};
-use crate::gemm::{self, Epilogue, Operand};
+use crate::gemm::{self, Epilogue};
 use crate::int8::{Quantised, ZERO};
 use crate::math::Activation;
 use crate::pack::{PackedConv, WeightFormat};
+use crate::tile::Operand;
 use crate::winograd;
 
 /// The shape of a convolution's input and how the kernel moves over it.

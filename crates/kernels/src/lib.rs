@@ -24,6 +24,7 @@ mod scratch;
 mod simd;
 #[cfg(test)]
 mod test;
+mod tile;
 mod winograd;
 
 pub use attention::{AttentionShape, attention};

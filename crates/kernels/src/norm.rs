@@ -480,4 +480,19 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn threads_do_not_change_the_result() {
+        let (pixels, c) = (3000, 64);
+        let (x, gamma, beta) = (noise(1, pixels * c), noise(2, c), noise(3, c));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut out = vec![0f32; x.len()];
+            pool.unwrap().install(|| {
+                group_norm(&x, 1, pixels, c, 32, 1e-5, &gamma, &beta, true, &mut out);
+            });
+            out
+        };
+        assert_eq!(run(1), run(3));
+    }
 }
