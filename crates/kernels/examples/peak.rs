@@ -125,7 +125,11 @@ fn products<E: Element>(b: &Bench, format: WeightFormat) {
                 };
                 let x = values::<E>(batch * size * size * c_in);
                 let w = values::<bf16>(c_in * c_out * 9);
-                let w = PackedConv::pack(Weights::Bf16(&w), c_out, c_in, 3, 3, format);
+                let w = if upsample {
+                    PackedConv::pack_upsampled(Weights::Bf16(&w), c_out, c_in, format)
+                } else {
+                    PackedConv::pack(Weights::Bf16(&w), c_out, c_in, 3, 3, format)
+                };
                 let mut out = vec![E::default(); factor * batch * size * size * c_out];
                 Box::new(move || conv2d(&x, &g, &w, None, None, None, &mut out))
             },

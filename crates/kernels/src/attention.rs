@@ -5,20 +5,29 @@
 //! Keys and values of a head are packed once into panels, as weights are: the keys to be
 //! multiplied along the head dimension, the values along the keys. Then chunks of queries
 //! go over blocks of keys that stay in the L2 cache; both products are the tiles of
-//! `gemm`. Scores, exponentials and sums are `f32`; with bf16 activations the
+//! `tile.rs`. Scores, exponentials and sums are `f32`; with bf16 activations the
 //! probabilities are rounded to bf16 for the second product, as the values are.
+//!
+//! How it got fast (one Zen 4 core, bf16, share of the peak for 4096 x 4096 / 4096 x 77 tokens
+//! with heads of 64):
+//! 1. Tiles over blocks of 512 keys, `exp` of 1 ULP: 69 / 29 %.
+//! 2. Powers of two with a polynomial of degree 4, maxima of all rows in lanes, and a last
+//!    panel of keys no wider than needed: 75 / 27 %.
+//! 3. Everything on vectors inlined (closures are not): 78 / 44 %.
+//! 4. Keys packed into prefetched lines: 79 / 45 %.
 
 #![allow(unsafe_code)]
 
 use rayon::prelude::*;
 
 use crate::element::Element;
-use crate::gemm::{Dot, Kernel, ROWS, Single, TileSums, tile};
+
 use crate::isa::Isa;
 use crate::math::exp2;
 use crate::simd::{
     MAX_LANES, MAX_PANEL, Op, Simd, dispatch, panel_shape, prefetch_read, prefetch_write,
 };
+use crate::tile::{Dot, Kernel, ROWS, Single, TileSums, tile};
 
 /// Shapes and layout of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -580,5 +589,28 @@ mod tests {
             check::<f32>(isa, &strided, 1.0);
             check::<bf16>(isa, &strided, 1.0);
         }
+    }
+
+    #[test]
+    fn threads_do_not_change_the_result() {
+        let s = AttentionShape {
+            batch: 1,
+            heads: 3,
+            head_dim: 16,
+            queries: 500,
+            keys: 700,
+            q_stride: 48,
+            kv_stride: 48,
+            causal: false,
+        };
+        let (q, k, v) = (noise(1, 500 * 48), noise(2, 700 * 48), noise(3, 700 * 48));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut out = vec![0f32; q.len()];
+            pool.unwrap()
+                .install(|| attention(&q, &k, &v, &s, &mut out));
+            out
+        };
+        assert_eq!(run(1), run(3));
     }
 }

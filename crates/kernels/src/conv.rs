@@ -8,10 +8,11 @@
 
 use crate::element::Element;
 use crate::elementwise::{convert, widen};
-use crate::gemm::{self, Epilogue, Operand};
+use crate::gemm::{self, Epilogue};
 use crate::int8::{Quantised, ZERO};
 use crate::math::Activation;
 use crate::pack::{PackedConv, WeightFormat};
+use crate::tile::Operand;
 use crate::winograd;
 
 /// The shape of a convolution's input and how the kernel moves over it.
@@ -98,31 +99,25 @@ pub fn conv2d<E: Element>(
         activation: Activation::None,
         residual,
         geglu: false,
+        place: None,
     };
-    let rows = g.batch * height * width;
-    if w.panels.format == WeightFormat::Int8 {
-        let pixels = g.height * g.width;
-        let x = Quantised::new(w.panels.isa, x, w.c_in, pixels);
+    let format = w.panels[0].format;
+    if format == WeightFormat::Int8 {
+        let x = Quantised::new(w.panels[0].isa, x, w.c_in, g.height * g.width);
         let zeros = vec![ZERO; x.stride];
-        let source = taps(x.bytes(), x.stride, &zeros, g, w);
         let epilogue = Epilogue {
             input_scales: Some((&x.scales, height * width)),
             ..epilogue
         };
-        // SAFETY: each pointer is the start of a pixel's padded channels or of as many zeros.
-        unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
-        return;
-    }
-    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        products(x.bytes(), x.stride, &zeros, g, w, &epilogue, out);
+    } else if E::IS_BF16 && format != WeightFormat::Bf16 {
         // Not a combination anyone chooses: compute it in f32.
         let residual = residual.map(widen);
         let residual = residual.as_deref();
         let mut y = vec![0f32; out.len()];
         conv2d(&widen(x), g, w, bias, sample_bias, residual, &mut y);
         convert(&y, out);
-        return;
-    }
-    if winograd::suits(g, w)
+    } else if winograd::suits(g, w)
         && let (Some(x), Some(out)) = (E::as_f32(x), E::as_f32_mut(out))
     {
         let epilogue = Epilogue {
@@ -132,38 +127,88 @@ pub fn conv2d<E: Element>(
             sample_bias: epilogue.sample_bias,
             activation: epilogue.activation,
             geglu: epilogue.geglu,
+            place: None,
         };
         winograd::conv(x, g, w, &epilogue, out);
-        return;
+    } else {
+        let zeros = vec![E::default(); w.c_in];
+        products(x, w.c_in, &zeros, g, w, &epilogue, out);
     }
-    let zeros = vec![E::default(); w.c_in];
-    let source = taps(x, w.c_in, &zeros, g, w);
-    // SAFETY: each pointer is the start of a pixel's channels or of as many zeros.
-    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
 }
 
-/// Finds, for each output pixel, the input pixels of the taps in `x`, whose pixels are
-/// `stride` elements; `zeros` is a pixel of the padding.
+/// The convolution as a product, or as four; `x` has pixels of `stride` elements, and
+/// `zeros` is one of the padding.
+fn products<A: Operand, E: Element>(
+    x: &[A],
+    stride: usize,
+    zeros: &[A],
+    g: &ConvGeometry,
+    w: &PackedConv,
+    epilogue: &Epilogue<E>,
+    out: &mut [E],
+) {
+    assert!(zeros.len() >= stride, "a pixel of zeros");
+    if let [panels] = &w.panels[..] {
+        let (height, width) = g.output_size(w.kh, w.kw);
+        let source = taps(x, stride, zeros, g, [w.kh, w.kw]);
+        let rows = g.batch * height * width;
+        // SAFETY: each pointer is the start of a pixel or of as many zeros.
+        unsafe { gemm::product(rows, panels, &source, epilogue, w.c_out, out) }
+        return;
+    }
+    let same = [g.stride, g.pad_top, g.pad_left, g.pad_bottom, g.pad_right] == [1; 5];
+    assert!(g.upsample && same, "weights packed for an enlarged input");
+    for (phase, panels) in w.panels.iter().enumerate() {
+        let (py, px) = (phase / 2, phase % 2);
+        // The kernel of 2 x 2 begins a pixel before those of even rows and columns, and on
+        // those of odd ones.
+        let of_phase = ConvGeometry {
+            pad_top: 1 - py,
+            pad_left: 1 - px,
+            pad_bottom: py,
+            pad_right: px,
+            upsample: false,
+            ..*g
+        };
+        let place = |row: usize| {
+            let (line, x) = (row / g.width, row % g.width);
+            (2 * line + py) * 2 * g.width + 2 * x + px
+        };
+        let epilogue = Epilogue {
+            place: Some(&place),
+            ..*epilogue
+        };
+        let source = taps(x, stride, zeros, &of_phase, [2, 2]);
+        let rows = g.batch * g.height * g.width;
+        assert_eq!(out.len(), 4 * rows * w.c_out, "length of the output");
+        // SAFETY: each pointer is the start of a pixel or of as many zeros; `place` sends
+        // each row to one pixel of its phase.
+        unsafe { gemm::product(rows, panels, &source, &epilogue, w.c_out, out) }
+    }
+}
+
+/// Finds, for each output pixel, the input pixels of the taps of a kernel in `x`, whose
+/// pixels are `stride` elements; `zeros` is a pixel of the padding.
 fn taps<'a, A: Operand>(
     x: &'a [A],
     stride: usize,
     zeros: &'a [A],
     g: &'a ConvGeometry,
-    w: &'a PackedConv,
+    [kh, kw]: [usize; 2],
 ) -> impl Fn(usize, &mut [*const A]) + Sync + 'a {
-    let (height, width) = g.output_size(w.kh, w.kw);
+    let (height, width) = g.output_size(kh, kw);
     let (in_height, in_width) = g.enlarged();
     let shift = u32::from(g.upsample);
     move |row, pointers| {
         let (image, pixel) = (row / (height * width), row % (height * width));
         let (top, left) = (pixel / width * g.stride, pixel % width * g.stride);
-        for ky in 0..w.kh {
-            for kx in 0..w.kw {
+        for ky in 0..kh {
+            for kx in 0..kw {
                 // Coordinates in the padded input; above and left of the image they
                 // wrap around to huge ones.
                 let y = (top + ky).wrapping_sub(g.pad_top);
                 let x_ = (left + kx).wrapping_sub(g.pad_left);
-                pointers[ky * w.kw + kx] = if y < in_height && x_ < in_width {
+                pointers[ky * kw + kx] = if y < in_height && x_ < in_width {
                     let pixel = (image * g.height + (y >> shift)) * g.width + (x_ >> shift);
                     x[pixel * stride..(pixel + 1) * stride].as_ptr()
                 } else {
@@ -266,6 +311,62 @@ pub(crate) mod tests {
             tolerance,
             &format!("{what} with biases and residual"),
         );
+    }
+
+    #[test]
+    fn phases_agree_with_the_enlarged_input() {
+        let g = ConvGeometry {
+            batch: 2,
+            height: 5,
+            width: 6,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            pad_bottom: 1,
+            pad_right: 1,
+            upsample: true,
+        };
+        for isa in Isa::available() {
+            for shape in [[5, 3, 3, 3], [70, 33, 3, 3]] {
+                let [c_out, c_in, ..] = shape;
+                let x = noise(1, g.batch * g.height * g.width * c_in);
+                // Weights whose sums are exact in bf16.
+                let w: Vec<f32> = noise(2, c_out * c_in * 9)
+                    .iter()
+                    .map(|v| (v * 8.0).round())
+                    .collect();
+                let mut want = reference(&x, &g, &w, shape);
+                let residual = noise(3, want.len());
+                let (bias, sample_bias) = (noise(4, c_out), noise(5, g.batch * c_out));
+                let pixels = 4 * g.height * g.width;
+                epilogue(&mut want, pixels, &bias, &sample_bias, &residual);
+                for (format, tolerance) in [
+                    (WeightFormat::Bf16, 1e-6),
+                    (WeightFormat::Int8, 0.03),
+                    (WeightFormat::F16, 1e-6),
+                ] {
+                    let w = Weights::F32(&w);
+                    let packed = PackedConv::pack_upsampled_for(isa, w, [c_out, c_in], format);
+                    let mut out = vec![0f32; want.len()];
+                    let (bias, sample_bias) = (Some(&bias[..]), Some(&sample_bias[..]));
+                    conv2d(
+                        &x,
+                        &g,
+                        &packed,
+                        bias,
+                        sample_bias,
+                        Some(&residual),
+                        &mut out,
+                    );
+                    assert_close(
+                        &out,
+                        &want,
+                        tolerance,
+                        &format!("{isa} {shape:?} {format:?}"),
+                    );
+                }
+            }
+        }
     }
 
     #[test]

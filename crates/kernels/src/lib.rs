@@ -18,11 +18,13 @@ mod linear;
 mod math;
 mod norm;
 mod pack;
+mod panels;
 mod peak;
 mod scratch;
 mod simd;
 #[cfg(test)]
 mod test;
+mod tile;
 mod winograd;
 
 pub use attention::{AttentionShape, attention};

@@ -35,6 +35,7 @@ pub fn linear<E: Element>(
         activation: act,
         residual,
         geglu: false,
+        place: None,
     };
     product(x, rows, w, epilogue, out);
 }
@@ -54,7 +55,6 @@ pub fn linear_geglu<E: Element>(
 ) {
     assert!(w.geglu, "weights not packed for GEGLU");
     check_bias(bias, w);
-    assert_eq!(out.len(), rows * w.n() / 2, "length of the output");
     let epilogue = Epilogue {
         input_scales: None,
         bias,
@@ -62,6 +62,7 @@ pub fn linear_geglu<E: Element>(
         activation: Activation::None,
         residual: None,
         geglu: true,
+        place: None,
     };
     product(x, rows, w, epilogue, out);
 }
@@ -80,6 +81,8 @@ fn product<E: Element>(
     out: &mut [E],
 ) {
     assert_eq!(x.len(), rows * w.k(), "length of the input");
+    let outputs = if w.geglu { w.n() / 2 } else { w.n() };
+    assert_eq!(out.len(), rows * outputs, "length of the output");
     if w.panels.format == WeightFormat::Int8 {
         let x = Quantised::new(w.panels.isa, x, w.k(), 1);
         let source = |row: usize, pointers: &mut [*const u8]| {
@@ -90,7 +93,7 @@ fn product<E: Element>(
             ..epilogue
         };
         // SAFETY: each pointer is the start of a row of k bytes, padded to whole steps.
-        unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
+        unsafe { gemm::product(rows, &w.panels, &source, &epilogue, outputs, out) }
         return;
     }
     if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
@@ -104,6 +107,7 @@ fn product<E: Element>(
             sample_bias: epilogue.sample_bias,
             activation: epilogue.activation,
             geglu: epilogue.geglu,
+            place: None,
         };
         product(&widen(x), rows, w, epilogue, &mut y);
         convert(&y, out);
@@ -114,7 +118,7 @@ fn product<E: Element>(
         pointers[0] = x[row * k..(row + 1) * k].as_ptr();
     };
     // SAFETY: each pointer is the start of a row of k elements.
-    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
+    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, outputs, out) }
 }
 
 #[cfg(test)]

@@ -162,12 +162,7 @@ impl<E: Element> Op for GroupMoments<'_, E> {
         let size = self.c / self.groups;
         let count = self.x.len() / self.groups;
         let mut per_channel = vec![0f32; self.c];
-        for pixel in self.x.chunks_exact(self.c) {
-            for i in (0..self.c).step_by(S::LANES) {
-                let sum = s.add(s.read(&per_channel, i), s.read(pixel, i));
-                s.write(&mut per_channel, i, sum);
-            }
-        }
+        self.sums(s, None, &mut per_channel);
         let group_sum = |per_channel: &[f32], group: usize| -> f64 {
             let channels = &per_channel[group * size..(group + 1) * size];
             channels.iter().map(|v| f64::from(*v)).sum()
@@ -176,14 +171,7 @@ impl<E: Element> Op for GroupMoments<'_, E> {
             .map(|group| (group_sum(&per_channel, group) / count as f64) as f32)
             .collect();
         let mean_of: Vec<f32> = (0..self.c).map(|i| means[i / size]).collect();
-        per_channel.fill(0.0);
-        for pixel in self.x.chunks_exact(self.c) {
-            for i in (0..self.c).step_by(S::LANES) {
-                let d = s.sub(s.read(pixel, i), s.read(&mean_of, i));
-                let sum = s.fma(d, d, s.read(&per_channel, i));
-                s.write(&mut per_channel, i, sum);
-            }
-        }
+        self.sums(s, Some(&mean_of), &mut per_channel);
         (0..self.groups)
             .map(|group| Moments {
                 count: count as f64,
@@ -191,6 +179,56 @@ impl<E: Element> Op for GroupMoments<'_, E> {
                 squares: group_sum(&per_channel, group),
             })
             .collect()
+    }
+}
+
+impl<E: Element> GroupMoments<'_, E> {
+    /// For each channel, the sum of its values, or of their squared differences from `mean`.
+    #[inline(always)]
+    fn sums<S: Simd>(&self, s: S, mean: Option<&[f32]>, out: &mut [f32]) {
+        // Some vectors of channels at a time, whose sums stay in registers.
+        const VECTORS: usize = 4;
+        let block = VECTORS * S::LANES;
+        for first in (0..self.c).step_by(block) {
+            let channels = first..self.c.min(first + block);
+            if channels.len() == block {
+                let mut means = [s.zero(); VECTORS];
+                for (v, value) in means.iter_mut().enumerate() {
+                    if let Some(mean) = mean {
+                        *value = s.read(mean, first + v * S::LANES);
+                    }
+                }
+                let mut sums = [s.zero(); VECTORS];
+                for pixel in self.x.chunks_exact(self.c) {
+                    let pixel = &pixel[first..first + block];
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        let x = s.read(pixel, v * S::LANES);
+                        *sum = if mean.is_some() {
+                            let d = s.sub(x, means[v]);
+                            s.fma(d, d, *sum)
+                        } else {
+                            s.add(*sum, x)
+                        };
+                    }
+                }
+                for (v, sum) in sums.into_iter().enumerate() {
+                    s.write(out, first + v * S::LANES, sum);
+                }
+                continue;
+            }
+            for i in channels.step_by(S::LANES) {
+                let mut sum = s.zero();
+                for pixel in self.x.chunks_exact(self.c) {
+                    let mut d = s.read(pixel, i);
+                    if let Some(mean) = mean {
+                        d = s.sub(d, s.read(mean, i));
+                        d = s.mul(d, d);
+                    }
+                    sum = s.add(sum, d);
+                }
+                s.write(out, i, sum);
+            }
+        }
     }
 }
 
@@ -208,11 +246,24 @@ impl<E: Element> Op for Affine<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if self.silu {
+            self.apply::<S, true>(s);
+        } else {
+            self.apply::<S, false>(s);
+        }
+    }
+}
+
+impl<E: Element> Affine<'_, E> {
+    #[inline(always)]
+    fn apply<S: Simd, const SILU: bool>(self, s: S) {
         let c = self.scale.len();
         for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
             for i in (0..c).step_by(S::LANES) {
-                let y = s.fma(s.read(x, i), s.read(self.scale, i), s.read(self.shift, i));
-                let y = if self.silu { math::silu(s, y) } else { y };
+                let mut y = s.fma(s.read(x, i), s.read(self.scale, i), s.read(self.shift, i));
+                if SILU {
+                    y = math::silu(s, y, E::IS_BF16);
+                }
                 s.write(out, i, y);
             }
         }
@@ -284,18 +335,34 @@ impl<E: Element> Op for LayerNorm<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let c = self.gamma.len();
+        /// Sums that are taken side by side, so that none waits for the one before.
+        const SUMS: usize = 4;
         let whole = c - c % S::LANES;
+        let unrolled = c - c % (SUMS * S::LANES);
         for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
-            let mut sum = s.zero();
-            for i in (0..c).step_by(S::LANES) {
-                sum = s.add(sum, s.read(x, i));
+            let mut sum = [s.zero(); SUMS];
+            for part in x[..unrolled].chunks_exact(SUMS * S::LANES) {
+                for (v, sum) in sum.iter_mut().enumerate() {
+                    *sum = s.add(*sum, s.read(part, v * S::LANES));
+                }
             }
+            for i in (unrolled..c).step_by(S::LANES) {
+                sum[0] = s.add(sum[0], s.read(x, i));
+            }
+            let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
             let mean = s.sum(sum) / c as f32;
-            let mut squares = s.zero();
-            for i in (0..whole).step_by(S::LANES) {
-                let d = s.sub(s.read(x, i), s.splat(mean));
-                squares = s.fma(d, d, squares);
+            let mut squares = [s.zero(); SUMS];
+            for part in x[..unrolled].chunks_exact(SUMS * S::LANES) {
+                for (v, squares) in squares.iter_mut().enumerate() {
+                    let d = s.sub(s.read(part, v * S::LANES), s.splat(mean));
+                    *squares = s.fma(d, d, *squares);
+                }
             }
+            for i in (unrolled..whole).step_by(S::LANES) {
+                let d = s.sub(s.read(x, i), s.splat(mean));
+                squares[0] = s.fma(d, d, squares[0]);
+            }
+            let squares = s.add(s.add(squares[0], squares[1]), s.add(squares[2], squares[3]));
             let rest: f32 = x[whole..].iter().map(|v| (v.to_f32() - mean).powi(2)).sum();
             let variance = (s.sum(squares) + rest) / c as f32;
             let factor = s.splat(1.0 / (variance + self.eps).sqrt());
@@ -412,5 +479,20 @@ mod tests {
                 check_layer::<bf16>(isa, rows, c);
             }
         }
+    }
+
+    #[test]
+    fn threads_do_not_change_the_result() {
+        let (pixels, c) = (3000, 64);
+        let (x, gamma, beta) = (noise(1, pixels * c), noise(2, c), noise(3, c));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut out = vec![0f32; x.len()];
+            pool.unwrap().install(|| {
+                group_norm(&x, 1, pixels, c, 32, 1e-5, &gamma, &beta, true, &mut out);
+            });
+            out
+        };
+        assert_eq!(run(1), run(3));
     }
 }

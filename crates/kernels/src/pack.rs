@@ -1,18 +1,12 @@
-//! Weights in the order the kernels read them.
-//!
-//! A matrix `[n, k]` becomes panels of as many output columns as a kernel's tile has (64
-//! for AVX-512, 16 otherwise); a panel lists, for each step along `k`, the weights of its
-//! columns. A step is one `k` for `f32` and `f16`, a pair of them for `bf16` and four for
-//! `int8`, because that is what the dot products take. The last panel is as many vectors wide as it needs.
-//! A convolution is a matrix whose `k` runs over the taps (kernel positions) and within a
-//! tap over the input channels: each tap is a *segment*, padded to whole steps.
+//! Weights as they are stored and as the layers keep them.
 
-#![allow(unsafe_code)]
+use std::ops::Range;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::panels::Panels;
 use crate::simd::panel_shape;
 
 /// Weights as they are stored in a file.
@@ -36,17 +30,17 @@ impl Weights<'_> {
         }
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub(crate) fn get(&self, i: usize) -> f32 {
+    fn get(&self, i: usize) -> f32 {
         match self {
             Weights::F32(w) => w[i],
             Weights::F16(w) => w[i].to_f32(),
             Weights::Bf16(w) => w[i].to_f32(),
         }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -65,7 +59,8 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    fn bytes(self) -> usize {
+    /// Bytes of a weight.
+    pub(crate) fn bytes(self) -> usize {
         match self {
             WeightFormat::F32 => 4,
             WeightFormat::F16 | WeightFormat::Bf16 => 2,
@@ -80,179 +75,6 @@ impl WeightFormat {
             WeightFormat::Bf16 => 2,
             WeightFormat::Int8 => 4,
         }
-    }
-}
-
-/// A cache line, so that vectors of weights never straddle two.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// Packed weights: see the head of this file.
-pub(crate) struct Panels {
-    pub(crate) isa: Isa,
-    pub(crate) format: WeightFormat,
-    /// Output columns; for GEGLU those of hidden and gate together.
-    pub(crate) n: usize,
-    pub(crate) segments: usize,
-    /// Length of a segment before padding.
-    pub(crate) segment_len: usize,
-    /// Columns of a full panel.
-    pub(crate) width: usize,
-    lanes: usize,
-    data: Vec<Line>,
-    /// For int8, by column as packed: the scale of the weights.
-    pub(crate) scales: Vec<f32>,
-    /// For int8, by column as packed: what the activations' offset of 128 adds to the sum,
-    /// the bits of an integer.
-    pub(crate) offsets: Vec<f32>,
-}
-
-impl Panels {
-    /// Packs the matrix whose element for output `row`, segment and position within the
-    /// segment is `w(row, segment, position)`; `row_of(column)` orders the rows.
-    pub(crate) fn pack(
-        isa: Isa,
-        format: WeightFormat,
-        n: usize,
-        segments: usize,
-        segment_len: usize,
-        row_of: impl Fn(usize) -> Option<usize> + Sync,
-        w: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Panels {
-        let (width, lanes) = panel_shape(isa);
-        let mut panels = Panels {
-            isa,
-            format,
-            n,
-            segments,
-            segment_len,
-            width,
-            lanes,
-            data: Vec::new(),
-            scales: Vec::new(),
-            offsets: Vec::new(),
-        };
-        let panel_bytes = panels.padded_k() * width * format.bytes();
-        let last = panels.padded_k() * panels.panel_width(panels.count() - 1) * format.bytes();
-        let bytes = (panels.count() - 1) * panel_bytes + last;
-        let mut data = vec![Line([0; 64]); bytes.div_ceil(64)];
-        // SAFETY: a line is 64 plain bytes.
-        let all: &mut [u8] =
-            unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len() * 64) };
-        let quantised = match format {
-            WeightFormat::Int8 => panels.count() * width,
-            _ => 0,
-        };
-        let (mut scales, mut offsets) = (vec![0f32; quantised], vec![0f32; quantised]);
-        // As many pieces as panels, empty ones if there is nothing to keep.
-        let mut of_panel: Vec<_> = scales
-            .chunks_mut(width)
-            .zip(offsets.chunks_mut(width))
-            .collect();
-        of_panel.resize_with(panels.count(), Default::default);
-        let shape = &panels;
-        all.par_chunks_mut(panel_bytes)
-            .zip(of_panel)
-            .enumerate()
-            .for_each(|(panel, (out, (scales, offsets)))| {
-                let columns = shape.panel_width(panel);
-                for column in 0..columns {
-                    let Some(row) = row_of(panel * width + column) else {
-                        continue;
-                    };
-                    let w = |segment, at| w(row, segment, at);
-                    match format {
-                        WeightFormat::F32 => shape.column(out, columns, column, |segment, at| {
-                            w(segment, at).to_ne_bytes()
-                        }),
-                        WeightFormat::F16 => shape.column(out, columns, column, |segment, at| {
-                            f16::from_f32(w(segment, at)).to_ne_bytes()
-                        }),
-                        WeightFormat::Bf16 => shape.column(out, columns, column, |segment, at| {
-                            bf16::from_f32(w(segment, at)).to_ne_bytes()
-                        }),
-                        WeightFormat::Int8 => {
-                            let mut largest = 0f32;
-                            for segment in 0..segments {
-                                for at in 0..segment_len {
-                                    largest = largest.max(w(segment, at).abs());
-                                }
-                            }
-                            // A scale that is zero or not finite would make every sum so.
-                            let scale = (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
-                            let mut sum = 0;
-                            shape.column(out, columns, column, |segment, at| {
-                                let byte = (w(segment, at) / scale).round_ties_even() as i8;
-                                sum += i32::from(byte);
-                                byte.to_ne_bytes()
-                            });
-                            scales[column] = scale;
-                            offsets[column] = f32::from_bits((128 * sum) as u32);
-                        }
-                    }
-                }
-            });
-        (panels.scales, panels.offsets) = (scales, offsets);
-        panels.data = data;
-        panels
-    }
-
-    /// Fills a column of a panel of `columns`; `bytes` are those of a weight.
-    #[inline(always)]
-    fn column<const N: usize>(
-        &self,
-        out: &mut [u8],
-        columns: usize,
-        column: usize,
-        mut bytes: impl FnMut(usize, usize) -> [u8; N],
-    ) {
-        let depth = self.format.depth();
-        let (out, _) = out.as_chunks_mut::<N>();
-        let steps = self.segment_len.div_ceil(depth);
-        for segment in 0..self.segments {
-            for step in 0..steps {
-                let to = &mut out[((segment * steps + step) * columns + column) * depth..][..depth];
-                for (i, to) in to.iter_mut().enumerate() {
-                    let at = step * depth + i;
-                    if at < self.segment_len {
-                        *to = bytes(segment, at);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Length of `k` with every segment padded to whole steps.
-    fn padded_k(&self) -> usize {
-        self.segments * self.segment_len.next_multiple_of(self.format.depth())
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.n.div_ceil(self.width)
-    }
-
-    /// Columns of a panel, a multiple of the vector.
-    fn panel_width(&self, panel: usize) -> usize {
-        let left = self.n - panel * self.width;
-        left.min(self.width).next_multiple_of(self.lanes)
-    }
-
-    /// Vectors side by side in a panel.
-    pub(crate) fn panel_vectors(&self, panel: usize) -> usize {
-        self.panel_width(panel) / self.lanes
-    }
-
-    /// The weights of a panel from padded `k` on.
-    pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
-        let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
-        let at = at * self.format.bytes();
-        assert!(panel < self.count() && at < self.data.len() * 64);
-        self.data.as_ptr().cast::<u8>().wrapping_add(at)
-    }
-
-    fn bytes(&self) -> usize {
-        self.data.len() * 64 + (self.scales.len() + self.offsets.len()) * 4
     }
 }
 
@@ -293,9 +115,7 @@ impl PackedMatrix {
         assert_eq!(w.len(), n * k, "weights of a {n} x {k} matrix");
         assert!(n > 0 && k > 0, "an empty matrix");
         let row_of = |column| (column < n).then_some(column);
-        let panels = Panels::pack(isa, format, n, 1, k, row_of, |row, _, at| {
-            w.get(row * k + at)
-        });
+        let panels = Panels::pack(isa, format, n, 1, k, row_of, w);
         PackedMatrix {
             panels,
             geglu: false,
@@ -326,9 +146,7 @@ impl PackedMatrix {
             })
         };
         let columns = inner.div_ceil(half) * width;
-        let panels = Panels::pack(isa, format, columns, 1, k, row_of, |row, _, at| {
-            w.get(row * k + at)
-        });
+        let panels = Panels::pack(isa, format, columns, 1, k, row_of, w);
         PackedMatrix {
             panels,
             geglu: true,
@@ -354,7 +172,8 @@ impl PackedMatrix {
 
 /// The weights of a convolution, packed for [`conv2d`](crate::conv2d).
 pub struct PackedConv {
-    pub(crate) panels: Panels,
+    /// One, or one for each phase of an enlarged input: see [`PackedConv::pack_upsampled`].
+    pub(crate) panels: Vec<Panels>,
     pub(crate) c_out: usize,
     pub(crate) c_in: usize,
     pub(crate) kh: usize,
@@ -387,16 +206,77 @@ impl PackedConv {
         assert!(!w.is_empty(), "an empty convolution");
         let taps = kh * kw;
         let row_of = |column| (column < c_out).then_some(column);
-        let panels = Panels::pack(isa, format, c_out, taps, c_in, row_of, |row, tap, at| {
-            w.get((row * c_in + at) * taps + tap)
-        });
+        let panels = Panels::pack(isa, format, c_out, taps, c_in, row_of, w);
         PackedConv {
-            panels,
+            panels: vec![panels],
             c_out,
             c_in,
             kh,
             kw,
         }
+    }
+
+    /// Packs `w`, `[c_out, c_in, 3, 3]` in row-major order, for a convolution that follows
+    /// an enlargement ([`ConvGeometry::upsample`](crate::ConvGeometry)), with a stride of 1
+    /// and a padding of 1 on all sides.
+    ///
+    /// Nine taps on repeated pixels are four on the pixels themselves, whose weights are
+    /// sums: other ones for even and odd rows and columns of the output. So 4/9 of the
+    /// operations remain, for 16/9 of the memory. Where [`conv2d`](crate::conv2d) has a
+    /// still shorter way, for `f32` and `f16` weights, this is the same as
+    /// [`PackedConv::pack`].
+    ///
+    /// # Panics
+    /// If `w` has not as many elements, or none.
+    pub fn pack_upsampled(
+        w: Weights,
+        c_out: usize,
+        c_in: usize,
+        format: WeightFormat,
+    ) -> PackedConv {
+        PackedConv::pack_upsampled_for(Isa::current(), w, [c_out, c_in], format)
+    }
+
+    pub(crate) fn pack_upsampled_for(
+        isa: Isa,
+        w: Weights,
+        [c_out, c_in]: [usize; 2],
+        format: WeightFormat,
+    ) -> PackedConv {
+        if matches!(format, WeightFormat::F32 | WeightFormat::F16) {
+            return PackedConv::pack_for(isa, w, [c_out, c_in, 3, 3], format);
+        }
+        assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
+        assert!(!w.is_empty(), "an empty convolution");
+        let row_of = |column| (column < c_out).then_some(column);
+        // The taps that fall on the first and on the second pixel of an even and an odd row.
+        const TAPS: [[Range<usize>; 2]; 2] = [[0..1, 1..3], [0..2, 2..3]];
+        let phases = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(py, px)| {
+            let mut sums = vec![0f32; c_out * c_in * 4];
+            sums.par_chunks_mut(4).enumerate().for_each(|(i, sums)| {
+                for (tap, sum) in sums.iter_mut().enumerate() {
+                    for y in TAPS[py][tap / 2].clone() {
+                        for x in TAPS[px][tap % 2].clone() {
+                            *sum += w.get(i * 9 + y * 3 + x);
+                        }
+                    }
+                }
+            });
+            Panels::pack(isa, format, c_out, 4, c_in, row_of, Weights::F32(&sums))
+        });
+        PackedConv {
+            panels: phases.into(),
+            c_out,
+            c_in,
+            kh: 3,
+            kw: 3,
+        }
+    }
+
+    /// The panels of a convolution that is not split into phases.
+    pub(crate) fn plain(&self) -> &Panels {
+        assert_eq!(self.panels.len(), 1, "packed for an enlarged input");
+        &self.panels[0]
     }
 
     /// Output channels.
@@ -411,6 +291,6 @@ impl PackedConv {
 
     /// Memory the packed weights take.
     pub fn bytes(&self) -> usize {
-        self.panels.bytes()
+        self.panels.iter().map(Panels::bytes).sum()
     }
 }

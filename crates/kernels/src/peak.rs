@@ -64,7 +64,9 @@ impl Op for Multiply {
                 4
             }
             Arithmetic::Int8 => {
-                for _ in 0..self.rounds {
+                for round in 0..self.rounds {
+                    // Not the same in each round, or a part would be computed only once.
+                    let bytes = bytes + round as u32;
                     for sum in &mut sums {
                         *sum = s.dot_bytes(*sum, bytes, b);
                     }

@@ -37,6 +37,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `1 / a` to 1e-4.
+    fn rough_reciprocal(self, a: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the machine can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
@@ -156,7 +158,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 /// A computation written once for every instruction set.
 ///
 /// `run` and all it calls on vectors must be `#[inline(always)]`: only then are they
-/// compiled with the instructions of the function that [`dispatch`] enters.
+/// compiled with the instructions of the function that [`dispatch`] enters. Closures cannot
+/// be, so there is none that takes a vector.
 pub(crate) trait Op {
     type Output;
     fn run<S: Simd>(self, s: S) -> Self::Output;
@@ -257,6 +260,9 @@ mod tests {
             assert_eq!(get(s.sub(vx, vy)), map(&|a, b| a - b));
             assert_eq!(get(s.mul(vx, vy)), map(&|a, b| a * b));
             assert_eq!(get(s.div(vx, vy)), map(&|a, b| a / b));
+            for (got, x) in get(s.rough_reciprocal(vx)).iter().zip(&x) {
+                assert!((got * x - 1.0).abs() <= 1e-4);
+            }
             assert_eq!(get(s.max(vx, vy)), map(&f32::max));
             assert_eq!(get(s.min(vx, vy)), map(&f32::min));
             assert_eq!(get(s.abs(vx)), map(&|a, _| a.abs()));

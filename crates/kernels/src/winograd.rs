@@ -5,7 +5,7 @@
 //! A tile of 4 x 4 outputs depends on 6 x 6 inputs. Both are seen as polynomials, which are
 //! multiplied by their values at the points 0, 1, -1, 2, -1/2 and infinity in each
 //! direction: 36 products of channel vectors instead of 144. Each of the 36 is a matrix
-//! product over the tiles, with the tiles of `gemm`.
+//! product over the tiles, in tiles of six rows.
 //!
 //! In `f32` the relative error is 1.5e-6, against 3e-7 for the plain sum; points 2 and -2
 //! or 1/2 and -1/2, which are more usual, would make it 2.3e-6. In bf16 rounding the
@@ -14,6 +14,13 @@
 //!
 //! The transformed weights are four times the weights, so they are not kept: transforming
 //! them again takes a hundredth of the time of the convolutions this is used for.
+//!
+//! How it got fast (one Zen 4 core, 512 channels at 64 x 64 / 128 channels at 512 x 512; the
+//! plain sum takes 174 / 728 ms):
+//! 1. Transform, multiply, transform back, a few tiles at a time: 76 / 448 ms.
+//! 2. The pieces of transformed input, too short for the machine to foresee, are prefetched:
+//!    70 / 381 ms.
+//! 3. Fewer tiles at a time, and what will be written is prefetched: 73 / 332 ms.
 
 #![allow(unsafe_code)]
 
@@ -23,12 +30,14 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
-use crate::gemm::{Epilogue, ROWS, Single, tile};
-use crate::pack::{PackedConv, Panels, WeightFormat};
+use crate::gemm::Epilogue;
+use crate::pack::{PackedConv, WeightFormat};
+use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
     MAX_LANES, MAX_PANEL, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write,
 };
+use crate::tile::{ROWS, Single, tile};
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 4;
@@ -56,7 +65,11 @@ pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
 
 /// Whether this convolution can be computed this way.
 fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
-    w.kh == 3 && w.kw == 3 && g.stride == 1 && w.panels.format != WeightFormat::Int8
+    w.panels.len() == 1
+        && w.kh == 3
+        && w.kw == 3
+        && g.stride == 1
+        && w.plain().format != WeightFormat::Int8
 }
 
 /// The convolution; lengths have been checked.
@@ -68,15 +81,15 @@ pub(crate) fn conv(
     out: &mut [f32],
 ) {
     assert!(fits(g, w), "not a 3x3 convolution of stride 1");
-    let isa = w.panels.isa;
+    let isa = w.plain().isa;
     let plan = Plan::new(g, w);
 
-    let mut weights = Scratch::new(w.panels.count() * plan.panel_len());
+    let mut weights = Scratch::new(w.plain().count() * plan.panel_len());
     weights
         .par_chunks_mut(plan.panel_len())
         .enumerate()
         .for_each(|(panel, out)| {
-            let panels = &w.panels;
+            let panels = w.plain();
             dispatch(isa, TransformWeights { panels, panel, out });
         });
 
@@ -107,13 +120,13 @@ pub(crate) fn conv(
                 );
             });
         let parts = here.div_ceil(TASK_GROUPS);
-        let tasks = w.panels.count() * parts;
+        let tasks = w.plain().count() * parts;
         (0..tasks).into_par_iter().for_each(|task| {
             let (panel, part) = (task / parts, task % parts);
             let groups = part * TASK_GROUPS..here.min((part + 1) * TASK_GROUPS);
             let task = Multiply {
                 plan: &plan,
-                panels: &w.panels,
+                panels: w.plain(),
                 panel,
                 weights: &weights[panel * plan.panel_len()..],
                 input: &input[groups.start * group_len..groups.end * group_len],
@@ -613,6 +626,7 @@ mod tests {
                         activation: crate::math::Activation::None,
                         residual: Some(&residual),
                         geglu: false,
+                        place: None,
                     };
                     conv(&x, g, &packed, &epilogue, &mut out);
                     assert_close(
@@ -624,5 +638,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn threads_do_not_change_the_result() {
+        let g = ConvGeometry {
+            batch: 1,
+            height: 50,
+            width: 50,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            pad_bottom: 1,
+            pad_right: 1,
+            upsample: false,
+        };
+        let (x, w) = (noise(1, 50 * 50 * 40), noise(2, 72 * 40 * 9));
+        let packed = PackedConv::pack(Weights::F32(&w), 72, 40, 3, 3, WeightFormat::F32);
+        assert!(suits(&g, &packed));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut out = vec![0f32; 50 * 50 * 72];
+            pool.unwrap()
+                .install(|| crate::conv2d(&x, &g, &packed, None, None, None, &mut out));
+            out
+        };
+        assert_eq!(run(1), run(3));
     }
 }

@@ -37,6 +37,10 @@ impl Simd for Portable {
         from_fn(|i| a[i] / b[i])
     }
     #[inline(always)]
+    fn rough_reciprocal(self, a: Self::V) -> Self::V {
+        from_fn(|i| 1.0 / a[i])
+    }
+    #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         // `mul_add` is a library call on x86-64 without FMA, an instruction on aarch64.
         if cfg!(target_arch = "aarch64") {

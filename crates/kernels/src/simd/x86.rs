@@ -58,6 +58,11 @@ impl Simd for Avx2 {
         fn sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
         fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
         fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        fn rough_reciprocal(a: __m256) -> __m256 {
+            // Right to 3e-4; a step of Newton's method doubles the digits.
+            let r = _mm256_rcp_ps(a);
+            _mm256_mul_ps(r, _mm256_fnmadd_ps(a, r, _mm256_set1_ps(2.0)))
+        }
         fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
         fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
         fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
@@ -186,6 +191,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
         fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
         fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn rough_reciprocal(a: __m512) -> __m512 { _mm512_rcp14_ps(a) }
         fn fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
         fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
         fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }

@@ -1,0 +1,387 @@
+//! Weights in the order the kernels read them.
+//!
+//! A matrix `[n, k]` becomes panels of as many output columns as a kernel's tile has (64
+//! for AVX-512, 16 otherwise); a panel lists, for each step along `k`, the weights of its
+//! columns. A step is one `k` for `f32` and `f16`, a pair of them for `bf16` and four for
+//! `int8`, because that is what the dot products take. The last panel is as many vectors wide as it needs.
+//! A convolution is a matrix whose `k` runs over the taps (kernel positions) and within a
+//! tap over the input channels: each tap is a *segment*, padded to whole steps.
+
+#![allow(unsafe_code)]
+
+use half::{bf16, f16};
+use memmap2::MmapMut;
+use rayon::prelude::*;
+
+use crate::int8::ZERO;
+use crate::isa::Isa;
+use crate::pack::{WeightFormat, Weights};
+use crate::simd::{Op, Simd, dispatch, panel_shape};
+
+/// Packed weights: see the head of this file.
+pub(crate) struct Panels {
+    pub(crate) isa: Isa,
+    pub(crate) format: WeightFormat,
+    /// Output columns; for GEGLU those of hidden and gate together.
+    pub(crate) n: usize,
+    pub(crate) segments: usize,
+    /// Length of a segment before padding.
+    pub(crate) segment_len: usize,
+    /// Columns of a full panel.
+    pub(crate) width: usize,
+    lanes: usize,
+    /// `None` only while packing.
+    data: Option<MmapMut>,
+    /// For int8, by column as packed: the scale of the weights.
+    pub(crate) scales: Vec<f32>,
+    /// For int8, by column as packed: what the activations' offset of 128 adds to the sum,
+    /// the bits of an integer.
+    pub(crate) offsets: Vec<f32>,
+}
+
+impl Panels {
+    /// Packs a matrix whose rows have `segment_len` times `segments` weights: the segment is
+    /// the faster index, as the taps of torch's convolutions are. `row_of` tells which row
+    /// becomes a column; columns without one are zero.
+    pub(crate) fn pack(
+        isa: Isa,
+        format: WeightFormat,
+        n: usize,
+        segments: usize,
+        segment_len: usize,
+        row_of: impl Fn(usize) -> Option<usize> + Sync,
+        w: Weights,
+    ) -> Panels {
+        let (width, lanes) = panel_shape(isa);
+        let mut panels = Panels {
+            isa,
+            format,
+            n,
+            segments,
+            segment_len,
+            width,
+            lanes,
+            data: None,
+            scales: Vec::new(),
+            offsets: Vec::new(),
+        };
+        let panel_bytes = panels.padded_k() * width * format.bytes();
+        let last = panels.padded_k() * panels.panel_width(panels.count() - 1) * format.bytes();
+        let bytes = (panels.count() - 1) * panel_bytes + last;
+        // Fresh pages of the system: zero, aligned, and given back when dropped. Huge ones
+        // where it has them are faster to get.
+        let mut data = MmapMut::map_anon(bytes).expect("memory for packed weights");
+        #[cfg(target_os = "linux")]
+        let _ = data.advise(memmap2::Advice::HugePage);
+        let mut quantised = vec![Column::default(); panels.count() * width];
+        data.par_chunks_mut(panel_bytes)
+            .zip(quantised.par_chunks_mut(width))
+            .enumerate()
+            .for_each(|(panel, (out, quantised))| {
+                let columns = 0..panels.panel_width(panel);
+                let pack = PackPanel {
+                    panels: &panels,
+                    rows: columns.map(|c| row_of(panel * width + c)).collect(),
+                    w,
+                    quantised,
+                    out,
+                };
+                dispatch(isa, pack);
+            });
+        if format == WeightFormat::Int8 {
+            panels.scales = quantised.iter().map(|c| c.scale).collect();
+            panels.offsets = quantised.iter().map(|c| c.offset()).collect();
+        }
+        panels.data = Some(data);
+        panels
+    }
+
+    /// Length of `k` with every segment padded to whole steps.
+    fn padded_k(&self) -> usize {
+        self.segments * self.segment_len.next_multiple_of(self.format.depth())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.n.div_ceil(self.width)
+    }
+
+    /// Columns of a panel, a multiple of the vector.
+    fn panel_width(&self, panel: usize) -> usize {
+        let left = self.n - panel * self.width;
+        left.min(self.width).next_multiple_of(self.lanes)
+    }
+
+    /// Vectors side by side in a panel.
+    pub(crate) fn panel_vectors(&self, panel: usize) -> usize {
+        self.panel_width(panel) / self.lanes
+    }
+
+    /// The weights of a panel from padded `k` on.
+    pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
+        let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
+        let at = at * self.format.bytes();
+        assert!(panel < self.count() && at < self.data().len());
+        self.data().as_ptr().wrapping_add(at)
+    }
+
+    fn data(&self) -> &[u8] {
+        self.data.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.data().len() + (self.scales.len() + self.offsets.len()) * 4
+    }
+}
+
+/// What int8 keeps of a column.
+#[derive(Clone, Copy, Default)]
+struct Column {
+    scale: f32,
+    sum: i32,
+}
+
+impl Column {
+    /// What the activations' offset adds to the sum, the bits of an integer.
+    fn offset(self) -> f32 {
+        f32::from_bits((i32::from(ZERO) * self.sum) as u32)
+    }
+}
+
+/// Packing a panel: blocks of each row are converted with vectors, then transposed.
+struct PackPanel<'a> {
+    panels: &'a Panels,
+    /// The rows that become columns.
+    rows: Vec<Option<usize>>,
+    w: Weights<'a>,
+    quantised: &'a mut [Column],
+    out: &'a mut [u8],
+}
+
+/// Weights of a row that are transposed at a time: long enough to be read at speed.
+const BLOCK: usize = 256;
+
+impl Op for PackPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let panels = self.panels;
+        if panels.format == WeightFormat::Int8 {
+            self.find_scales(s);
+        }
+        let (segments, depth) = (panels.segments, panels.format.depth());
+        let columns = self.rows.len();
+        let steps = panels.segment_len.div_ceil(depth);
+        let step_bytes = depth * panels.format.bytes();
+        // Positions of each segment in a block, whole steps.
+        let positions = (BLOCK / segments).next_multiple_of(16).max(16);
+        let mut wide = vec![0f32; positions * segments];
+        let mut values = [0f32; BLOCK];
+        // For each segment, for each column, a block of bytes as they will be.
+        let mut block = vec![0u8; segments * columns * positions * panels.format.bytes()];
+        for first in (0..panels.segment_len).step_by(positions) {
+            let len = positions.min(panels.segment_len - first);
+            let block_steps = len.div_ceil(depth);
+            let block_bytes = block_steps * step_bytes;
+            for (column, row) in self.rows.iter().enumerate() {
+                let Some(row) = row else { continue };
+                let from = (row * panels.segment_len + first) * segments;
+                self.w.widen(s, from, &mut wide[..len * segments]);
+                for segment in 0..segments {
+                    let values = &mut values[..block_steps * depth];
+                    values.fill(0.0);
+                    let of_segment = wide[..len * segments]
+                        .iter()
+                        .skip(segment)
+                        .step_by(segments);
+                    for (value, from) in values.iter_mut().zip(of_segment) {
+                        *value = *from;
+                    }
+                    let at = (segment * columns + column) * block_bytes;
+                    let to = &mut block[at..at + block_bytes];
+                    encode(s, panels.format, values, &mut self.quantised[column], to);
+                }
+            }
+            for segment in 0..segments {
+                let from = &block[segment * columns * block_bytes..][..columns * block_bytes];
+                let to = (segment * steps + first / depth) * columns * step_bytes;
+                let to = &mut self.out[to..to + block_steps * columns * step_bytes];
+                if step_bytes == 4 {
+                    transpose::<4>(from, block_steps, to);
+                } else {
+                    transpose::<2>(from, block_steps, to);
+                }
+            }
+        }
+    }
+}
+
+impl PackPanel<'_> {
+    /// The scales that make the largest weight of each column 127.
+    #[inline(always)]
+    fn find_scales<S: Simd>(&mut self, s: S) {
+        const PIECE: usize = 512;
+        let k = self.panels.segments * self.panels.segment_len;
+        let mut wide = [0f32; PIECE];
+        for (row, column) in self.rows.iter().zip(self.quantised.iter_mut()) {
+            let Some(row) = row else { continue };
+            let mut largest = s.zero();
+            for first in (0..k).step_by(PIECE) {
+                let wide = &mut wide[..PIECE.min(k - first)];
+                self.w.widen(s, row * k + first, wide);
+                for i in (0..wide.len()).step_by(S::LANES) {
+                    largest = s.max(largest, s.abs(s.read(wide, i)));
+                }
+            }
+            // A scale that is zero or not finite would make every sum so.
+            column.scale = (s.largest(largest) / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
+        }
+    }
+}
+
+impl Weights<'_> {
+    /// The weights from index `from` on.
+    #[inline(always)]
+    fn widen<S: Simd>(&self, s: S, from: usize, out: &mut [f32]) {
+        let to = from + out.len();
+        match self {
+            Weights::F32(w) => out.copy_from_slice(&w[from..to]),
+            Weights::F16(w) => {
+                let w = &w[from..to];
+                let whole = w.len() / S::LANES * S::LANES;
+                for i in (0..whole).step_by(S::LANES) {
+                    // SAFETY: LANES elements are left.
+                    let value = unsafe { s.load_f16(w.as_ptr().add(i)) };
+                    s.write(out, i, value);
+                }
+                for i in whole..w.len() {
+                    out[i] = w[i].to_f32();
+                }
+            }
+            Weights::Bf16(w) => {
+                let w = &w[from..to];
+                for i in (0..w.len()).step_by(S::LANES) {
+                    s.write(out, i, s.read(w, i));
+                }
+            }
+        }
+    }
+}
+
+/// Values in the format of the panel, as many as fill `to`.
+#[inline(always)]
+fn encode<S: Simd>(s: S, format: WeightFormat, values: &[f32], column: &mut Column, to: &mut [u8]) {
+    match format {
+        WeightFormat::F32 => {
+            for (to, value) in to.as_chunks_mut().0.iter_mut().zip(values) {
+                *to = value.to_ne_bytes();
+            }
+        }
+        WeightFormat::F16 => {
+            for (to, value) in to.as_chunks_mut().0.iter_mut().zip(values) {
+                *to = f16::from_f32(*value).to_ne_bytes();
+            }
+        }
+        WeightFormat::Bf16 => {
+            let mut rounded = [bf16::ZERO; BLOCK];
+            for i in (0..values.len()).step_by(S::LANES) {
+                s.write(&mut rounded, i, s.read(values, i));
+            }
+            for (to, value) in to.as_chunks_mut().0.iter_mut().zip(rounded) {
+                *to = value.to_ne_bytes();
+            }
+        }
+        WeightFormat::Int8 => {
+            let factor = s.splat(1.0 / column.scale);
+            let mut bytes = [0u8; BLOCK];
+            for i in (0..values.len()).step_by(S::LANES) {
+                let y = s.round(s.mul(s.read(values, i), factor));
+                let y = s.min(s.max(y, s.splat(-127.0)), s.splat(127.0));
+                s.write_bytes(&mut bytes, i, s.add(y, s.splat(f32::from(ZERO))));
+            }
+            for (to, byte) in to.iter_mut().zip(bytes) {
+                // Without the offset, which only serves to write an unsigned byte.
+                *to = byte.wrapping_sub(ZERO);
+                column.sum += i32::from(*to as i8);
+            }
+        }
+    }
+}
+
+/// From `steps` steps of `N` bytes for each column to the columns of each step.
+#[inline(always)]
+fn transpose<const N: usize>(from: &[u8], steps: usize, to: &mut [u8]) {
+    let (from, to) = (from.as_chunks::<N>().0, to.as_chunks_mut::<N>().0);
+    let columns = to.len() / steps;
+    for (step, to) in to.chunks_exact_mut(columns).enumerate() {
+        for (column, to) in to.iter_mut().enumerate() {
+            *to = from[column * steps + step];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::noise;
+
+    /// Every weight is where the layout says, whatever the format and the sizes.
+    #[test]
+    fn weights_are_where_the_layout_says() {
+        for isa in Isa::available() {
+            for (n, segments, len) in [(1, 1, 1), (70, 1, 67), (65, 9, 5), (130, 4, 64)] {
+                let w = noise(1, n * segments * len);
+                for format in [
+                    WeightFormat::F32,
+                    WeightFormat::F16,
+                    WeightFormat::Bf16,
+                    WeightFormat::Int8,
+                ] {
+                    let row_of = |column| (column < n).then_some(column);
+                    let panels =
+                        Panels::pack(isa, format, n, segments, len, row_of, Weights::F32(&w));
+                    let data = panels.data();
+                    let depth = format.depth();
+                    for row in 0..n {
+                        let (panel, column) = (row / panels.width, row % panels.width);
+                        let columns = panels.panel_width(panel);
+                        let largest = w[row * segments * len..(row + 1) * segments * len]
+                            .iter()
+                            .fold(0f32, |m, v| m.max(v.abs()));
+                        for segment in 0..segments {
+                            for at in 0..len {
+                                let step = segment * len.div_ceil(depth) + at / depth;
+                                let index = panel * panels.padded_k() * panels.width
+                                    + (step * columns + column) * depth
+                                    + at % depth;
+                                let bytes = &data[index * format.bytes()..][..format.bytes()];
+                                let got = match format {
+                                    WeightFormat::F32 => {
+                                        f32::from_ne_bytes(bytes.try_into().unwrap())
+                                    }
+                                    WeightFormat::F16 => {
+                                        f16::from_ne_bytes(bytes.try_into().unwrap()).to_f32()
+                                    }
+                                    WeightFormat::Bf16 => {
+                                        bf16::from_ne_bytes(bytes.try_into().unwrap()).to_f32()
+                                    }
+                                    WeightFormat::Int8 => {
+                                        f32::from(bytes[0] as i8) * panels.scales[row]
+                                    }
+                                };
+                                let want = w[(row * len + at) * segments + segment];
+                                let tolerance = match format {
+                                    WeightFormat::F32 => 0.0,
+                                    WeightFormat::F16 => want.abs() / 2048.0 + 1e-7,
+                                    WeightFormat::Bf16 => want.abs() / 256.0,
+                                    WeightFormat::Int8 => largest / 127.0 * 0.5001,
+                                };
+                                assert!((got - want).abs() <= tolerance, "{isa} {format:?}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
