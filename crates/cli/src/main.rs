@@ -1,3 +1,84 @@
-//! The command line program `sdxl`.
+//! The command line program `sdxl`: words typed become a request, the request is run,
+//! and what came of it becomes files, lines and an exit code.
+//!
+//! Exit codes: 0; 1 when this program or the machine failed; 2 when the request or the files
+//! are wrong; 130 when interrupted.
 
-fn main() {}
+mod args;
+mod generate;
+mod info;
+mod output;
+mod progress;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// Stable Diffusion XL on this machine, with the numbers of diffusers.
+#[derive(Parser)]
+#[command(name = "sdxl", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make pictures from prompts
+    Generate(Box<args::GenerateArgs>),
+    /// Print how a picture was made, from the picture itself
+    Show(show::ShowArgs),
+    /// Describe a checkpoint and say what is missing
+    Info(info::InfoArgs),
+}
+
+/// A mistake in what was asked, found by this program rather than by the library.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// An [`anyhow::Error`] that ends in exit code 2.
+fn usage(message: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Usage(message.into()))
+}
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let (json, result) = match (&cli.command, matches.subcommand()) {
+        (Command::Generate(args), Some((_, given))) => (args.json, generate::run(args, given)),
+        (Command::Show(args), _) => (args.json, show::run(args)),
+        (Command::Info(args), _) => (args.json, info::run(args)),
+        (Command::Generate(args), None) => (args.json, Err(usage("no arguments"))),
+    };
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    let code = exit_code(&error);
+    if json {
+        let object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code });
+        println!("{object}");
+    }
+    eprintln!("sdxl: {error:#}");
+    ExitCode::from(code)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<sdxl::Error>() {
+        Some(sdxl::Error::Cancelled) => 130,
+        Some(error) if error.is_usage() => 2,
+        _ if error.is::<Usage>() => 2,
+        _ => 1,
+    }
+}

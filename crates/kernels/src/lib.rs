@@ -1,1 +1,32 @@
 //! CPU kernels for Stable Diffusion XL: slices in, slices out.
+//!
+//! Activations are `f32` or `bf16` ([`Element`]) and channel-last: `[batch, height, width,
+//! channels]`, which is also `[batch, tokens, channels]`. Weights are packed once
+//! ([`PackedMatrix`], [`PackedConv`]) for the instruction set in use ([`Isa`]). Work is
+//! spread over rayon's current thread pool; results do not depend on its size.
+//!
+//! A slice of the wrong length is a programming error: every function panics on it.
+
+mod attention;
+mod conv;
+mod element;
+mod elementwise;
+mod gemm;
+mod isa;
+mod linear;
+mod math;
+mod norm;
+mod pack;
+mod simd;
+#[cfg(test)]
+mod test;
+
+pub use attention::{AttentionShape, attention};
+pub use conv::{ConvGeometry, conv2d};
+pub use element::Element;
+pub use elementwise::{activate, add, convert, silu, to_bf16, widen};
+pub use isa::Isa;
+pub use linear::{linear, linear_geglu};
+pub use math::Activation;
+pub use norm::{group_norm, layer_norm};
+pub use pack::{PackedConv, PackedMatrix, WeightFormat, Weights};

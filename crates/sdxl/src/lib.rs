@@ -1,6 +1,42 @@
 //! Stable Diffusion XL image generation with the numbers of the diffusers library.
+//!
+//! ```no_run
+//! use std::{ops::ControlFlow, path::Path};
+//! use sdxl::{LoadOptions, Pipeline, Request};
+//!
+//! let pipeline = Pipeline::load(Path::new("stable-diffusion-xl-base-1.0"), &LoadOptions::default())?;
+//! let request = Request { prompt: vec!["a lighthouse at dusk".into()], ..Default::default() };
+//! let output = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()))?;
+//! let picture = &output.images[0]; // width, height and RGB bytes
+//! # Ok::<(), sdxl::Error>(())
+//! ```
+//!
+//! Modules follow the path of the data: [`request`] → [`text`] → [`noise`] →
+//! [`pipeline`] (the denoising loop, with [`scheduler`] and [`model`]) → [`image`].
 
+pub mod error;
+pub mod image;
 pub mod latents;
+pub mod latents_file;
+pub mod memory;
+pub mod model;
 pub mod noise;
+pub mod ops;
+pub mod pipeline;
+pub mod recipe;
+pub mod request;
 pub mod schedule;
 pub mod scheduler;
+pub mod tensor;
+pub mod text;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use image::Picture;
+pub use latents::Latents;
+pub use noise::Rng;
+pub use pipeline::{Event, LoadOptions, Output, Pipeline};
+pub use recipe::Recipe;
+pub use request::{PromptSyntax, Request, Size, Tiling};
+pub use weights::Precision;
+pub use weights::folder::{Checkpoint, Family, Part};

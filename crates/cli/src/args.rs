@@ -1,0 +1,287 @@
+//! The words of `sdxl generate`: every field of a request under its own name.
+
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::{Precision, Request, Rng, Size, Tiling};
+use serde_json::Value;
+
+/// Defaults come from the library; the program has none of its own.
+fn defaults() -> Request {
+    Request::default()
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
+}
+
+/// When the VAE decodes tile by tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TilingWord {
+    /// Where the picture would not fit in memory otherwise
+    Auto,
+    /// Always, for pictures larger than a tile
+    On,
+    /// Never
+    Off,
+}
+
+/// How prompts are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyntaxWord {
+    /// As they stand
+    Plain,
+}
+
+/// Where the networks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// This machine's processor
+    Cpu,
+}
+
+/// `sdxl generate`
+#[derive(Args)]
+pub struct GenerateArgs {
+    /// What the picture shows; several prompts make several pictures
+    #[arg(required_unless_present = "recipe")]
+    pub prompt: Vec<String>,
+
+    /// A prompt of its own for the second text encoder (once, or once per prompt)
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
+    pub prompt_2: Vec<String>,
+    /// What the picture must not show (once, or once per prompt); without it the
+    /// checkpoint decides between an empty text and none
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
+    pub negative_prompt: Vec<String>,
+    /// The negative prompt for the second text encoder
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
+    pub negative_prompt_2: Vec<String>,
+    /// How prompts are read
+    #[arg(long, value_enum, default_value = "plain", help_heading = "Prompt")]
+    pub prompt_syntax: SyntaxWord,
+    /// Layers of the text encoders to skip, beyond the one SDXL skips
+    #[arg(long, value_name = "N", help_heading = "Prompt")]
+    pub clip_skip: Option<usize>,
+
+    /// Width in pixels, a multiple of 8 [default: the checkpoint's]
+    #[arg(long, value_name = "W", help_heading = "Picture")]
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 8 [default: the checkpoint's]
+    #[arg(long, value_name = "H", help_heading = "Picture")]
+    pub height: Option<usize>,
+    /// Pictures per prompt
+    #[arg(long, value_name = "N", default_value_t = defaults().num_images, help_heading = "Picture")]
+    pub num_images: usize,
+    /// Seed, or one seed per picture [default: drawn from the clock]
+    #[arg(
+        long,
+        value_name = "N[,N...]",
+        value_delimiter = ',',
+        help_heading = "Picture"
+    )]
+    pub seed: Vec<u64>,
+    /// Whose random numbers a seed gives: torch-cpu or torch-cuda
+    #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
+    pub rng: Rng,
+    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]) instead of noise
+    #[arg(long, value_name = "FILE", help_heading = "Picture")]
+    pub latents: Option<PathBuf>,
+
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
+    pub steps: usize,
+    /// Classifier-free guidance; off at 1 and below
+    #[arg(long, value_name = "G", default_value_t = defaults().guidance_scale,
+          allow_negative_numbers = true, help_heading = "Sampling")]
+    pub guidance_scale: f32,
+    /// Pulls guided contrast back to the unguided one's, 0 to 1
+    #[arg(long, value_name = "R", default_value_t = defaults().guidance_rescale,
+          allow_negative_numbers = true, help_heading = "Sampling")]
+    pub guidance_rescale: f32,
+    /// Scheduler, by its diffusers class or a short name [default: the checkpoint's]
+    #[arg(long, value_name = "NAME", help_heading = "Sampling")]
+    pub scheduler: Option<String>,
+    /// A key of scheduler_config.json to set, such as use_karras_sigmas=true
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Sampling")]
+    pub scheduler_option: Vec<String>,
+    /// Visit these timesteps instead of --steps evenly spaced ones
+    #[arg(
+        long,
+        value_name = "T,T,...",
+        value_delimiter = ',',
+        help_heading = "Sampling"
+    )]
+    pub timesteps: Vec<f64>,
+    /// Visit these noise levels; the last one is the result's (0 for a finished picture)
+    #[arg(
+        long,
+        value_name = "S,S,...",
+        value_delimiter = ',',
+        help_heading = "Sampling"
+    )]
+    pub sigmas: Vec<f64>,
+    /// Stochasticity of DDIM and its kin, 0 to 1
+    #[arg(long, default_value_t = defaults().eta, allow_negative_numbers = true,
+          help_heading = "Sampling")]
+    pub eta: f64,
+    /// Stop when this fraction of the noise is gone, leaving noisy latents
+    #[arg(long, value_name = "F", help_heading = "Sampling")]
+    pub denoising_end: Option<f64>,
+
+    /// Size of the training picture to imitate [default: the picture's]
+    #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
+    pub original_size: Option<Size>,
+    /// Size to aim at [default: the picture's]
+    #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
+    pub target_size: Option<Size>,
+    /// Pixels cropped off the training picture to imitate [default: 0,0]
+    #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
+    pub crops_coords_top_left: Option<[usize; 2]>,
+    /// The same to stay away from (counts only with --negative-target-size)
+    #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
+    pub negative_original_size: Option<Size>,
+    /// The same to stay away from (counts only with --negative-original-size)
+    #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
+    pub negative_target_size: Option<Size>,
+    /// The same to stay away from [default: 0,0]
+    #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
+    pub negative_crops_coords_top_left: Option<[usize; 2]>,
+
+    /// Checkpoint folder (the one that holds model_index.json)
+    #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
+    pub model: Option<PathBuf>,
+    /// Use weight files of this variant, such as fp16
+    #[arg(long, value_name = "NAME", help_heading = "Checkpoint and machine")]
+    pub variant: Option<String>,
+    /// f32 (diffusers' numbers), bf16 or f16 [default: bf16 where the processor has it, else f32]
+    #[arg(long, help_heading = "Checkpoint and machine")]
+    pub precision: Option<Precision>,
+    /// Where the networks run
+    #[arg(
+        long,
+        value_enum,
+        default_value = "cpu",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub device: Device,
+    /// Decode tile by tile: bounded memory, faint differences between tiles
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub vae_tiling: TilingWord,
+    /// Decode the pictures of a batch one by one: less memory, same numbers
+    #[arg(
+        long,
+        value_enum,
+        default_value = "on",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub vae_slicing: Switch,
+
+    /// PNG file, or folder for them; with several pictures FILE gets a number
+    /// [default: sdxl-SEED.png here]
+    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Also write the final latents (safetensors)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output_latents: Option<PathBuf>,
+    /// Replace files that exist
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    /// Make the picture of this recipe (a PNG of ours, or JSON) again; flags given beside it win
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub recipe: Option<PathBuf>,
+    /// Leave out the invisible watermark (this version embeds none in any case)
+    #[arg(long, help_heading = "Output")]
+    pub no_watermark: bool,
+    /// Print one JSON object about the result, and nothing else, on standard output
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+fn crop(text: &str) -> Result<[usize; 2], String> {
+    text.split_once(',')
+        .and_then(|(top, left)| Some([top.trim().parse().ok()?, left.trim().parse().ok()?]))
+        .ok_or_else(|| format!("`{text}` is not TOP,LEFT, as in 0,128"))
+}
+
+impl GenerateArgs {
+    /// The request: `base` (a recipe's, or the defaults) with whatever was typed.
+    pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
+        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let mut r = base;
+        macro_rules! take {
+            ($($field:ident),*) => {
+                $(if given(stringify!($field)) {
+                    r.$field = self.$field.clone();
+                })*
+            };
+        }
+        take!(
+            prompt,
+            prompt_2,
+            negative_prompt,
+            negative_prompt_2,
+            seed,
+            rng,
+            steps,
+            width,
+            height,
+            guidance_scale,
+            guidance_rescale,
+            num_images,
+            clip_skip,
+            original_size,
+            target_size,
+            negative_original_size,
+            negative_target_size,
+            scheduler,
+            timesteps,
+            sigmas,
+            eta,
+            denoising_end
+        );
+        if let Some(crop) = self.crops_coords_top_left {
+            r.crops_coords_top_left = crop;
+        }
+        if let Some(crop) = self.negative_crops_coords_top_left {
+            r.negative_crops_coords_top_left = crop;
+        }
+        if given("prompt_syntax") {
+            r.prompt_syntax = match self.prompt_syntax {
+                SyntaxWord::Plain => sdxl::PromptSyntax::Plain,
+            };
+        }
+        if given("vae_tiling") {
+            r.vae_tiling = match self.vae_tiling {
+                TilingWord::Auto => Tiling::Auto,
+                TilingWord::On => Tiling::On,
+                TilingWord::Off => Tiling::Off,
+            };
+        }
+        if given("vae_slicing") {
+            r.vae_slicing = self.vae_slicing == Switch::On;
+        }
+        for option in &self.scheduler_option {
+            let Some((key, text)) = option.split_once('=') else {
+                return Err(crate::usage(format!(
+                    "--scheduler-option {option}: write KEY=VALUE, as in use_karras_sigmas=true"
+                )));
+            };
+            // Words that are not JSON (trailing, dpmsolver++) are strings.
+            let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+            r.scheduler_options.insert(key.trim().to_string(), value);
+        }
+        Ok(r)
+    }
+}

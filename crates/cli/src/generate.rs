@@ -1,0 +1,204 @@
+//! `sdxl generate`: check everything, load, run, write.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, anyhow};
+use clap::ArgMatches;
+use sdxl::image::png::{self, Texts};
+use sdxl::pipeline::{self, default_precision};
+use sdxl::recipe::{self, Recipe};
+use sdxl::{Checkpoint, Event, Pipeline, Request, latents_file};
+
+use crate::args::GenerateArgs;
+use crate::output::{self, Destination};
+use crate::progress::Progress;
+use crate::usage;
+
+/// Runs the command.
+pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    // Everything that can be refused is refused before any weights are read.
+    let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
+    let base = replayed
+        .as_ref()
+        .map_or_else(Request::default, |r| r.request.clone());
+    let request = args.request(base, matches)?;
+    request.check()?;
+    let root = args
+        .model
+        .clone()
+        .or(replayed.as_ref().map(|r| r.model.clone()))
+        .ok_or_else(|| {
+            usage(
+                "no checkpoint: add --model DIR, the folder of an SDXL checkpoint that holds \
+                 model_index.json (such as a download of stabilityai/stable-diffusion-xl-base-1.0)",
+            )
+        })?;
+    let variant = args
+        .variant
+        .clone()
+        .or(replayed.as_ref().and_then(|r| r.variant.clone()));
+    let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
+    let precision = args
+        .precision
+        .or(replayed.as_ref().map(|r| r.precision))
+        .unwrap_or_else(default_precision);
+    let request = pipeline::resolve(&checkpoint, precision, &request)?;
+    let scheduler_class = pipeline::build_scheduler(&checkpoint, &request)?
+        .info()
+        .class;
+    let start = args
+        .latents
+        .as_deref()
+        .map(latents_file::read)
+        .transpose()?;
+    let latents_sha256 = args
+        .latents
+        .as_deref()
+        .map(|path| recipe::hash_file(path).map(|(_, hash)| hash))
+        .transpose()?;
+    if let (None, Some(was)) = (
+        &latents_sha256,
+        replayed.as_ref().and_then(|r| r.latents_sha256.as_ref()),
+    ) {
+        return Err(usage(format!(
+            "this picture was started from a latents file (SHA-256 {was}); give it with --latents"
+        )));
+    }
+    // A replay writes the one picture that the recipe is of.
+    let only = replayed
+        .as_ref()
+        .map(|r| r.image_index)
+        .filter(|i| *i < request.images());
+    let written = if only.is_some() { 1 } else { request.images() };
+    let destination = Destination::new(args.output.as_deref(), written, args.overwrite)?;
+    if let Some(path) = &args.output_latents {
+        output::check_file(path, args.overwrite)?;
+    }
+
+    let mut progress = Progress::new();
+    if args.precision.is_none() && replayed.is_none() {
+        progress.say(&format!(
+            "precision: {precision}, the default on this processor (--precision f32 gives the \
+             reference's numbers)"
+        ));
+    }
+    let interrupted = interrupt_flag()?;
+    // Hashing reads the files once more; beside the run it costs next to nothing.
+    let hashing = {
+        let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
+        std::thread::spawn(move || recipe::hash_weights(&checkpoint))
+    };
+    let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
+    let mut warnings: Vec<String> = Vec::new();
+    let result = pipeline.generate(&request, start, &mut |event| {
+        if let Event::Warning(text) = event {
+            warnings.push(text.to_string());
+        }
+        progress.show(event);
+        if interrupted.load(Ordering::SeqCst) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    });
+    let made = match result {
+        Ok(made) => made,
+        Err(error) => {
+            progress.finish();
+            return Err(error.into());
+        }
+    };
+    let files = hashing
+        .join()
+        .map_err(|_| anyhow!("hashing the checkpoint stopped unexpectedly"))??;
+    let seconds = progress.finish();
+    if let Some(was) = &replayed
+        && was.files != files
+    {
+        warn_of_other_weights(was, &files, &mut warnings);
+    }
+
+    let mut recipe = Recipe {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        model: root,
+        variant,
+        precision,
+        isa: sdxl_kernels::Isa::current().to_string(),
+        latents_sha256,
+        files,
+        scheduler_class: scheduler_class.to_string(),
+        request,
+        image_index: 0,
+    };
+    let mut written_files = Vec::new();
+    for (index, picture) in made.images.iter().enumerate() {
+        if only.is_some_and(|one| one != index) {
+            continue;
+        }
+        recipe.image_index = index;
+        let texts = Texts {
+            parameters: Some(recipe.parameters()),
+            recipe: Some(recipe.to_json()),
+        };
+        let mut bytes = Vec::new();
+        png::write(&mut bytes, picture, &texts)?;
+        let number = written_files.len();
+        let path = destination.write(number, written, picture.seed, &bytes)?;
+        if !args.json {
+            println!("{}", path.display());
+        }
+        written_files.push(serde_json::json!({
+            "path": path,
+            "seed": picture.seed,
+            "prompt": recipe.request.prompt[picture.prompt_index],
+            "width": picture.width,
+            "height": picture.height,
+        }));
+    }
+    if let Some(path) = &args.output_latents {
+        let bytes = latents_file::to_bytes(&made.latents)?;
+        output::write_file(path, &bytes, args.overwrite)?;
+    }
+    if args.json {
+        let object = serde_json::json!({
+            "images": written_files,
+            "latents": args.output_latents,
+            "seconds": seconds,
+            "precision": precision,
+            "isa": recipe.isa,
+            "warnings": warnings,
+            "request": recipe.request,
+        });
+        println!("{object}");
+    }
+    Ok(())
+}
+
+fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mut Vec<String>) {
+    let changed: Vec<&str> = files
+        .iter()
+        .filter(|f| !was.files.contains(f))
+        .map(|f| f.name.as_str())
+        .collect();
+    let text = format!(
+        "the recipe was made with other weights, so the picture may differ; changed: {}",
+        changed.join(", ")
+    );
+    eprintln!("warning: {text}");
+    warnings.push(text);
+}
+
+/// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
+fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        if raised.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
+    })
+    .context("Ctrl-C cannot be watched")?;
+    Ok(flag)
+}

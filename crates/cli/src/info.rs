@@ -1,0 +1,160 @@
+//! `sdxl info`: what a checkpoint folder holds, and what it lacks.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use sdxl::{Checkpoint, Family, Part};
+use serde::Serialize;
+
+use crate::usage;
+
+/// `sdxl info`
+#[derive(Args)]
+pub struct InfoArgs {
+    /// Checkpoint folder (the one that holds model_index.json)
+    pub dir: PathBuf,
+    /// Look at the weight files of this variant, such as fp16
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Serialize)]
+struct PartInfo {
+    name: &'static str,
+    files: Vec<PathBuf>,
+    bytes: u64,
+    parameters: u64,
+    dtypes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(&args.dir, args.variant.as_deref())?;
+    let parts: Vec<PartInfo> = Part::ALL
+        .into_iter()
+        .filter(|part| checkpoint.has(*part))
+        .map(|part| describe(&checkpoint, part))
+        .collect();
+    let mut problems: Vec<String> = parts.iter().filter_map(|p| p.problem.clone()).collect();
+    for part in [Part::TextEncoder, Part::TextEncoder2] {
+        if checkpoint.has(part) {
+            let folder = checkpoint.tokenizer_folder(part);
+            if let Err(error) = sdxl::text::tokenizer::Tokenizer::open(&folder) {
+                problems.push(error.to_string());
+            }
+        }
+    }
+    let family = match checkpoint.family() {
+        Family::Base => "base",
+        Family::Refiner => "refiner",
+    };
+    let (height, width) = checkpoint.unet.default_latent_size();
+    let scheduler = checkpoint
+        .scheduler
+        .get("_class_name")
+        .and_then(|v| v.as_str())
+        .unwrap_or("not named");
+    let total: u64 = parts.iter().map(|p| p.parameters).sum();
+    if args.json {
+        let object = serde_json::json!({
+            "family": family,
+            "parts": parts,
+            "parameters": total,
+            "scheduler": checkpoint.scheduler,
+            "width": 8 * width,
+            "height": 8 * height,
+            "force_zeros_for_empty_prompt": checkpoint.force_zeros_for_empty_prompt,
+            "problems": problems,
+        });
+        println!("{object}");
+    } else {
+        println!("{}", args.dir.display());
+        println!("  family      Stable Diffusion XL, {family}");
+        println!("  pictures    {} x {} by default", 8 * width, 8 * height);
+        println!("  scheduler   {scheduler}");
+        println!("  parameters  {}", count(total));
+        for part in &parts {
+            println!(
+                "  {:<15} {:>9} parameters  {:>9}  {:<9} {}",
+                part.name,
+                count(part.parameters),
+                size(part.bytes),
+                part.dtypes.join("+"),
+                names(&part.files),
+            );
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "not usable as it is:\n  {}",
+        problems.join("\n  ")
+    )))
+}
+
+fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
+    let mut info = PartInfo {
+        name: part.folder(),
+        files: Vec::new(),
+        bytes: 0,
+        parameters: 0,
+        dtypes: Vec::new(),
+        problem: None,
+    };
+    match checkpoint.weight_files(part) {
+        Ok(files) => info.files = files,
+        Err(error) => info.problem = Some(error.to_string()),
+    }
+    for file in &info.files {
+        info.bytes += std::fs::metadata(file).map_or(0, |m| m.len());
+    }
+    if info.problem.is_none() {
+        match checkpoint.tensors(part) {
+            Ok(tensors) => {
+                for (_, tensor) in tensors.iter() {
+                    info.parameters += tensor.shape().iter().product::<usize>() as u64;
+                    let dtype = format!("{:?}", tensor.dtype());
+                    if !info.dtypes.contains(&dtype) {
+                        info.dtypes.push(dtype);
+                    }
+                }
+                info.dtypes.sort();
+            }
+            Err(error) => info.problem = Some(error.to_string()),
+        }
+    }
+    info
+}
+
+fn names(files: &[PathBuf]) -> String {
+    match files {
+        [] => "missing".to_string(),
+        [one] => one
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        many => format!("{} files", many.len()),
+    }
+}
+
+fn count(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}

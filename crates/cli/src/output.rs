@@ -1,0 +1,150 @@
+//! Where pictures go: names, checks before the run, and writing without overwriting.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tempfile::NamedTempFile;
+
+use crate::usage;
+
+/// Where the files of a run will be, decided before anything heavy.
+pub struct Destination {
+    kind: Kind,
+    overwrite: bool,
+}
+
+enum Kind {
+    /// A file; with several pictures, its name gets numbers.
+    File(PathBuf),
+    /// A folder, in which names are made from seeds.
+    Folder(PathBuf),
+}
+
+impl Destination {
+    /// Checks that `images` pictures can be written to `output` (default: this folder).
+    pub fn new(output: Option<&Path>, images: usize, overwrite: bool) -> anyhow::Result<Self> {
+        let kind = match output {
+            None => Kind::Folder(PathBuf::from(".")),
+            Some(path) if path.is_dir() || path.extension().is_none() => {
+                Kind::Folder(path.to_path_buf())
+            }
+            Some(path) => Kind::File(path.to_path_buf()),
+        };
+        let destination = Destination { kind, overwrite };
+        match &destination.kind {
+            Kind::Folder(folder) => {
+                std::fs::create_dir_all(folder).map_err(|e| {
+                    usage(format!(
+                        "--output {}: no such folder, and it cannot be made: {e}",
+                        folder.display()
+                    ))
+                })?;
+                writable(folder)?;
+            }
+            Kind::File(path) => {
+                let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+                if extension != "png" {
+                    return Err(usage(format!(
+                        "--output {}: pictures are written as PNG; name the file *.png, or give a folder",
+                        path.display()
+                    )));
+                }
+                check_file(path, overwrite || images > 1)?;
+                for i in 0..images {
+                    check_file(&destination.path(i, images, 0), overwrite)?;
+                }
+            }
+        }
+        Ok(destination)
+    }
+
+    /// The path of picture `index` of `images`.
+    fn path(&self, index: usize, images: usize, seed: u64) -> PathBuf {
+        match &self.kind {
+            Kind::File(path) if images == 1 => path.clone(),
+            Kind::File(path) => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                path.with_file_name(format!("{stem}-{}.png", index + 1))
+            }
+            Kind::Folder(folder) => {
+                let stem = if images == 1 {
+                    format!("sdxl-{seed}")
+                } else {
+                    format!("sdxl-{seed}-{}", index + 1)
+                };
+                let mut path = folder.join(format!("{stem}.png"));
+                let mut copy = 2;
+                while path.exists() && !self.overwrite {
+                    path = folder.join(format!("{stem} ({copy}).png"));
+                    copy += 1;
+                }
+                path
+            }
+        }
+    }
+
+    /// Writes picture `index` and says where.
+    pub fn write(
+        &self,
+        index: usize,
+        images: usize,
+        seed: u64,
+        bytes: &[u8],
+    ) -> anyhow::Result<PathBuf> {
+        let path = self.path(index, images, seed);
+        write_file(&path, bytes, self.overwrite)?;
+        Ok(path)
+    }
+}
+
+/// Refuses a file that exists or whose folder cannot be written to.
+pub fn check_file(path: &Path, overwrite: bool) -> anyhow::Result<()> {
+    if path.is_dir() {
+        return Err(usage(format!("{}: this is a folder", path.display())));
+    }
+    if path.exists() && !overwrite {
+        return Err(usage(format!(
+            "{}: this file exists and is left alone; add --overwrite to replace it",
+            path.display()
+        )));
+    }
+    writable(&folder_of(path))
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn writable(folder: &Path) -> anyhow::Result<()> {
+    NamedTempFile::new_in(folder).map(drop).map_err(|e| {
+        usage(format!(
+            "{}: it cannot be written to: {e}",
+            folder.display()
+        ))
+    })
+}
+
+/// Writes a whole file or nothing: beside its place first, then moved there.
+pub fn write_file(path: &Path, bytes: &[u8], overwrite: bool) -> anyhow::Result<()> {
+    let said = || format!("{} was not written", path.display());
+    let mut file = NamedTempFile::new_in(folder_of(path)).with_context(said)?;
+    file.write_all(bytes).with_context(said)?;
+    #[cfg(unix)]
+    {
+        // Temporary files are private; pictures have the usual rights.
+        use std::os::unix::fs::PermissionsExt;
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o644))
+            .with_context(said)?;
+    }
+    if overwrite {
+        file.persist(path).with_context(said)?;
+    } else {
+        file.persist_noclobber(path).with_context(said)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere.
+//! Everything goes to standard error, so that standard output stays for results.
+
+use std::io::IsTerminal;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sdxl::Event;
+
+/// Shows the events of one run.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    began: Instant,
+    evaluations: f64,
+}
+
+impl Progress {
+    /// Looks at standard error to decide how to show things.
+    pub fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template("{prefix} [{bar:32}] {pos}/{len} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            bar.set_style(style.progress_chars("=> "));
+            bar
+        });
+        Progress {
+            bar,
+            began: Instant::now(),
+            evaluations: 0.0,
+        }
+    }
+
+    /// A line that is not about progress.
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Shows one event.
+    pub fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Warning(text) => self.say(&format!("warning: {text}")),
+            Event::Encoding => match &self.bar {
+                Some(bar) => bar.set_prefix("encoding"),
+                None => eprintln!("encoding the prompt"),
+            },
+            Event::Step {
+                index,
+                total,
+                seconds,
+            } => {
+                self.evaluations += seconds;
+                let mean = self.evaluations / index as f64;
+                let left = mean * (total - index) as f64;
+                let pace = format!("{mean:.2} s/step, {} left", clock(left));
+                match &self.bar {
+                    Some(bar) => {
+                        bar.set_prefix("denoising");
+                        bar.set_length(total as u64);
+                        bar.set_position(index as u64);
+                        bar.set_message(pace);
+                    }
+                    None => eprintln!("step {index}/{total}, {pace}"),
+                }
+            }
+            Event::Decoding { index, total } => match &self.bar {
+                Some(bar) => {
+                    bar.set_prefix("decoding ");
+                    bar.set_message(format!("picture {index} of {total}"));
+                }
+                None => eprintln!("decoding picture {index} of {total}"),
+            },
+        }
+    }
+
+    /// Ends the display and gives the seconds since the start.
+    pub fn finish(self) -> f64 {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        self.began.elapsed().as_secs_f64()
+    }
+}
+
+/// Seconds as m:ss.
+fn clock(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    format!("{}:{:02}", whole / 60, whole % 60)
+}

@@ -1,0 +1,56 @@
+//! `sdxl show`: what a picture says about how it was made.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use sdxl::image::png::{self, Texts};
+use sdxl::recipe::{self, Recipe};
+
+use crate::usage;
+
+/// `sdxl show`
+#[derive(Args)]
+pub struct ShowArgs {
+    /// A PNG, or a recipe as JSON
+    pub file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
+    let texts = if recipe::is_png(&args.file)? {
+        png::read_texts(&args.file)?
+    } else {
+        let recipe = Recipe::read(&args.file)?;
+        Texts {
+            parameters: Some(recipe.parameters()),
+            recipe: Some(recipe.to_json()),
+        }
+    };
+    if texts.parameters.is_none() && texts.recipe.is_none() {
+        return Err(usage(format!(
+            "{}: this PNG says nothing about how it was made",
+            args.file.display()
+        )));
+    }
+    // A recipe of a later version is still worth printing.
+    let recipe: Option<serde_json::Value> = texts
+        .recipe
+        .as_deref()
+        .and_then(|text| serde_json::from_str(text).ok());
+    if args.json {
+        let object = serde_json::json!({ "parameters": texts.parameters, "recipe": recipe });
+        println!("{object}");
+        return Ok(());
+    }
+    if let Some(parameters) = &texts.parameters {
+        println!("{parameters}");
+    }
+    match recipe {
+        Some(recipe) => println!("\nrecipe:\n{recipe:#}"),
+        None => println!("\n(no sdxl recipe: made by another tool)"),
+    }
+    Ok(())
+}

@@ -1,0 +1,356 @@
+//! The program as a user meets it: the binary is run on the tiny checkpoint.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../golden")
+        .join(path)
+}
+
+fn sdxl(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sdxl"))
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs `generate` on the tiny base checkpoint, two steps unless told otherwise.
+fn generate(folder: &Path, args: &[&str]) -> Output {
+    let model = golden("base");
+    let mut all = vec!["generate", "--model", model.to_str().unwrap()];
+    all.extend(["--precision", "f32"]);
+    if !args.contains(&"--steps") && !args.contains(&"--recipe") {
+        all.extend(["--steps", "2"]);
+    }
+    all.extend(args);
+    sdxl(folder, &all)
+}
+
+/// The pixels and the texts of a PNG: the file without its `IDAT` compression.
+fn pixels(path: &Path) -> Vec<u8> {
+    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut out = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut out).unwrap();
+    out
+}
+
+#[test]
+fn help_is_grouped_and_shows_defaults() {
+    let dir = TempDir::new().unwrap();
+    let help = text(&sdxl(dir.path(), &["generate", "--help"]).stdout);
+    for words in [
+        "Prompt:",
+        "Sampling:",
+        "Output:",
+        "[default: 50]",
+        "[default: 5]",
+        "torch-cpu",
+    ] {
+        assert!(help.contains(words), "`{words}` not in:\n{help}");
+    }
+}
+
+#[test]
+fn a_picture_is_made_and_not_overwritten() {
+    let dir = TempDir::new().unwrap();
+    let args = ["a cat", "--seed", "7", "--output", "cat.png"];
+    let first = generate(dir.path(), &args);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert_eq!(text(&first.stdout).trim(), "cat.png");
+    assert!(text(&first.stderr).contains("step 2/2"));
+    let made = fs::read(dir.path().join("cat.png")).unwrap();
+
+    let second = generate(dir.path(), &["a dog", "--output", "cat.png"]);
+    assert_eq!(second.status.code(), Some(2));
+    assert!(text(&second.stderr).contains("--overwrite"));
+    assert!(
+        !text(&second.stderr).contains("step"),
+        "refused only after work"
+    );
+    assert_eq!(fs::read(dir.path().join("cat.png")).unwrap(), made);
+
+    let third = generate(dir.path(), &["a dog", "--output", "cat.png", "--overwrite"]);
+    assert!(third.status.success());
+    assert_ne!(fs::read(dir.path().join("cat.png")).unwrap(), made);
+}
+
+#[test]
+fn several_pictures_get_names_of_their_own() {
+    let dir = TempDir::new().unwrap();
+    let args = [
+        "a cat",
+        "a dog",
+        "--num-images",
+        "2",
+        "--seed",
+        "3",
+        "--output",
+        "pets",
+    ];
+    let made = generate(dir.path(), &args);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_eq!(text(&made.stdout).lines().count(), 4);
+    assert_eq!(fs::read_dir(dir.path().join("pets")).unwrap().count(), 4);
+
+    let again = generate(dir.path(), &args);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert_eq!(fs::read_dir(dir.path().join("pets")).unwrap().count(), 8);
+}
+
+#[test]
+fn json_is_one_object_and_nothing_else() {
+    let dir = TempDir::new().unwrap();
+    let args = [
+        "a cat",
+        "--seed",
+        "5,6",
+        "--num-images",
+        "2",
+        "--json",
+        "--width",
+        "72",
+    ];
+    let made = generate(dir.path(), &args);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let object: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let images = object["images"].as_array().unwrap();
+    assert_eq!(images.len(), 2);
+    assert_eq!(images[1]["seed"], 6);
+    assert_eq!(images[0]["width"], 72);
+    assert_eq!(object["request"]["steps"], 2);
+    for image in images {
+        assert!(dir.path().join(image["path"].as_str().unwrap()).exists());
+    }
+
+    let refused = generate(dir.path(), &["a cat", "--json", "--steps", "0"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let object: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert!(object["error"].as_str().unwrap().contains("steps"));
+}
+
+#[test]
+fn a_recipe_makes_the_picture_again() {
+    let dir = TempDir::new().unwrap();
+    let args = [
+        "a cat, 猫",
+        "a dog",
+        "--negative-prompt",
+        "rain",
+        "--seed",
+        "11",
+        "--guidance-scale",
+        "7.5",
+        "--scheduler-option",
+        "timestep_spacing=trailing",
+        "--output",
+        "pet.png",
+    ];
+    let made = generate(dir.path(), &args);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let again = sdxl(
+        dir.path(),
+        &["generate", "--recipe", "pet-2.png", "--output", "again.png"],
+    );
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    let (first, second) = (dir.path().join("pet-2.png"), dir.path().join("again.png"));
+    assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
+
+    // A flag beside the recipe wins.
+    let changed = sdxl(
+        dir.path(),
+        &[
+            "generate",
+            "--recipe",
+            "pet-2.png",
+            "--seed",
+            "12",
+            "--output",
+            "other.png",
+        ],
+    );
+    assert!(changed.status.success(), "{}", text(&changed.stderr));
+    assert_ne!(pixels(&first), pixels(&dir.path().join("other.png")));
+
+    let shown = text(&sdxl(dir.path(), &["show", "pet-1.png"]).stdout);
+    assert!(shown.starts_with("a cat, 猫\nNegative prompt: rain\nSteps: 2, Sampler: Euler,"));
+    let json = sdxl(dir.path(), &["show", "pet-1.png", "--json"]).stdout;
+    let object: Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(object["recipe"]["request"]["guidance_scale"], 7.5);
+    let hash = object["recipe"]["files"][0]["sha256"].as_str().unwrap();
+    assert_eq!(hash.len(), 64);
+
+    // The same recipe as a JSON file.
+    fs::write(dir.path().join("r.json"), object["recipe"].to_string()).unwrap();
+    let args = ["generate", "--recipe", "r.json", "--output", "json.png"];
+    assert!(sdxl(dir.path(), &args).status.success());
+    assert_eq!(
+        pixels(&dir.path().join("json.png")),
+        pixels(&dir.path().join("pet-1.png"))
+    );
+}
+
+#[test]
+fn latents_go_out_and_in() {
+    let dir = TempDir::new().unwrap();
+    let args = [
+        "a cat",
+        "--seed",
+        "1",
+        "--output-latents",
+        "l.safetensors",
+        "--output",
+        "a.png",
+    ];
+    assert!(generate(dir.path(), &args).status.success());
+    let from = |out| {
+        generate(
+            dir.path(),
+            &["a cat", "--latents", "l.safetensors", "--output", out],
+        )
+    };
+    let made = from("b.png");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_ne!(
+        pixels(&dir.path().join("b.png")),
+        pixels(&dir.path().join("a.png"))
+    );
+
+    let wrong = generate(
+        dir.path(),
+        &["a cat", "--latents", "l.safetensors", "--width", "80"],
+    );
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("latents"));
+
+    fs::write(dir.path().join("bad.safetensors"), b"not a file of tensors").unwrap();
+    let wrong = generate(dir.path(), &["a cat", "--latents", "bad.safetensors"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("bad.safetensors"));
+}
+
+#[test]
+fn mistakes_are_named_with_exit_code_2() {
+    let dir = TempDir::new().unwrap();
+    let cases: [(&[&str], &str); 14] = [
+        (&["a cat", "--width", "1001"], "width: 1001"),
+        (&["a cat", "--steps", "0"], "steps: 0"),
+        (&["a cat", "--guidance-scale", "NaN"], "guidance_scale: NaN"),
+        (
+            &["a cat", "--guidance-rescale", "-1"],
+            "guidance_rescale: -1",
+        ),
+        (
+            &["a cat", "--output", "/no/such/place/x.png"],
+            "/no/such/place",
+        ),
+        (&["a cat", "--output", "x.jpg"], "PNG"),
+        (&["a cat", "--scheduler", "magic"], "magic"),
+        (&["a cat", "--scheduler-option", "karras"], "KEY=VALUE"),
+        (
+            &["a cat", "--scheduler-option", "use_karras=1"],
+            "use_karras",
+        ),
+        (&["a cat", "--variant", "fp8"], "fp8"),
+        (&["a cat", "--device", "cuda"], "cuda"),
+        (&["a cat", "--recipe", "none.png"], "none.png"),
+        (&["a cat", "--clip-skip", "9"], "clip_skip"),
+        (&[], "PROMPT"),
+    ];
+    for (args, words) in cases {
+        let refused = generate(dir.path(), args);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(words), "`{words}` not in: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+    let no_model = sdxl(dir.path(), &["generate", "a cat"]);
+    assert_eq!(no_model.status.code(), Some(2));
+    assert!(text(&no_model.stderr).contains("--model"));
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "something was left behind"
+    );
+}
+
+#[test]
+fn info_describes_and_says_what_is_missing() {
+    let dir = TempDir::new().unwrap();
+    let base = golden("base");
+    let told = text(&sdxl(dir.path(), &["info", base.to_str().unwrap()]).stdout);
+    for words in [
+        "base",
+        "64 x 64",
+        "EulerDiscreteScheduler",
+        "text_encoder_2",
+        "F16",
+    ] {
+        assert!(told.contains(words), "`{words}` not in:\n{told}");
+    }
+    let refiner = golden("refiner");
+    let json = sdxl(dir.path(), &["info", refiner.to_str().unwrap(), "--json"]).stdout;
+    let object: Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(object["family"], "refiner");
+    assert_eq!(object["parts"].as_array().unwrap().len(), 3);
+
+    let broken = dir.path().join("broken");
+    let copied = Command::new("cp")
+        .args(["-rL", base.to_str().unwrap()])
+        .arg(&broken)
+        .status();
+    assert!(copied.unwrap().success());
+    fs::remove_file(broken.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
+    fs::remove_file(broken.join("tokenizer/merges.txt")).unwrap();
+    let told = sdxl(dir.path(), &["info", "broken"]);
+    assert_eq!(told.status.code(), Some(2));
+    let said = text(&told.stderr);
+    assert!(
+        said.contains("diffusion_pytorch_model.safetensors is missing"),
+        "{said}"
+    );
+    assert!(said.contains("merges.txt"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_stops_at_a_step_and_exits_130() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    let dir = TempDir::new().unwrap();
+    let model = golden("base");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sdxl"))
+        .args(["generate", "a cat", "--model", model.to_str().unwrap()])
+        .args(["--steps", "1000", "--output", "never.png"])
+        .current_dir(dir.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = lines.find(|l| l.as_ref().unwrap().starts_with("step"));
+    assert!(first.is_some());
+    let signal = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(signal.unwrap().success());
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(
+        rest.iter().any(|l| l.contains("stopping after this step")),
+        "{rest:?}"
+    );
+    assert!(rest.iter().any(|l| l.contains("cancelled")), "{rest:?}");
+    assert!(!dir.path().join("never.png").exists());
+}

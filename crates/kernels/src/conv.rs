@@ -1,0 +1,299 @@
+//! Two-dimensional convolution over channel-last images.
+//!
+//! A tap's inputs are a run of channels, so the product needs no copy of the input: for
+//! each tap the rows of the matrix are pointers into the image, or to a run of zeros where
+//! the tap falls on the padding.
+
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+
+use crate::element::Element;
+use crate::elementwise::widen;
+use crate::gemm::{Epilogue, Gemm};
+use crate::math::Activation;
+use crate::pack::{PackedConv, WeightFormat};
+
+/// The shape of a convolution's input and how the kernel moves over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Images.
+    pub batch: usize,
+    /// Rows of an input image.
+    pub height: usize,
+    /// Columns of an input image.
+    pub width: usize,
+    /// Step of the kernel in both directions.
+    pub stride: usize,
+    /// Rows of zeros above.
+    pub pad_top: usize,
+    /// Columns of zeros to the left.
+    pub pad_left: usize,
+    /// Rows of zeros below.
+    pub pad_bottom: usize,
+    /// Columns of zeros to the right.
+    pub pad_right: usize,
+    /// The input is first enlarged to twice its size by repeating pixels.
+    pub upsample: bool,
+}
+
+impl ConvGeometry {
+    /// Height and width of the output for a kernel of `kh` by `kw`.
+    ///
+    /// # Panics
+    /// If the padded input is smaller than the kernel, or the stride is zero.
+    pub fn output_size(&self, kh: usize, kw: usize) -> (usize, usize) {
+        let (height, width) = self.enlarged();
+        let size = |n: usize, k: usize| (n - k) / self.stride + 1;
+        (
+            size(height + self.pad_top + self.pad_bottom, kh),
+            size(width + self.pad_left + self.pad_right, kw),
+        )
+    }
+
+    /// Size of the input after enlarging.
+    fn enlarged(&self) -> (usize, usize) {
+        let factor = if self.upsample { 2 } else { 1 };
+        (self.height * factor, self.width * factor)
+    }
+}
+
+/// Convolution of `x`, `[batch, height, width, c_in]`, to `out`,
+/// `[batch, out_height, out_width, c_out]`. `bias` is `[c_out]`; `sample_bias`,
+/// `[batch, c_out]`, is added to every pixel of its image (a time embedding); `residual`
+/// has the shape of `out` and is added.
+///
+/// # Panics
+/// If a slice has not the length its shape says.
+pub fn conv2d<E: Element>(
+    x: &[E],
+    g: &ConvGeometry,
+    w: &PackedConv,
+    bias: Option<&[f32]>,
+    sample_bias: Option<&[f32]>,
+    residual: Option<&[E]>,
+    out: &mut [E],
+) {
+    let (height, width) = g.output_size(w.kh, w.kw);
+    let outputs = g.batch * height * width * w.c_out;
+    assert_eq!(
+        x.len(),
+        g.batch * g.height * g.width * w.c_in,
+        "length of the input"
+    );
+    assert_eq!(out.len(), outputs, "length of the output");
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), w.c_out, "length of the bias");
+    }
+    if let Some(bias) = sample_bias {
+        assert_eq!(bias.len(), g.batch * w.c_out, "length of the sample bias");
+    }
+    if let Some(residual) = residual {
+        assert_eq!(residual.len(), outputs, "length of the residual");
+    }
+    let epilogue = Epilogue {
+        bias,
+        sample_bias: sample_bias.map(|b| (b, height * width)),
+        activation: Activation::None,
+        residual,
+        geglu: false,
+    };
+    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        run(&widen(x), g, w, epilogue, out);
+    } else {
+        run(x, g, w, epilogue, out);
+    }
+}
+
+fn run<A: Element, E: Element>(
+    x: &[A],
+    g: &ConvGeometry,
+    w: &PackedConv,
+    epilogue: Epilogue<E>,
+    out: &mut [E],
+) {
+    let (height, width) = g.output_size(w.kh, w.kw);
+    let (in_height, in_width) = g.enlarged();
+    let zeros = vec![A::default(); w.c_in];
+    let shift = u32::from(g.upsample);
+    let source = |row: usize, pointers: &mut [*const A]| {
+        let (image, pixel) = (row / (height * width), row % (height * width));
+        let (top, left) = (pixel / width * g.stride, pixel % width * g.stride);
+        for ky in 0..w.kh {
+            for kx in 0..w.kw {
+                // Coordinates in the padded input; above and left of the image they
+                // wrap around to huge ones.
+                let y = (top + ky).wrapping_sub(g.pad_top);
+                let x_ = (left + kx).wrapping_sub(g.pad_left);
+                pointers[ky * w.kw + kx] = if y < in_height && x_ < in_width {
+                    let pixel = (image * g.height + (y >> shift)) * g.width + (x_ >> shift);
+                    x[pixel * w.c_in..(pixel + 1) * w.c_in].as_ptr()
+                } else {
+                    zeros.as_ptr()
+                };
+            }
+        }
+    };
+    let gemm = Gemm {
+        rows: g.batch * height * width,
+        w: &w.panels,
+        source,
+        epilogue,
+        activations: PhantomData,
+    };
+    // SAFETY: each pointer is the start of a pixel's channels or of as many zeros.
+    unsafe { gemm.run(out) }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::isa::Isa;
+    use crate::pack::Weights;
+    use crate::test::{assert_close, noise, rounded};
+
+    /// The convolution in f64, straight from its definition.
+    fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {
+        let [c_out, c_in, kh, kw] = shape;
+        let (ho, wo) = g.output_size(kh, kw);
+        let factor = if g.upsample { 2 } else { 1 };
+        let pixel = |b: usize, y: isize, x_: isize, c: usize| -> f64 {
+            let inside = |v: isize, n: usize| v >= 0 && v < (n * factor) as isize;
+            if !inside(y, g.height) || !inside(x_, g.width) {
+                return 0.0;
+            }
+            let (y, x_) = (y as usize / factor, x_ as usize / factor);
+            f64::from(x[((b * g.height + y) * g.width + x_) * c_in + c])
+        };
+        let mut out = vec![0.0; g.batch * ho * wo * c_out];
+        for (i, out) in out.iter_mut().enumerate() {
+            let (o, i) = (i % c_out, i / c_out);
+            let (ox, i) = (i % wo, i / wo);
+            let (oy, b) = (i % ho, i / ho);
+            for c in 0..c_in {
+                for ky in 0..kh {
+                    for kx in 0..kw {
+                        let y = (oy * g.stride + ky) as isize - g.pad_top as isize;
+                        let x_ = (ox * g.stride + kx) as isize - g.pad_left as isize;
+                        let weight = w[((o * c_in + c) * kh + ky) * kw + kx];
+                        *out += pixel(b, y, x_, c) * f64::from(weight);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn check<E: Element>(isa: Isa, g: &ConvGeometry, shape: [usize; 4], format: WeightFormat) {
+        let [c_out, c_in, kh, kw] = shape;
+        let x: Vec<E> = rounded(&noise(1, g.batch * g.height * g.width * c_in));
+        let x32: Vec<f32> = x.iter().map(|v| v.to_f32()).collect();
+        let w: Vec<bf16> = rounded(&noise(2, c_out * c_in * kh * kw));
+        let w32: Vec<f32> = w.iter().map(|v| v.to_f32()).collect();
+        let (ho, wo) = g.output_size(kh, kw);
+        let bias = noise(3, c_out);
+        let sample_bias = noise(4, g.batch * c_out);
+        let residual: Vec<E> = rounded(&noise(5, g.batch * ho * wo * c_out));
+        let packed = PackedConv::pack_for(isa, Weights::Bf16(&w), shape, format);
+        let mut want = reference(&x32, g, &w32, shape);
+        let tolerance = if E::IS_BF16 { 4e-3 } else { 1e-6 };
+        let what = format!("{isa} {g:?} {shape:?} {format:?}");
+
+        let mut out = vec![E::default(); want.len()];
+        conv2d(&x, g, &packed, None, None, None, &mut out);
+        assert_close(&out, &want, tolerance, &what);
+        conv2d(
+            &x,
+            g,
+            &packed,
+            Some(&bias),
+            Some(&sample_bias),
+            Some(&residual),
+            &mut out,
+        );
+        for (i, want) in want.iter_mut().enumerate() {
+            let (o, b) = (i % c_out, i / (ho * wo * c_out));
+            *want += f64::from(bias[o]) + f64::from(sample_bias[b * c_out + o]);
+            *want += f64::from(residual[i].to_f32());
+        }
+        assert_close(
+            &out,
+            &want,
+            tolerance,
+            &format!("{what} with biases and residual"),
+        );
+    }
+
+    #[test]
+    fn every_geometry_agrees_with_the_reference() {
+        let same = ConvGeometry {
+            batch: 2,
+            height: 5,
+            width: 7,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            pad_bottom: 1,
+            pad_right: 1,
+            upsample: false,
+        };
+        let cases = [
+            (same, [5, 3, 3, 3]),
+            (same, [64, 4, 3, 3]),
+            (same, [70, 33, 3, 3]),
+            (same, [3, 600, 3, 3]),
+            (
+                ConvGeometry {
+                    upsample: true,
+                    ..same
+                },
+                [16, 6, 3, 3],
+            ),
+            (ConvGeometry { stride: 2, ..same }, [17, 8, 3, 3]),
+            // The VAE encoder's downsampler pads below and to the right only.
+            (
+                ConvGeometry {
+                    stride: 2,
+                    pad_top: 0,
+                    pad_left: 0,
+                    height: 6,
+                    width: 8,
+                    ..same
+                },
+                [6, 5, 3, 3],
+            ),
+            (
+                ConvGeometry {
+                    pad_top: 0,
+                    pad_left: 0,
+                    pad_bottom: 0,
+                    pad_right: 0,
+                    ..same
+                },
+                [66, 9, 1, 1],
+            ),
+            (
+                ConvGeometry {
+                    pad_left: 2,
+                    pad_right: 0,
+                    height: 40,
+                    width: 9,
+                    batch: 1,
+                    ..same
+                },
+                [4, 2, 2, 3],
+            ),
+        ];
+        for isa in Isa::available() {
+            for (g, shape) in &cases {
+                for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
+                    check::<f32>(isa, g, *shape, format);
+                }
+                check::<bf16>(isa, g, *shape, WeightFormat::Bf16);
+                check::<bf16>(isa, g, *shape, WeightFormat::F32);
+            }
+        }
+    }
+}

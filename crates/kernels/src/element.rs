@@ -1,0 +1,44 @@
+//! The number types activations can have.
+
+use half::bf16;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A number type for activations: `f32` or [`half::bf16`]. Arithmetic is done in `f32`
+/// whichever is chosen; this is how values are kept between operations.
+pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
+    /// Whether this is [`half::bf16`]; otherwise it is `f32`.
+    const IS_BF16: bool;
+    /// The value, exactly.
+    fn to_f32(self) -> f32;
+    /// The nearest value of this type, ties to even.
+    fn from_f32(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    const IS_BF16: bool = false;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+}
+
+impl Element for bf16 {
+    const IS_BF16: bool = true;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> bf16 {
+        bf16::from_f32(value)
+    }
+}

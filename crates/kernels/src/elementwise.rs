@@ -1,0 +1,131 @@
+//! Functions of each element alone.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::math::{Activation, Map};
+use crate::simd::{Op, Simd, dispatch};
+
+/// Elements a task handles: enough to pay for starting it.
+const CHUNK: usize = 1 << 14;
+
+/// `out = a + b`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add<E: Element>(a: &[E], b: &[E], out: &mut [E]) {
+    assert!(
+        a.len() == out.len() && b.len() == out.len(),
+        "lengths differ"
+    );
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+        let range = i * CHUNK..i * CHUNK + out.len();
+        let sum = Sum(&a[range.clone()], &b[range], out);
+        dispatch(Isa::current(), sum);
+    });
+}
+
+struct Sum<'a, E>(&'a [E], &'a [E], &'a mut [E]);
+
+impl<E: Element> Op for Sum<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in (0..self.2.len()).step_by(S::LANES) {
+            let sum = s.add(s.read(self.0, i), s.read(self.1, i));
+            s.write(self.2, i, sum);
+        }
+    }
+}
+
+/// `out = act(x)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
+    assert_eq!(x.len(), out.len(), "lengths differ");
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+        let x = &x[i * CHUNK..i * CHUNK + out.len()];
+        let activation = act;
+        dispatch(Isa::current(), Map { x, activation, out });
+    });
+}
+
+/// `out = x / (1 + e^-x)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn silu<E: Element>(x: &[E], out: &mut [E]) {
+    activate(x, Activation::Silu, out);
+}
+
+/// `out = x`, rounded to the nearest where `out`'s type is the narrower.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn convert<A: Element, B: Element>(x: &[A], out: &mut [B]) {
+    assert_eq!(x.len(), out.len(), "lengths differ");
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+        let x = &x[i * CHUNK..i * CHUNK + out.len()];
+        dispatch(Isa::current(), Convert(x, out));
+    });
+}
+
+struct Convert<'a, A, B>(&'a [A], &'a mut [B]);
+
+impl<A: Element, B: Element> Op for Convert<'_, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in (0..self.1.len()).step_by(S::LANES) {
+            s.write(self.1, i, s.read(self.0, i));
+        }
+    }
+}
+
+/// `x` rounded to bf16.
+pub fn to_bf16(x: &[f32]) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; x.len()];
+    convert(x, &mut out);
+    out
+}
+
+/// `x` as `f32`.
+pub fn widen<E: Element>(x: &[E]) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    convert(x, &mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::{noise, rounded};
+
+    #[test]
+    fn slices_of_any_length() {
+        for n in [0, 1, 7, 16, 33, CHUNK - 1, CHUNK + 5] {
+            let (a, b) = (noise(1, n), noise(2, n));
+            let mut out = vec![0.0; n];
+            add(&a, &b, &mut out);
+            let want: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+            assert_eq!(out, want);
+            silu(&a, &mut out);
+            for (x, y) in a.iter().zip(&out) {
+                let want = Activation::Silu.reference(f64::from(*x));
+                assert!((f64::from(*y) - want).abs() <= 1e-6 * want.abs());
+            }
+            assert_eq!(to_bf16(&a), rounded::<bf16>(&a));
+            let back = widen(&to_bf16(&a));
+            assert_eq!(
+                back,
+                rounded::<bf16>(&a)
+                    .iter()
+                    .map(|v| v.to_f32())
+                    .collect::<Vec<_>>()
+            );
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Which instruction set the kernels use, decided once per process.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// An instruction set the kernels are written for, from the least to the most capable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Plain Rust, vectorised by the compiler. Runs everywhere.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ.
+    Avx512,
+    /// [`Isa::Avx512`] with the bf16 and the int8 dot products (BF16, VNNI).
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// The instruction set in use: the best one the machine has, or the lower one that
+    /// the environment variable `SDXL_ISA` names (`portable`, `avx2`, `avx512` or
+    /// `avx512bf16`). The variable only ever lowers the choice; a name that is not known
+    /// is ignored. Decided at the first call.
+    pub fn current() -> Isa {
+        static CURRENT: OnceLock<Isa> = OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let best = Isa::detect();
+            let wanted = std::env::var("SDXL_ISA").ok();
+            let wanted = Isa::ALL
+                .into_iter()
+                .find(|isa| Some(isa.name()) == wanted.as_deref());
+            wanted.map_or(best, |isa| isa.min(best))
+        })
+    }
+
+    const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
+    /// Every instruction set this machine can run.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Isa> {
+        let best = Isa::detect();
+        Isa::ALL.into_iter().filter(|isa| *isa <= best).collect()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Isa {
+        use std::arch::is_x86_feature_detected as has;
+        if !(has!("avx2") && has!("fma") && has!("f16c")) {
+            return Isa::Portable;
+        }
+        if !(has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq")) {
+            return Isa::Avx2;
+        }
+        if !(has!("avx512bf16") && has!("avx512vnni")) {
+            return Isa::Avx512;
+        }
+        Isa::Avx512Bf16
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Isa {
+        Isa::Portable
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn current_is_one_the_machine_can_run() {
+        assert!(Isa::available().contains(&Isa::current()));
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let names: std::collections::HashSet<String> =
+            Isa::ALL.iter().map(|isa| isa.to_string()).collect();
+        assert_eq!(names.len(), Isa::ALL.len());
+    }
+}

@@ -1,0 +1,252 @@
+//! Linear layers.
+
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+
+use crate::element::Element;
+use crate::elementwise::widen;
+use crate::gemm::{Epilogue, Gemm};
+use crate::math::Activation;
+use crate::pack::{PackedMatrix, WeightFormat};
+
+/// `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
+/// `[rows, n]`.
+///
+/// # Panics
+/// If a slice has not the length its shape says, or `w` was packed for GEGLU.
+pub fn linear<E: Element>(
+    x: &[E],
+    rows: usize,
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    act: Activation,
+    residual: Option<&[E]>,
+    out: &mut [E],
+) {
+    assert!(!w.geglu, "weights packed for GEGLU");
+    check_bias(bias, w);
+    if let Some(residual) = residual {
+        assert_eq!(residual.len(), rows * w.n(), "length of the residual");
+    }
+    let epilogue = Epilogue {
+        bias,
+        sample_bias: None,
+        activation: act,
+        residual,
+        geglu: false,
+    };
+    product(x, rows, w, epilogue, out);
+}
+
+/// The gated layer of diffusers' transformer blocks: `W` is `[2 * inner, k]`, packed with
+/// [`PackedMatrix::pack_geglu`], its first half `hidden`, its second half `gate`;
+/// `out[r, inner] = hidden * gelu(gate)`. `bias` is `[2 * inner]`.
+///
+/// # Panics
+/// If a slice has not the length its shape says, or `w` was not packed for GEGLU.
+pub fn linear_geglu<E: Element>(
+    x: &[E],
+    rows: usize,
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    out: &mut [E],
+) {
+    assert!(w.geglu, "weights not packed for GEGLU");
+    check_bias(bias, w);
+    assert_eq!(out.len(), rows * w.n() / 2, "length of the output");
+    let epilogue = Epilogue {
+        bias,
+        sample_bias: None,
+        activation: Activation::None,
+        residual: None,
+        geglu: true,
+    };
+    product(x, rows, w, epilogue, out);
+}
+
+fn check_bias(bias: Option<&[f32]>, w: &PackedMatrix) {
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), w.n(), "length of the bias");
+    }
+}
+
+fn product<E: Element>(
+    x: &[E],
+    rows: usize,
+    w: &PackedMatrix,
+    epilogue: Epilogue<E>,
+    out: &mut [E],
+) {
+    assert_eq!(x.len(), rows * w.k(), "length of the input");
+    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        run(&widen(x), rows, w, epilogue, out);
+    } else {
+        run(x, rows, w, epilogue, out);
+    }
+}
+
+fn run<A: Element, E: Element>(
+    x: &[A],
+    rows: usize,
+    w: &PackedMatrix,
+    epilogue: Epilogue<E>,
+    out: &mut [E],
+) {
+    let k = w.k();
+    let gemm = Gemm {
+        rows,
+        w: &w.panels,
+        source: |row: usize, pointers: &mut [*const A]| {
+            pointers[0] = x[row * k..(row + 1) * k].as_ptr();
+        },
+        epilogue,
+        activations: PhantomData,
+    };
+    // SAFETY: each pointer is the start of a row of k elements.
+    unsafe { gemm.run(out) }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::isa::Isa;
+    use crate::pack::Weights;
+    use crate::test::{assert_close, noise, rounded};
+
+    /// out[r, n] in f64.
+    fn reference(x: &[f32], rows: usize, w: &[f32], n: usize, bias: &[f32]) -> Vec<f64> {
+        let k = w.len() / n;
+        let mut out = vec![0.0; rows * n];
+        for r in 0..rows {
+            for j in 0..n {
+                let products = (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[j * k + i]));
+                out[r * n + j] = products.sum::<f64>() + f64::from(bias[j]);
+            }
+        }
+        out
+    }
+
+    fn check<E: Element>(isa: Isa, rows: usize, n: usize, k: usize, format: WeightFormat) {
+        let x: Vec<E> = rounded(&noise(1, rows * k));
+        let x32: Vec<f32> = x.iter().map(|v| v.to_f32()).collect();
+        let w32 = noise(2, n * k);
+        let w16: Vec<f16> = w32.iter().map(|v| f16::from_f32(*v)).collect();
+        let wb: Vec<bf16> = rounded(&w32);
+        let (stored, w32): (Weights, Vec<f32>) = match format {
+            WeightFormat::F32 => (Weights::F32(&w32), w32.clone()),
+            WeightFormat::F16 => (Weights::F16(&w16), w16.iter().map(|v| v.to_f32()).collect()),
+            WeightFormat::Bf16 => (Weights::Bf16(&wb), wb.iter().map(|v| v.to_f32()).collect()),
+        };
+        let bias = noise(3, n);
+        let residual: Vec<E> = rounded(&noise(4, rows * n));
+        let packed = PackedMatrix::pack_for(isa, stored, n, k, format);
+        let plain = reference(&x32, rows, &w32, n, &bias);
+        let tolerance = if E::IS_BF16 { 4e-3 } else { 1e-6 };
+        let what = format!("{isa} {rows}x{n}x{k} {format:?}");
+
+        let mut out = vec![E::default(); rows * n];
+        linear(
+            &x,
+            rows,
+            &packed,
+            Some(&bias),
+            Activation::None,
+            None,
+            &mut out,
+        );
+        assert_close(&out, &plain, tolerance, &what);
+        for act in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+            linear(
+                &x,
+                rows,
+                &packed,
+                Some(&bias),
+                act,
+                Some(&residual),
+                &mut out,
+            );
+            let want: Vec<f64> = plain
+                .iter()
+                .zip(&residual)
+                .map(|(y, r)| act.reference(*y) + f64::from(r.to_f32()))
+                .collect();
+            assert_close(&out, &want, tolerance, &format!("{what} {act:?}"));
+        }
+
+        if n.is_multiple_of(2) {
+            let inner = n / 2;
+            let packed = PackedMatrix::pack_geglu_for(isa, stored, inner, k, format);
+            let mut out = vec![E::default(); rows * inner];
+            linear_geglu(&x, rows, &packed, Some(&bias), &mut out);
+            let want: Vec<f64> = (0..rows * inner)
+                .map(|i| {
+                    let at = i / inner * n + i % inner;
+                    plain[at] * Activation::Gelu.reference(plain[at + inner])
+                })
+                .collect();
+            assert_close(&out, &want, tolerance, &format!("{what} geglu"));
+        }
+    }
+
+    const SIZES: [(usize, usize, usize); 12] = [
+        (1, 1, 1),
+        (2, 3, 4),
+        (5, 16, 7),
+        (6, 64, 8),
+        (7, 65, 9),
+        (12, 63, 511),
+        (13, 128, 512),
+        (11, 130, 513),
+        (6, 48, 1030),
+        (193, 34, 20),
+        (400, 20, 5),
+        (3, 66, 4099),
+    ];
+
+    #[test]
+    fn every_format_and_size_agrees_with_the_reference() {
+        for isa in Isa::available() {
+            for (rows, n, k) in SIZES {
+                for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
+                    check::<f32>(isa, rows, n, k, format);
+                    check::<bf16>(isa, rows, n, k, format);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_a_row_is_read() {
+        // An odd k of bf16 leaves half a pair: what lies behind it must not matter.
+        let (rows, n, k) = (6, 5, 3);
+        let w = noise(5, n * k);
+        for isa in Isa::available() {
+            let packed = PackedMatrix::pack_for(isa, Weights::F32(&w), n, k, WeightFormat::Bf16);
+            let mut x: Vec<bf16> = rounded(&noise(6, rows * k));
+            x.push(bf16::NAN);
+            let mut out = vec![bf16::ZERO; rows * n];
+            let x = &x[..rows * k];
+            linear(x, rows, &packed, None, Activation::None, None, &mut out);
+            assert!(out.iter().all(|v| v.is_finite()));
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_the_result() {
+        let (rows, n, k) = (1000, 200, 700);
+        let (x, w) = (noise(7, rows * k), noise(8, n * k));
+        let packed = PackedMatrix::pack(Weights::F32(&w), n, k, WeightFormat::F32);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut out = vec![0f32; rows * n];
+            pool.unwrap().install(|| {
+                linear(&x, rows, &packed, None, Activation::Silu, None, &mut out);
+            });
+            out
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

@@ -1,0 +1,276 @@
+//! Vectors of `f32`, one implementation per instruction set, and the dispatch that
+//! compiles a generic function once for each of them.
+//!
+//! A value of a type that implements [`Simd`] is the proof that the machine has the
+//! instructions; [`dispatch`] is the only place that makes one.
+
+#![allow(unsafe_code)]
+
+use half::{bf16, f16};
+
+use crate::element::Element;
+use crate::isa::Isa;
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Columns of the widest weight panel: four AVX-512 vectors.
+pub(crate) const MAX_PANEL: usize = 64;
+
+/// Lanes of the widest vector.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Arithmetic on one vector of `f32`.
+///
+/// The methods that take pointers are unsafe because they read or write [`Self::LANES`]
+/// elements from there, of any alignment.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    type V: Copy;
+    /// Elements in a vector.
+    const LANES: usize;
+    /// Vectors side by side in a panel of packed weights.
+    const PANEL_VECTORS: usize;
+
+    fn splat(self, value: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the machine can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn abs(self, a: Self::V) -> Self::V;
+    /// The nearest integer, ties to even; `|a| < 2^22`.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `a * 2^n` for integral `n` in -252..=254.
+    fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
+    /// `a` where `x` is below zero, else `b`.
+    fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    fn sum(self, a: Self::V) -> f32;
+    fn largest(self, a: Self::V) -> f32;
+
+    unsafe fn load(self, from: *const f32) -> Self::V;
+    unsafe fn store(self, to: *mut f32, a: Self::V);
+    unsafe fn load_f16(self, from: *const f16) -> Self::V;
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
+    unsafe fn store_bf16(self, to: *mut bf16, a: Self::V);
+
+    // A vector can also hold LANES pairs of bf16, the first of a pair in the low half.
+    /// The same pair in every lane.
+    fn splat_pair(self, pair: u32) -> Self::V;
+    /// The first of each pair.
+    fn even(self, pairs: Self::V) -> Self::V;
+    /// The second of each pair.
+    fn odd(self, pairs: Self::V) -> Self::V;
+    /// `acc + a.even * b.even + a.odd * b.odd` of two vectors of pairs.
+    #[inline(always)]
+    fn dot(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let acc = self.fma(self.even(a), self.even(b), acc);
+        self.fma(self.odd(a), self.odd(b), acc)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The elements of `x` from index `at` on; lanes past the end of `x` are zero.
+    #[inline(always)]
+    fn read<E: Element>(self, x: &[E], at: usize) -> Self::V {
+        let left = x.len() - at;
+        if left >= Self::LANES {
+            let from = x[at..].as_ptr();
+            // SAFETY: LANES elements are left in the slice; the cast is to E's own type.
+            return unsafe {
+                if E::IS_BF16 {
+                    self.load_bf16(from.cast())
+                } else {
+                    self.load(from.cast())
+                }
+            };
+        }
+        let mut lanes = [0.0; MAX_LANES];
+        for (lane, value) in lanes.iter_mut().zip(&x[at..]) {
+            *lane = value.to_f32();
+        }
+        // SAFETY: the array holds MAX_LANES >= LANES elements.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+
+    /// Writes to `out` from index `at` on; lanes past the end of `out` are dropped.
+    #[inline(always)]
+    fn write<E: Element>(self, out: &mut [E], at: usize, a: Self::V) {
+        let left = out.len() - at;
+        if left >= Self::LANES {
+            let to = out[at..].as_mut_ptr();
+            // SAFETY: LANES elements are left in the slice; the cast is to E's own type.
+            unsafe {
+                if E::IS_BF16 {
+                    self.store_bf16(to.cast(), a);
+                } else {
+                    self.store(to.cast(), a);
+                }
+            }
+            return;
+        }
+        let mut lanes = [0.0; MAX_LANES];
+        // SAFETY: the array holds MAX_LANES >= LANES elements.
+        unsafe { self.store(lanes.as_mut_ptr(), a) }
+        for (value, lane) in out[at..].iter_mut().zip(lanes) {
+            *value = E::from_f32(lane);
+        }
+    }
+}
+
+/// A computation written once for every instruction set.
+///
+/// `run` and all it calls on vectors must be `#[inline(always)]`: only then are they
+/// compiled with the instructions of the function that [`dispatch`] enters.
+pub(crate) trait Op {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs `op` with the instructions of `isa`, which must be available.
+pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
+    match isa {
+        Isa::Portable => op.run(portable::Portable),
+        // SAFETY: an `Isa` above `Portable` comes only from detection on this machine.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { x86::run_avx2(op) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { x86::run_avx512(op) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => unsafe { x86::run_avx512_bf16(op) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => op.run(portable::Portable),
+    }
+}
+
+/// Columns of a panel of packed weights for this instruction set, and the lanes of its
+/// vectors.
+pub(crate) fn panel_shape(isa: Isa) -> (usize, usize) {
+    struct Shape;
+    impl Op for Shape {
+        type Output = (usize, usize);
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> (usize, usize) {
+            (S::LANES * S::PANEL_VECTORS, S::LANES)
+        }
+    }
+    dispatch(isa, Shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Check;
+    impl Op for Check {
+        type Output = ();
+        fn run<S: Simd>(self, s: S) {
+            let n = S::LANES;
+            let get = |v: S::V| {
+                let mut out = vec![0f32; n];
+                s.write(&mut out, 0, v);
+                out
+            };
+            let x: Vec<f32> = (0..n).map(|i| (i as f32 - 3.3) * 1.37).collect();
+            let y: Vec<f32> = (0..n).map(|i| i as f32 * -0.77 + 2.1).collect();
+            let (vx, vy) = (s.read(&x, 0), s.read(&y, 0));
+            let map = |f: &dyn Fn(f32, f32) -> f32| -> Vec<f32> {
+                x.iter().zip(&y).map(|(a, b)| f(*a, *b)).collect()
+            };
+            assert_eq!(get(s.add(vx, vy)), map(&|a, b| a + b));
+            assert_eq!(get(s.sub(vx, vy)), map(&|a, b| a - b));
+            assert_eq!(get(s.mul(vx, vy)), map(&|a, b| a * b));
+            assert_eq!(get(s.div(vx, vy)), map(&|a, b| a / b));
+            assert_eq!(get(s.max(vx, vy)), map(&f32::max));
+            assert_eq!(get(s.min(vx, vy)), map(&f32::min));
+            assert_eq!(get(s.abs(vx)), map(&|a, _| a.abs()));
+            assert_eq!(get(s.round(vx)), map(&|a, _| a.round_ties_even()));
+            assert_eq!(
+                get(s.scale2(vx, s.round(vy))),
+                map(&|a, b| a * b.round_ties_even().exp2())
+            );
+            assert_eq!(
+                get(s.if_negative(vx, vy, vx)),
+                map(&|a, b| if a < 0.0 { b } else { a })
+            );
+            for (got, want) in get(s.fma(vx, vy, vx)).iter().zip(map(&|a, b| a * b + a)) {
+                assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0));
+            }
+            let sum: f32 = x.iter().sum();
+            assert!((s.sum(vx) - sum).abs() < 1e-4);
+            assert_eq!(s.largest(vx), x.iter().copied().fold(f32::MIN, f32::max));
+
+            let half: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
+            // SAFETY: `half` holds LANES elements.
+            let widened = unsafe { s.load_f16(half.as_ptr()) };
+            assert_eq!(
+                get(widened),
+                half.iter().map(|v| v.to_f32()).collect::<Vec<_>>()
+            );
+            let wide: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.7).sin()).collect();
+            let brain: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
+            let back: Vec<f32> = brain.iter().map(|v| v.to_f32()).collect();
+            // SAFETY: `brain` holds 2 * LANES elements.
+            let pairs = unsafe { s.load(brain.as_ptr().cast()) };
+            let (even, odd) = (s.even(pairs), s.odd(pairs));
+            let dot = get(s.dot(vx, pairs, pairs));
+            for (i, got) in dot.into_iter().enumerate() {
+                let want = x[i] + back[2 * i].powi(2) + back[2 * i + 1].powi(2);
+                assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0));
+            }
+            let same = s.splat_pair(0x4040_3f80);
+            assert_eq!(get(s.even(same)), vec![1.0; n]);
+            assert_eq!(get(s.odd(same)), vec![3.0; n]);
+            assert_eq!(
+                get(even),
+                back.iter().copied().step_by(2).collect::<Vec<_>>()
+            );
+            assert_eq!(
+                get(odd),
+                back.iter().copied().skip(1).step_by(2).collect::<Vec<_>>()
+            );
+            assert_eq!(get(s.read(&brain, 1)), back[1..=n]);
+            let mut out = vec![bf16::ZERO; n + 1];
+            s.write(&mut out, 1, s.read(&wide, 0));
+            assert_eq!(out[1..], brain[..n]);
+            // Rounding: ties to even, overflow to infinity, NaN stays NaN.
+            for value in [
+                1.003_906_3,
+                1.011_718_8,
+                f32::MAX,
+                -f32::MAX,
+                f32::NAN,
+                0.0,
+                -0.0,
+            ] {
+                s.write(&mut out, 0, s.splat(value));
+                let want = bf16::from_f32(value);
+                assert!(
+                    out[0] == want || (out[0].is_nan() && want.is_nan()),
+                    "{value}"
+                );
+            }
+            // Partial vectors.
+            let got = get(s.read(&x[..n - 1], n - 2));
+            assert_eq!((got[0], got[1]), (x[n - 2], 0.0));
+            let mut short = vec![7f32; 3];
+            s.write(&mut short, 1, vx);
+            assert_eq!(short, [7.0, x[0], x[1]]);
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        for isa in Isa::available() {
+            dispatch(isa, Check);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Vectors as arrays, for the compiler to map to whatever the target has.
+
+use std::array::from_fn;
+
+use half::{bf16, f16};
+
+use super::Simd;
+
+const LANES: usize = 8;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    const LANES: usize = LANES;
+    const PANEL_VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::V {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // `mul_add` is a library call on x86-64 without FMA, an instruction on aarch64.
+        if cfg!(target_arch = "aarch64") {
+            from_fn(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            from_fn(|i| a[i] * b[i] + c[i])
+        }
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::V) -> Self::V {
+        from_fn(|i| a[i].abs())
+    }
+    #[inline(always)]
+    fn round(self, a: Self::V) -> Self::V {
+        // Adding 1.5 * 2^23 leaves no bits for a fraction, and rounds as the machine does.
+        const SHIFT: f32 = 12_582_912.0;
+        from_fn(|i| (a[i] + SHIFT) - SHIFT)
+    }
+    #[inline(always)]
+    fn scale2(self, a: Self::V, n: Self::V) -> Self::V {
+        from_fn(|i| {
+            let n = n[i] as i32;
+            let half = n >> 1;
+            let power = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
+            a[i] * power(half) * power(n - half)
+        })
+    }
+    #[inline(always)]
+    fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| if x[i] < 0.0 { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn sum(self, a: Self::V) -> f32 {
+        let b: [f32; 4] = from_fn(|i| a[i] + a[i + 4]);
+        (b[0] + b[2]) + (b[1] + b[3])
+    }
+    #[inline(always)]
+    fn largest(self, a: Self::V) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    // SAFETY (all below): the caller promises the elements; reads and writes are unaligned.
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, a: Self::V) {
+        // SAFETY: see above.
+        unsafe { to.cast::<Self::V>().write_unaligned(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> Self::V {
+        // SAFETY: see above.
+        let raw = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        from_fn(|i| f16::from_bits(raw[i]).to_f32_const())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::V {
+        // SAFETY: see above.
+        let raw = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        from_fn(|i| f32::from_bits(u32::from(raw[i]) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, a: Self::V) {
+        let raw: [u16; LANES] = from_fn(|i| bf16::from_f32(a[i]).to_bits());
+        // SAFETY: see above.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(raw) }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> Self::V {
+        [f32::from_bits(pair); LANES]
+    }
+    #[inline(always)]
+    fn even(self, pairs: Self::V) -> Self::V {
+        from_fn(|i| f32::from_bits(pairs[i].to_bits() << 16))
+    }
+    #[inline(always)]
+    fn odd(self, pairs: Self::V) -> Self::V {
+        from_fn(|i| f32::from_bits(pairs[i].to_bits() & 0xffff_0000))
+    }
+}

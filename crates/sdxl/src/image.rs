@@ -1,0 +1,27 @@
+//! Finished pictures: from the VAE's numbers to bytes.
+
+pub mod png;
+
+/// A finished picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Pixels a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Red, green, blue, row by row from the top.
+    pub rgb: Vec<u8>,
+    /// The seed of the generator its noise came from.
+    pub seed: u64,
+    /// Which of the request's prompts it shows.
+    pub prompt_index: usize,
+}
+
+/// Values of about -1 to 1 as bytes, exactly as diffusers' `VaeImageProcessor` rounds:
+/// `x / 2 + 0.5`, clamped to 0 to 1, times 255, half to even.
+pub fn to_u8(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+        .collect()
+}

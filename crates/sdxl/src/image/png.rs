@@ -1,0 +1,154 @@
+//! PNG files that carry how they were made.
+//!
+//! Two texts go in: `parameters`, the form that A1111 started and that most tools read, and
+//! `sdxl-recipe`, our own JSON (see [`crate::recipe`]).
+
+use std::fs::File;
+use std::io::{BufReader, Seek, Write};
+use std::path::Path;
+
+use png::text_metadata::ITXtChunk;
+
+use crate::error::{Error, Result};
+use crate::image::Picture;
+
+/// Key of the text that other tools read.
+const PARAMETERS: &str = "parameters";
+/// Key of our recipe.
+const RECIPE: &str = "sdxl-recipe";
+/// Memory a decoder may use for texts: recipes are a few kilobytes.
+const TEXT_LIMIT: usize = 64 << 20;
+
+/// The texts of a PNG file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// The A1111-style text, from any tool.
+    pub parameters: Option<String>,
+    /// Our recipe, as JSON.
+    pub recipe: Option<String>,
+}
+
+/// Writes `picture` with its texts.
+pub fn write(out: impl Write, picture: &Picture, texts: &Texts) -> Result<()> {
+    let side = |n: usize| u32::try_from(n).map_err(|_| Error::request("a PNG side has 32 bits"));
+    let failed = |e: png::EncodingError| Error::Machine(format!("the PNG was not written: {e}"));
+    let mut encoder = png::Encoder::new(out, side(picture.width)?, side(picture.height)?);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    if let Some(text) = &texts.parameters {
+        // The plain chunk holds Latin-1 only; what every reader knows comes first.
+        if text.chars().all(|c| (c as u32) < 256) {
+            encoder
+                .add_text_chunk(PARAMETERS.into(), text.clone())
+                .map_err(failed)?;
+        } else {
+            encoder
+                .add_itxt_chunk(PARAMETERS.into(), text.clone())
+                .map_err(failed)?;
+        }
+    }
+    if let Some(text) = &texts.recipe {
+        encoder
+            .add_itxt_chunk(RECIPE.into(), text.clone())
+            .map_err(failed)?;
+    }
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(&picture.rgb).map_err(failed)?;
+    writer.finish().map_err(failed)
+}
+
+/// Reads the texts of the PNG file `path`, wherever in the file they are.
+///
+/// # Errors
+/// A file that is not a PNG, or is broken.
+pub fn read_texts(path: &Path) -> Result<Texts> {
+    let file = File::open(path).map_err(|e| Error::read(path, &e))?;
+    texts_of(BufReader::new(file)).map_err(|message| Error::file(path, message))
+}
+
+fn texts_of(input: impl std::io::BufRead + Seek) -> std::result::Result<Texts, String> {
+    let explain = |e: png::DecodingError| match e {
+        png::DecodingError::Format(_) => format!("this is not a usable PNG file: {e}"),
+        other => format!("the PNG file is broken: {other}"),
+    };
+    let limits = png::Limits { bytes: TEXT_LIMIT };
+    let mut reader = png::Decoder::new_with_limits(input, limits)
+        .read_info()
+        .map_err(explain)?;
+    // Texts may stand behind the pixels too.
+    let found = collect(reader.info());
+    if found.parameters.is_some() || found.recipe.is_some() {
+        return Ok(found);
+    }
+    reader.finish().map_err(explain)?;
+    Ok(collect(reader.info()))
+}
+
+fn collect(info: &png::Info<'_>) -> Texts {
+    let utf8 = |chunk: &ITXtChunk| (chunk.keyword.clone(), chunk.get_text().ok());
+    let mut texts = Texts::default();
+    let plain = info
+        .uncompressed_latin1_text
+        .iter()
+        .map(|c| (c.keyword.clone(), Some(c.text.clone())));
+    let compressed = info
+        .compressed_latin1_text
+        .iter()
+        .map(|c| (c.keyword.clone(), c.get_text().ok()));
+    for (key, text) in plain
+        .chain(compressed)
+        .chain(info.utf8_text.iter().map(utf8))
+    {
+        match key.as_str() {
+            PARAMETERS => texts.parameters = text,
+            RECIPE => texts.recipe = text,
+            _ => {}
+        }
+    }
+    texts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn picture() -> Picture {
+        Picture {
+            width: 3,
+            height: 2,
+            rgb: (0..18).collect(),
+            seed: 1,
+            prompt_index: 0,
+        }
+    }
+
+    #[test]
+    fn texts_and_pixels_come_back() {
+        for parameters in ["a café\nSteps: 1", "猫 🐱\nSteps: 1"] {
+            let texts = Texts {
+                parameters: Some(parameters.into()),
+                recipe: Some(r#"{"prompt":"naïve 🐱"}"#.into()),
+            };
+            let mut bytes = Vec::new();
+            write(&mut bytes, &picture(), &texts).unwrap();
+            assert_eq!(texts_of(Cursor::new(&bytes)).unwrap(), texts);
+            let mut reader = png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
+            let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+            reader.next_frame(&mut pixels).unwrap();
+            assert_eq!(pixels, picture().rgb);
+        }
+    }
+
+    #[test]
+    fn broken_files_are_errors() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, &picture(), &Texts::default()).unwrap();
+        assert_eq!(texts_of(Cursor::new(&bytes)).unwrap(), Texts::default());
+        for end in 0..bytes.len() - 12 {
+            assert!(texts_of(Cursor::new(&bytes[..end])).is_err(), "{end}");
+        }
+        assert!(texts_of(Cursor::new(b"GIF89a and so on")).is_err());
+    }
+}

@@ -1,0 +1,78 @@
+//! How much memory a run needs, and how much there is.
+
+use crate::error::{Error, Result};
+use crate::model::config::{UNetConfig, VaeConfig};
+use crate::weights::Precision;
+use crate::weights::folder::{Checkpoint, Part};
+
+/// Bytes that can be used without swapping: what the system calls available, within
+/// the limit of the control group. `None` where the system does not say.
+pub fn available() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib: u64 = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .ok()?;
+    let number =
+        |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let limit = number("/sys/fs/cgroup/memory.max")
+        .zip(number("/sys/fs/cgroup/memory.current"))
+        .map(|(max, current)| max.saturating_sub(current));
+    Some(limit.map_or(kib * 1024, |l| l.min(kib * 1024)))
+}
+
+/// Bytes of a checkpoint's weights once they are packed.
+pub fn of_weights(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
+    let mut total = 0;
+    for part in Part::ALL {
+        if checkpoint.has(part) {
+            let values: u64 = checkpoint
+                .tensors(part)?
+                .iter()
+                .map(|(_, t)| t.shape().iter().product::<usize>() as u64)
+                .sum();
+            let precision = match part {
+                Part::Vae if checkpoint.vae.force_upcast => Precision::F32,
+                _ => precision,
+            };
+            total += values * precision.bytes();
+        }
+    }
+    Ok(total)
+}
+
+/// Bytes of activations of one image in the UNet, cond and uncond.
+///
+/// The widest moment is at the full latent size: what is put aside on the way down
+/// plus the maps in work, together about twenty maps of the first level.
+pub fn of_unet_image(config: &UNetConfig, precision: Precision, pixels: u64, guided: bool) -> u64 {
+    let element = match precision {
+        Precision::Bf16 => 2,
+        Precision::F32 | Precision::F16 => 4,
+    };
+    let rows = if guided { 2 } else { 1 };
+    20 * rows * element * (pixels / 64) * config.block_out_channels[0] as u64
+}
+
+/// Bytes of activations that decoding one picture takes: about three maps of the second
+/// level's width at the picture's size, in `f32`.
+pub fn of_decode(config: &VaeConfig, pixels: u64) -> u64 {
+    let width = config.block_out_channels[1].max(config.block_out_channels[0]) as u64;
+    3 * 4 * pixels * width
+}
+
+/// Refuses what does not fit.
+pub fn check(what: &str, needed: u64, advice: &str) -> Result<()> {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
+    match available() {
+        Some(free) if needed > free => Err(Error::Machine(format!(
+            "{what} needs about {:.1} GiB of memory and {:.1} GiB are free; {advice}",
+            gib(needed),
+            gib(free)
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,349 @@
+//! The operators that networks are made of: the only way a model touches numbers.
+//!
+//! Each operator exists once per device behind one signature. Today there is one
+//! device, the CPU, whose kernels live in `sdxl-kernels`; here they are applied to
+//! [`Tensor`]s and to weights that were packed once at load. Activations are
+//! channel-last throughout (see [`crate::tensor`]).
+
+use half::bf16;
+use sdxl_kernels::{
+    AttentionShape, ConvGeometry, Element, PackedConv, PackedMatrix, attention as attention_kernel,
+};
+
+pub use sdxl_kernels::Activation;
+
+use crate::tensor::{Buffer, DType, Tensor};
+
+/// A fully connected layer: `[n_out, k_in]` weights and an optional bias.
+pub struct Linear {
+    pub(crate) weight: PackedMatrix,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// The gated feed-forward entry of a transformer block (GEGLU): a linear layer of
+/// twice the width whose second half gates the first.
+pub struct Geglu {
+    pub(crate) weight: PackedMatrix,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// A two-dimensional convolution with the padding and stride it is always used with.
+pub struct Conv2d {
+    pub(crate) weight: PackedConv,
+    pub(crate) bias: Option<Vec<f32>>,
+    /// Height and width of the kernel.
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    /// Rows or columns of zeros added: top, left, bottom, right.
+    pub(crate) padding: [usize; 4],
+}
+
+/// Scale and shift of a group norm or layer norm, with its epsilon.
+pub struct Norm {
+    pub(crate) gamma: Vec<f32>,
+    pub(crate) beta: Vec<f32>,
+    pub(crate) eps: f32,
+    /// Number of channel groups (1 for a layer norm, where it is not used).
+    pub(crate) groups: usize,
+}
+
+/// Element types of activations, seen from inside a [`Tensor`].
+trait Typed: Element {
+    fn slice(tensor: &Tensor) -> &[Self];
+    fn wrap(values: Vec<Self>) -> Buffer;
+}
+
+impl Typed for f32 {
+    fn slice(tensor: &Tensor) -> &[f32] {
+        match tensor.buffer() {
+            Buffer::F32(v) => v,
+            Buffer::Bf16(_) => panic!("an operator was given bf16 and f32 together"),
+        }
+    }
+    fn wrap(values: Vec<f32>) -> Buffer {
+        Buffer::F32(values)
+    }
+}
+
+impl Typed for bf16 {
+    fn slice(tensor: &Tensor) -> &[bf16] {
+        match tensor.buffer() {
+            Buffer::Bf16(v) => v,
+            Buffer::F32(_) => panic!("an operator was given f32 and bf16 together"),
+        }
+    }
+    fn wrap(values: Vec<bf16>) -> Buffer {
+        Buffer::Bf16(values)
+    }
+}
+
+/// Calls the generic function with the element type of the first tensor.
+macro_rules! by_type {
+    ($x:expr, $function:ident ( $($argument:expr),* )) => {
+        match $x.dtype() {
+            DType::F32 => $function::<f32>($($argument),*),
+            DType::Bf16 => $function::<bf16>($($argument),*),
+        }
+    };
+}
+
+fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = channels;
+    }
+    shape
+}
+
+/// `act(x · Wᵀ + bias) + residual` over the last axis: `[.., k]` to `[.., n]`.
+pub fn linear(x: &Tensor, w: &Linear, act: Activation, residual: Option<&Tensor>) -> Tensor {
+    by_type!(x, linear_typed(x, w, act, residual))
+}
+
+fn linear_typed<E: Typed>(
+    x: &Tensor,
+    w: &Linear,
+    act: Activation,
+    residual: Option<&Tensor>,
+) -> Tensor {
+    let rows = x.rows();
+    let mut out = vec![E::from_f32(0.0); rows * w.weight.n()];
+    sdxl_kernels::linear(
+        E::slice(x),
+        rows,
+        &w.weight,
+        w.bias.as_deref(),
+        act,
+        residual.map(E::slice),
+        &mut out,
+    );
+    Tensor::new(with_channels(x, w.weight.n()), E::wrap(out))
+}
+
+/// GEGLU (Shazeer 2020): `hidden · gelu(gate)` of a linear layer of width
+/// `2·inner`, `[.., k]` to `[.., inner]`.
+pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
+    by_type!(x, geglu_typed(x, w))
+}
+
+fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu) -> Tensor {
+    let rows = x.rows();
+    let inner = w.weight.n() / 2;
+    let mut out = vec![E::from_f32(0.0); rows * inner];
+    sdxl_kernels::linear_geglu(E::slice(x), rows, &w.weight, w.bias.as_deref(), &mut out);
+    Tensor::new(with_channels(x, inner), E::wrap(out))
+}
+
+/// What a convolution can do on its way, so that it is not done in another pass.
+#[derive(Default, Clone, Copy)]
+pub struct ConvExtras<'a> {
+    /// Added to every position of a batch element: `[B, c_out]`, always `f32`.
+    pub sample_bias: Option<&'a Tensor>,
+    /// Added to the result: same shape as the output.
+    pub residual: Option<&'a Tensor>,
+    /// The input is first enlarged to this height and width by repeating pixels
+    /// (at most twice the size; one less where the target is odd).
+    pub upsample_to: Option<(usize, usize)>,
+}
+
+/// Convolution of `[B, H, W, c_in]` to `[B, Ho, Wo, c_out]`.
+pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
+    by_type!(x, conv2d_typed(x, w, extras))
+}
+
+fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
+    let enlarged;
+    let (mut source, mut upsample) = (x, false);
+    if let Some((height, width)) = extras.upsample_to {
+        if height == 2 * x.dim(1) && width == 2 * x.dim(2) {
+            upsample = true;
+        } else {
+            enlarged = enlarge::<E>(x, height, width);
+            source = &enlarged;
+        }
+    }
+    let [pad_top, pad_left, pad_bottom, pad_right] = w.padding;
+    let geometry = ConvGeometry {
+        batch: source.dim(0),
+        height: source.dim(1),
+        width: source.dim(2),
+        stride: w.stride,
+        pad_top,
+        pad_left,
+        pad_bottom,
+        pad_right,
+        upsample,
+    };
+    let (height, width) = geometry.output_size(w.kernel, w.kernel);
+    let mut out = vec![E::from_f32(0.0); geometry.batch * height * width * w.weight.c_out()];
+    sdxl_kernels::conv2d(
+        E::slice(source),
+        &geometry,
+        &w.weight,
+        w.bias.as_deref(),
+        extras.sample_bias.map(f32::slice),
+        extras.residual.map(E::slice),
+        &mut out,
+    );
+    Tensor::new(
+        vec![geometry.batch, height, width, w.weight.c_out()],
+        E::wrap(out),
+    )
+}
+
+/// Nearest-neighbour enlargement to a size of 2n or 2n - 1: pixel `i` is `i / 2`.
+/// (`floor(i * n / (2n - 1))`, what torch computes, is `i / 2` for every `i`.)
+fn enlarge<E: Typed>(x: &Tensor, height: usize, width: usize) -> Tensor {
+    let (batch, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+    let values = E::slice(x);
+    let mut out = Vec::with_capacity(batch * height * width * c);
+    for b in 0..batch {
+        for row in 0..height {
+            for column in 0..width {
+                let at = ((b * h + row / 2) * w + column / 2) * c;
+                out.extend_from_slice(&values[at..at + c]);
+            }
+        }
+    }
+    Tensor::new(vec![batch, height, width, c], E::wrap(out))
+}
+
+/// Group norm (Wu & He 2018) of `[B, .., C]`, followed by SiLU where asked.
+pub fn group_norm(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
+    by_type!(x, group_norm_typed(x, norm, silu))
+}
+
+fn group_norm_typed<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
+    let (batch, channels) = (x.dim(0), x.channels());
+    let positions = x.rows() / batch;
+    let mut out = vec![E::from_f32(0.0); batch * positions * channels];
+    sdxl_kernels::group_norm(
+        E::slice(x),
+        batch,
+        positions,
+        channels,
+        norm.groups,
+        norm.eps,
+        &norm.gamma,
+        &norm.beta,
+        silu,
+        &mut out,
+    );
+    Tensor::new(x.shape().to_vec(), E::wrap(out))
+}
+
+/// Layer norm over the last axis.
+pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
+    by_type!(x, layer_norm_typed(x, norm))
+}
+
+fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
+    let mut out = vec![E::from_f32(0.0); x.rows() * x.channels()];
+    sdxl_kernels::layer_norm(
+        E::slice(x),
+        x.rows(),
+        x.channels(),
+        norm.eps,
+        &norm.gamma,
+        &norm.beta,
+        &mut out,
+    );
+    Tensor::new(x.shape().to_vec(), E::wrap(out))
+}
+
+/// Self-attention from one tensor that holds queries, keys and values side by
+/// side: `[B, N, 3·C]` to `[B, N, C]`, `heads` heads of size `C / heads`.
+/// With `causal`, a token sees only itself and what comes before it.
+pub fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Tensor {
+    by_type!(qkv, self_attention_typed(qkv, heads, causal))
+}
+
+fn self_attention_typed<E: Typed>(qkv: &Tensor, heads: usize, causal: bool) -> Tensor {
+    let (batch, tokens, width) = (qkv.dim(0), qkv.dim(1), qkv.channels());
+    let channels = width / 3;
+    let shape = AttentionShape {
+        batch,
+        heads,
+        head_dim: channels / heads,
+        queries: tokens,
+        keys: tokens,
+        q_stride: width,
+        kv_stride: width,
+        causal,
+    };
+    let values = E::slice(qkv);
+    let mut out = vec![E::from_f32(0.0); batch * tokens * channels];
+    attention_kernel(
+        values,
+        &values[channels..],
+        &values[2 * channels..],
+        &shape,
+        &mut out,
+    );
+    Tensor::new(vec![batch, tokens, channels], E::wrap(out))
+}
+
+/// Attention of image tokens `q` `[B, N, C]` to text tokens `kv` `[B, M, 2·C]`
+/// (keys and values side by side), to `[B, N, C]`.
+pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Tensor {
+    by_type!(q, cross_attention_typed(q, kv, heads))
+}
+
+fn cross_attention_typed<E: Typed>(q: &Tensor, kv: &Tensor, heads: usize) -> Tensor {
+    let (batch, queries, channels) = (q.dim(0), q.dim(1), q.channels());
+    let shape = AttentionShape {
+        batch,
+        heads,
+        head_dim: channels / heads,
+        queries,
+        keys: kv.dim(1),
+        q_stride: channels,
+        kv_stride: 2 * channels,
+        causal: false,
+    };
+    let pairs = E::slice(kv);
+    let mut out = vec![E::from_f32(0.0); batch * queries * channels];
+    attention_kernel(E::slice(q), pairs, &pairs[channels..], &shape, &mut out);
+    Tensor::new(vec![batch, queries, channels], E::wrap(out))
+}
+
+/// Element-wise sum of two tensors of one shape.
+pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
+    by_type!(a, add_typed(a, b))
+}
+
+fn add_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
+    let mut out = vec![E::from_f32(0.0); a.rows() * a.channels()];
+    sdxl_kernels::add(E::slice(a), E::slice(b), &mut out);
+    Tensor::new(a.shape().to_vec(), E::wrap(out))
+}
+
+/// `x · sigmoid(x)`, element-wise.
+pub fn silu(x: &Tensor) -> Tensor {
+    by_type!(x, silu_typed(x))
+}
+
+fn silu_typed<E: Typed>(x: &Tensor) -> Tensor {
+    let mut out = vec![E::from_f32(0.0); x.rows() * x.channels()];
+    sdxl_kernels::silu(E::slice(x), &mut out);
+    Tensor::new(x.shape().to_vec(), E::wrap(out))
+}
+
+/// Joins two tensors that differ in the last axis only, along that axis.
+pub fn cat_channels(a: &Tensor, b: &Tensor) -> Tensor {
+    by_type!(a, cat_channels_typed(a, b))
+}
+
+fn cat_channels_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
+    assert_eq!(a.rows(), b.rows(), "{:?} beside {:?}", a.shape(), b.shape());
+    let (ca, cb) = (a.channels(), b.channels());
+    let mut out = Vec::with_capacity(a.rows() * (ca + cb));
+    for (left, right) in E::slice(a)
+        .chunks_exact(ca)
+        .zip(E::slice(b).chunks_exact(cb))
+    {
+        out.extend_from_slice(left);
+        out.extend_from_slice(right);
+    }
+    Tensor::new(with_channels(a, ca + cb), E::wrap(out))
+}

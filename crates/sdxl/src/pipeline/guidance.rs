@@ -1,0 +1,46 @@
+//! How the predictions with and without the prompt combine.
+
+/// Classifier-free guidance (Ho & Salimans 2022), in place on the unguided prediction of
+/// one image: `uncond + scale · (cond - uncond)`; with `rescale` > 0, pulled back
+/// to the spread of `cond` by that share (Lin et al. 2023, section 3.4), which keeps
+/// strong guidance from over-exposing.
+pub fn guide(uncond: &mut [f32], cond: &[f32], scale: f32, rescale: f32) {
+    for (u, c) in uncond.iter_mut().zip(cond) {
+        *u += scale * (c - *u);
+    }
+    if rescale > 0.0 {
+        let factor = deviation(cond) / deviation(uncond);
+        let mixed = f64::from(rescale) * factor + (1.0 - f64::from(rescale));
+        for u in uncond.iter_mut() {
+            *u = (f64::from(*u) * mixed) as f32;
+        }
+    }
+}
+
+/// The sample standard deviation (divided by n - 1, as torch's is).
+fn deviation(values: &[f32]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum();
+    (squares / (n - 1.0)).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guidance_moves_past_the_conditional_prediction() {
+        let mut uncond = [1.0, -1.0, 0.5];
+        guide(&mut uncond, &[2.0, -1.0, 0.0], 5.0, 0.0);
+        assert_eq!(uncond, [6.0, -1.0, -2.0]);
+    }
+
+    #[test]
+    fn full_rescale_restores_the_spread() {
+        let cond = [0.3, -0.4, 1.1, 0.2];
+        let mut out = [0.1, 0.2, 0.4, -0.9];
+        guide(&mut out, &cond, 7.0, 1.0);
+        assert!((deviation(&out) - deviation(&cond)).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,258 @@
+//! The recipe of a picture: a request plus what is needed to repeat it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::image::png;
+use crate::request::Request;
+use crate::weights::Precision;
+use crate::weights::folder::{Checkpoint, Part};
+
+/// A weight file of a checkpoint and what was in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileHash {
+    /// Path inside the checkpoint, with `/` between folders.
+    pub name: String,
+    /// Size of the file.
+    pub bytes: u64,
+    /// SHA-256 of the contents, in hexadecimal.
+    pub sha256: String,
+}
+
+/// Everything needed to make a picture again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Version of this program.
+    pub version: String,
+    /// The checkpoint as it was named.
+    pub model: PathBuf,
+    /// The variant of the weight files, where one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// Precision of the networks.
+    pub precision: Precision,
+    /// Instruction set of the kernels; another one rounds differently.
+    pub isa: String,
+    /// SHA-256 of the latents file the run started from, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latents_sha256: Option<String>,
+    /// The weight files.
+    pub files: Vec<FileHash>,
+    /// The class of the scheduler that ran.
+    pub scheduler_class: String,
+    /// The request, with size and seed filled in.
+    pub request: Request,
+    /// Which of the request's pictures this is, from 0.
+    pub image_index: usize,
+}
+
+impl Recipe {
+    /// Reads a recipe from a PNG that carries one, or from a JSON file.
+    ///
+    /// # Errors
+    /// A file without a recipe, or with one this version cannot read.
+    pub fn read(path: &Path) -> Result<Recipe> {
+        let text = if is_png(path)? {
+            png::read_texts(path)?.recipe.ok_or_else(|| {
+                Error::file(
+                    path,
+                    "this PNG carries no sdxl recipe (made by another tool, or saved again by an \
+                     editor); `sdxl show` prints what it does carry",
+                )
+            })?
+        } else {
+            std::fs::read_to_string(path).map_err(|e| Error::read(path, &e))?
+        };
+        serde_json::from_str(&text)
+            .map_err(|e| Error::file(path, format!("its recipe cannot be used: {e}")))
+    }
+
+    /// The recipe as JSON, as it is stored in pictures.
+    pub fn to_json(&self) -> String {
+        // A recipe has string keys and finite numbers only, so this cannot fail.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// The text that A1111 writes under `parameters` and other tools read.
+    pub fn parameters(&self) -> String {
+        let r = &self.request;
+        let at = |list: &[String], i: usize| -> Option<String> {
+            list.get(if list.len() == 1 { 0 } else { i }).cloned()
+        };
+        let prompt_index = self.image_index / r.num_images.max(1);
+        let mut text = at(&r.prompt, prompt_index).unwrap_or_default();
+        if let Some(negative) = at(&r.negative_prompt, prompt_index) {
+            text.push_str(&format!("\nNegative prompt: {negative}"));
+        }
+        let karras = r
+            .scheduler_options
+            .get("use_karras_sigmas")
+            .is_some_and(|v| v == true);
+        let sampler = a1111_sampler(&self.scheduler_class);
+        let sampler = format!("{sampler}{}", if karras { " Karras" } else { "" });
+        let steps = [r.timesteps.len(), r.sigmas.len().saturating_sub(1)]
+            .into_iter()
+            .find(|n| *n > 0)
+            .unwrap_or(r.steps);
+        let seed = r.seed.get(self.image_index).or(r.seed.first());
+        text.push_str(&format!(
+            "\nSteps: {steps}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}",
+            r.guidance_scale,
+            seed.copied().unwrap_or(0),
+            r.width.unwrap_or(0),
+            r.height.unwrap_or(0),
+        ));
+        if let Some(unet) = self.files.iter().find(|f| f.name.starts_with("unet/")) {
+            text.push_str(&format!(", Model hash: {}", &unet.sha256[..10]));
+        }
+        if let Some(name) = self.model.file_name() {
+            text.push_str(&format!(", Model: {}", name.to_string_lossy()));
+        }
+        if let Some(skip) = r.clip_skip {
+            // A1111 counts the layer that SDXL always skips.
+            text.push_str(&format!(", Clip skip: {}", skip + 1));
+        }
+        text.push_str(&format!(", Version: sdxl {}", self.version));
+        text
+    }
+}
+
+/// What A1111 calls the sampler that a diffusers class implements.
+fn a1111_sampler(class: &str) -> &str {
+    match class {
+        "EulerDiscreteScheduler" => "Euler",
+        "EulerAncestralDiscreteScheduler" => "Euler a",
+        "HeunDiscreteScheduler" => "Heun",
+        "KDPM2DiscreteScheduler" => "DPM2",
+        "KDPM2AncestralDiscreteScheduler" => "DPM2 a",
+        "LMSDiscreteScheduler" => "LMS",
+        "DDIMScheduler" => "DDIM",
+        "PNDMScheduler" => "PLMS",
+        "DPMSolverMultistepScheduler" => "DPM++ 2M",
+        "DPMSolverSDEScheduler" => "DPM++ SDE",
+        "UniPCMultistepScheduler" => "UniPC",
+        "LCMScheduler" => "LCM",
+        other => other,
+    }
+}
+
+/// Whether the file starts as a PNG does.
+pub fn is_png(path: &Path) -> Result<bool> {
+    let mut start = [0; 8];
+    let mut file = File::open(path).map_err(|e| Error::read(path, &e))?;
+    match file.read_exact(&mut start) {
+        Ok(()) => Ok(start == *b"\x89PNG\r\n\x1a\n"),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(Error::read(path, &e)),
+    }
+}
+
+/// Hashes all weight files of a checkpoint: seconds for a full-size one, so best done
+/// beside the run.
+pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
+    let mut hashes = Vec::new();
+    for part in Part::ALL {
+        if !checkpoint.has(part) {
+            continue;
+        }
+        for path in checkpoint.weight_files(part)? {
+            let name = path.strip_prefix(checkpoint.root()).unwrap_or(&path);
+            let parts: Vec<_> = name.iter().map(|p| p.to_string_lossy()).collect();
+            let (bytes, sha256) = hash_file(&path)?;
+            hashes.push(FileHash {
+                name: parts.join("/"),
+                bytes,
+                sha256,
+            });
+        }
+    }
+    Ok(hashes)
+}
+
+/// Size and SHA-256 of a file.
+pub fn hash_file(path: &Path) -> Result<(u64, String)> {
+    let mut file = File::open(path).map_err(|e| Error::read(path, &e))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    loop {
+        let count = file.read(&mut buffer).map_err(|e| Error::read(path, &e))?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        total += count as u64;
+    }
+    let hex = hasher
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    Ok((total, hex))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        Recipe {
+            version: "0.1.0".into(),
+            model: "models/base".into(),
+            variant: None,
+            precision: Precision::F32,
+            isa: "avx2".into(),
+            latents_sha256: None,
+            files: vec![FileHash {
+                name: "unet/diffusion_pytorch_model.safetensors".into(),
+                bytes: 3,
+                sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into(),
+            }],
+            scheduler_class: "EulerDiscreteScheduler".into(),
+            request: Request {
+                prompt: vec!["a cat".into(), "a dog".into()],
+                negative_prompt: vec!["rain".into()],
+                seed: vec![7],
+                num_images: 2,
+                steps: 20,
+                width: Some(64),
+                height: Some(96),
+                ..Request::default()
+            },
+            image_index: 3,
+        }
+    }
+
+    #[test]
+    fn json_round_trip() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("recipe.json");
+        std::fs::write(&path, recipe().to_json()).unwrap();
+        assert_eq!(Recipe::read(&path).unwrap(), recipe());
+        std::fs::write(&path, "{}").unwrap();
+        assert!(Recipe::read(&path).is_err());
+    }
+
+    #[test]
+    fn parameters_are_what_other_tools_parse() {
+        assert_eq!(
+            recipe().parameters(),
+            "a dog\nNegative prompt: rain\nSteps: 20, Sampler: Euler, CFG scale: 5, Seed: 7, \
+             Size: 64x96, Model hash: ba7816bf8f, Model: base, Version: sdxl 0.1.0"
+        );
+    }
+
+    #[test]
+    fn hash_of_a_known_file() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("abc");
+        std::fs::write(&path, "abc").unwrap();
+        let (bytes, hash) = hash_file(&path).unwrap();
+        assert_eq!((bytes, hash), (3, recipe().files[0].sha256.clone()));
+    }
+}

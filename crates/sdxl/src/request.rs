@@ -1,0 +1,300 @@
+//! A request: everything that decides which pictures are made.
+//!
+//! Field names, units and defaults are those of diffusers'
+//! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::noise::Rng;
+
+/// A width and a height in pixels, written `1024x768`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Size {
+    /// Pixels a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        let parsed = s
+            .split_once(['x', 'X'])
+            .and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
+        match parsed {
+            Some((width, height)) => Ok(Size { width, height }),
+            None => Err(format!(
+                "`{s}` is not a size; write WIDTHxHEIGHT, as in 1024x768"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+    fn try_from(s: String) -> std::result::Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> String {
+        size.to_string()
+    }
+}
+
+/// How prompts are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromptSyntax {
+    /// As they stand, without weights: what diffusers does.
+    #[default]
+    Plain,
+}
+
+/// When the VAE works tile by tile (slower at the seams, bounded memory).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tiling {
+    /// Only where the whole picture would not fit in memory.
+    #[default]
+    Auto,
+    /// Always (for pictures larger than a tile).
+    On,
+    /// Never.
+    Off,
+}
+
+/// Everything a user can ask for. `Request::default()` with a prompt is a good request.
+///
+/// ```
+/// let request = sdxl::Request { prompt: vec!["a lighthouse".into()], ..Default::default() };
+/// assert_eq!(request.steps, 50);
+/// request.check().unwrap();
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request {
+    /// What the picture shows; several prompts make several pictures.
+    pub prompt: Vec<String>,
+    /// A prompt of its own for the second text encoder: one, or one a prompt.
+    pub prompt_2: Vec<String>,
+    /// What the picture must not show: none, one, or one a prompt. None and `""`
+    /// differ: see [`crate::weights::folder::Checkpoint::force_zeros_for_empty_prompt`].
+    pub negative_prompt: Vec<String>,
+    /// The negative prompt for the second text encoder.
+    pub negative_prompt_2: Vec<String>,
+    /// How prompts are read.
+    pub prompt_syntax: PromptSyntax,
+    /// One seed for the whole batch, or one a picture. Empty: drawn at random.
+    pub seed: Vec<u64>,
+    /// Whose random numbers a seed gives.
+    pub rng: Rng,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Width in pixels, a multiple of 8. `None`: what the checkpoint was trained at.
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 8.
+    pub height: Option<usize>,
+    /// Classifier-free guidance scale (Ho & Salimans 2022); off at 1 and below.
+    pub guidance_scale: f32,
+    /// Pulls the guided prediction back to the unguided one's contrast, 0 to 1
+    /// (Lin et al. 2023, section 3.4).
+    pub guidance_rescale: f32,
+    /// Pictures a prompt.
+    pub num_images: usize,
+    /// Layers skipped at the end of the text encoders, beyond the one SDXL skips.
+    pub clip_skip: Option<usize>,
+    /// Micro-conditioning: the size the training picture had. `None`: the picture's.
+    pub original_size: Option<Size>,
+    /// Micro-conditioning: the size wanted. `None`: the picture's.
+    pub target_size: Option<Size>,
+    /// Micro-conditioning: pixels cropped off the top and off the left.
+    pub crops_coords_top_left: [usize; 2],
+    /// Negative micro-conditioning; as in diffusers it counts only if
+    /// `negative_target_size` is given too.
+    pub negative_original_size: Option<Size>,
+    /// Negative micro-conditioning, with `negative_original_size`.
+    pub negative_target_size: Option<Size>,
+    /// Negative micro-conditioning, with the two negative sizes.
+    pub negative_crops_coords_top_left: [usize; 2],
+    /// Scheduler by diffusers class name or short name. `None`: the checkpoint's.
+    pub scheduler: Option<String>,
+    /// Keys of `scheduler_config.json` to set, by name.
+    pub scheduler_options: Map<String, Value>,
+    /// Timesteps to visit instead of `steps` evenly spaced ones.
+    pub timesteps: Vec<f64>,
+    /// Noise levels to visit instead of `steps` computed ones.
+    pub sigmas: Vec<f64>,
+    /// Stochasticity of DDIM and its kin, 0 to 1.
+    pub eta: f64,
+    /// Stop when this fraction of the noise is gone, leaving noisy latents.
+    pub denoising_end: Option<f64>,
+    /// Whether the VAE decodes tile by tile.
+    pub vae_tiling: Tiling,
+    /// Whether the VAE decodes the pictures of a batch one by one (less memory).
+    pub vae_slicing: bool,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Request {
+            prompt: Vec::new(),
+            prompt_2: Vec::new(),
+            negative_prompt: Vec::new(),
+            negative_prompt_2: Vec::new(),
+            prompt_syntax: PromptSyntax::Plain,
+            seed: Vec::new(),
+            rng: Rng::TorchCpu,
+            steps: 50,
+            width: None,
+            height: None,
+            guidance_scale: 5.0,
+            guidance_rescale: 0.0,
+            num_images: 1,
+            clip_skip: None,
+            original_size: None,
+            target_size: None,
+            crops_coords_top_left: [0, 0],
+            negative_original_size: None,
+            negative_target_size: None,
+            negative_crops_coords_top_left: [0, 0],
+            scheduler: None,
+            scheduler_options: Map::new(),
+            timesteps: Vec::new(),
+            sigmas: Vec::new(),
+            eta: 0.0,
+            denoising_end: None,
+            vae_tiling: Tiling::Auto,
+            vae_slicing: true,
+        }
+    }
+}
+
+/// Largest numbers that make sense; beyond them a typing error is likelier than a wish.
+const MAX_SIDE: usize = 16384;
+const MAX_STEPS: usize = 1000;
+const MAX_IMAGES: usize = 4096;
+
+impl Request {
+    /// Whether cond and uncond are both computed.
+    pub fn guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+
+    /// Number of pictures the request makes.
+    pub fn images(&self) -> usize {
+        self.prompt.len() * self.num_images
+    }
+
+    /// Accepts or rejects the request as far as that can be told without a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming the field, what was given and what is possible.
+    pub fn check(&self) -> Result<()> {
+        let no = |message: String| Err(Error::request(message));
+        if self.prompt.is_empty() {
+            return no("prompt: there is none; say what the picture should show".into());
+        }
+        let prompts = self.prompt.len();
+        for (name, list) in [
+            ("prompt_2", &self.prompt_2),
+            ("negative_prompt", &self.negative_prompt),
+            ("negative_prompt_2", &self.negative_prompt_2),
+        ] {
+            if list.len() > 1 && list.len() != prompts {
+                return no(format!(
+                    "{name}: {} given for {prompts} prompts; give one, or one for each",
+                    list.len()
+                ));
+            }
+        }
+        for (name, value) in [("width", self.width), ("height", self.height)] {
+            if let Some(value) = value {
+                check_side(name, value)?;
+            }
+        }
+        if self.steps == 0 || self.steps > MAX_STEPS {
+            return no(format!("steps: {} given; use 1 to {MAX_STEPS}", self.steps));
+        }
+        if self.num_images == 0 || self.images() > MAX_IMAGES {
+            return no(format!(
+                "num_images: {} for {prompts} prompts given; use 1 to {MAX_IMAGES} pictures in all",
+                self.num_images
+            ));
+        }
+        if self.seed.len() > 1 && self.seed.len() != self.images() {
+            return no(format!(
+                "seed: {} seeds given for {} pictures; give one, or one for each",
+                self.seed.len(),
+                self.images()
+            ));
+        }
+        if !self.guidance_scale.is_finite() {
+            return no(format!(
+                "guidance_scale: {} is not a number to compute with; 5 is usual",
+                self.guidance_scale
+            ));
+        }
+        for (name, value) in [
+            ("guidance_rescale", f64::from(self.guidance_rescale)),
+            ("eta", self.eta),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return no(format!("{name}: {value} given; use 0 to 1"));
+            }
+        }
+        if let Some(end) = self.denoising_end
+            && !(end > 0.0 && end <= 1.0)
+        {
+            return no(format!(
+                "denoising_end: {end} given; use more than 0, up to 1"
+            ));
+        }
+        if !self.timesteps.is_empty() && !self.sigmas.is_empty() {
+            return no("timesteps and sigmas are both given; give one of them".into());
+        }
+        for (name, list) in [("timesteps", &self.timesteps), ("sigmas", &self.sigmas)] {
+            if list.iter().any(|v| !v.is_finite() || *v < 0.0) {
+                return no(format!("{name}: every value must be 0 or more"));
+            }
+        }
+        for (name, size) in [
+            ("original_size", self.original_size),
+            ("target_size", self.target_size),
+            ("negative_original_size", self.negative_original_size),
+            ("negative_target_size", self.negative_target_size),
+        ] {
+            if let Some(size) = size
+                && (size.width == 0 || size.height == 0)
+            {
+                return no(format!("{name}: {size} has no pixels"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_side(name: &str, value: usize) -> Result<()> {
+    if value == 0 || !value.is_multiple_of(8) || value > MAX_SIDE {
+        let near = ((value + 4) / 8 * 8).clamp(8, MAX_SIDE);
+        return Err(Error::request(format!(
+            "{name}: {value} given; it must be a multiple of 8 from 8 to {MAX_SIDE} (nearest: {near})"
+        )));
+    }
+    Ok(())
+}

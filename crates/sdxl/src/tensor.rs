@@ -1,0 +1,155 @@
+//! The activations of the networks: a shape and a buffer of `f32` or `bf16`.
+//!
+//! Dense, row-major, channel-last: a feature map is `[B, H, W, C]`, and the same
+//! buffer is the token matrix `[B, H·W, C]`. Cloning shares the buffer. There is
+//! no arithmetic here: models compute through [`crate::ops`] only.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+/// The element type of activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DType {
+    /// 32-bit IEEE floating point.
+    F32,
+    /// bfloat16: the upper half of an `f32`.
+    Bf16,
+}
+
+/// The values of a tensor, in one of the supported element types.
+#[derive(Debug)]
+pub enum Buffer {
+    /// 32-bit values.
+    F32(Vec<f32>),
+    /// bfloat16 values.
+    Bf16(Vec<bf16>),
+}
+
+/// A dense, immutable, shared array.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    buffer: Arc<Buffer>,
+}
+
+impl Tensor {
+    /// A tensor over `buffer`, whose length must be the product of `shape`.
+    pub fn new(shape: impl Into<Vec<usize>>, buffer: Buffer) -> Self {
+        let shape = shape.into();
+        let len = match &buffer {
+            Buffer::F32(v) => v.len(),
+            Buffer::Bf16(v) => v.len(),
+        };
+        assert_eq!(len, shape.iter().product::<usize>(), "shape {shape:?}");
+        Tensor {
+            shape,
+            buffer: Arc::new(buffer),
+        }
+    }
+
+    /// A tensor of `f32` values.
+    pub fn from_f32(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
+        Tensor::new(shape, Buffer::F32(values))
+    }
+
+    /// The length of every axis.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The length of axis `axis`.
+    pub fn dim(&self, axis: usize) -> usize {
+        self.shape[axis]
+    }
+
+    /// The length of the last axis: the channels.
+    pub fn channels(&self) -> usize {
+        self.shape[self.shape.len() - 1]
+    }
+
+    /// The number of rows when everything but the channels is flattened.
+    pub fn rows(&self) -> usize {
+        self.shape[..self.shape.len() - 1].iter().product()
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match *self.buffer {
+            Buffer::F32(_) => DType::F32,
+            Buffer::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// The values.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The same values under another shape of the same size.
+    pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            self.shape.iter().product::<usize>(),
+            "reshape {:?} to {shape:?}",
+            self.shape
+        );
+        Tensor {
+            shape,
+            buffer: Arc::clone(&self.buffer),
+        }
+    }
+
+    /// The values as `f32`, copied.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        match &*self.buffer {
+            Buffer::F32(v) => v.clone(),
+            Buffer::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
+    /// The same values in element type `dtype` (rounded to nearest even).
+    pub fn to_dtype(&self, dtype: DType) -> Tensor {
+        let buffer = match (&*self.buffer, dtype) {
+            (Buffer::F32(_), DType::F32) | (Buffer::Bf16(_), DType::Bf16) => return self.clone(),
+            (Buffer::F32(v), DType::Bf16) => {
+                Buffer::Bf16(v.iter().map(|&x| bf16::from_f32(x)).collect())
+            }
+            (Buffer::Bf16(v), DType::F32) => Buffer::F32(v.iter().map(|x| x.to_f32()).collect()),
+        };
+        Tensor::new(self.shape.clone(), buffer)
+    }
+
+    /// Joins tensors of one element type along the first axis.
+    pub fn cat_batch(parts: &[&Tensor]) -> Tensor {
+        let mut shape = parts[0].shape.clone();
+        shape[0] = parts.iter().map(|p| p.shape[0]).sum();
+        let buffer = match parts[0].dtype() {
+            DType::F32 => Buffer::F32(parts.iter().flat_map(|p| p.to_f32_vec()).collect()),
+            DType::Bf16 => Buffer::Bf16(
+                parts
+                    .iter()
+                    .flat_map(|p| match &*p.buffer {
+                        Buffer::Bf16(v) => v.clone(),
+                        Buffer::F32(_) => panic!("cat of mixed element types"),
+                    })
+                    .collect(),
+            ),
+        };
+        Tensor::new(shape, buffer)
+    }
+
+    /// `count` entries of the first axis from `start`, copied.
+    pub fn narrow_batch(&self, start: usize, count: usize) -> Tensor {
+        let stride: usize = self.shape[1..].iter().product();
+        let range = start * stride..(start + count) * stride;
+        let mut shape = self.shape.clone();
+        shape[0] = count;
+        let buffer = match &*self.buffer {
+            Buffer::F32(v) => Buffer::F32(v[range].to_vec()),
+            Buffer::Bf16(v) => Buffer::Bf16(v[range].to_vec()),
+        };
+        Tensor::new(shape, buffer)
+    }
+}

@@ -1,0 +1,163 @@
+//! The CLIP text encoders (Radford et al. 2021): `CLIPTextModel` and
+//! `CLIPTextModelWithProjection`.
+
+use crate::error::Result;
+use crate::model::config::ClipConfig;
+use crate::ops::{self, Activation, Linear, Norm};
+use crate::tensor::{DType, Tensor};
+use crate::weights::{Embedding, Loader};
+
+struct EncoderLayer {
+    layer_norm1: Norm,
+    qkv: Linear,
+    out_proj: Linear,
+    layer_norm2: Norm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// A text encoder with its weights.
+pub struct ClipTextModel {
+    config: ClipConfig,
+    dtype: DType,
+    activation: Activation,
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: Norm,
+    text_projection: Option<Linear>,
+}
+
+/// What SDXL takes from a text encoder.
+pub struct ClipOutput {
+    /// The asked hidden layer, not normalised: `[B, tokens, hidden_size]`.
+    pub hidden: Tensor,
+    /// The projected state at the end of the text `[B, projection_dim]`, where the
+    /// encoder has a projection.
+    pub pooled: Option<Tensor>,
+}
+
+impl ClipTextModel {
+    /// Reads the encoder, with or without the `text_model.` prefix that newer
+    /// versions of transformers leave out.
+    pub fn load(config: &ClipConfig, root: &Loader<'_>, with_projection: bool) -> Result<Self> {
+        let from = if root.has("embeddings.token_embedding.weight") {
+            root.clone()
+        } else {
+            root.at("text_model")
+        };
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| {
+                let at = from.at("encoder.layers").at(i);
+                let attention = at.at("self_attn");
+                Ok(EncoderLayer {
+                    layer_norm1: at.norm("layer_norm1", width, 1, eps)?,
+                    qkv: attention.linear_stacked(&["q_proj", "k_proj", "v_proj"], width, width)?,
+                    out_proj: attention.linear("out_proj", width, width)?,
+                    layer_norm2: at.norm("layer_norm2", width, 1, eps)?,
+                    fc1: at.linear("mlp.fc1", width, config.intermediate_size)?,
+                    fc2: at.linear("mlp.fc2", config.intermediate_size, width)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let embeddings = from.at("embeddings");
+        Ok(ClipTextModel {
+            config: config.clone(),
+            dtype: root.precision().activations(),
+            activation: if config.hidden_act == "gelu" {
+                Activation::Gelu
+            } else {
+                Activation::QuickGelu
+            },
+            token_embedding: embeddings.embedding("token_embedding", config.vocab_size, width)?,
+            position_embedding: embeddings.embedding(
+                "position_embedding",
+                config.max_position_embeddings,
+                width,
+            )?,
+            layers,
+            final_layer_norm: from.norm("final_layer_norm", width, 1, eps)?,
+            text_projection: with_projection
+                .then(|| root.linear("text_projection", width, config.projection_dim))
+                .transpose()?,
+        })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Encodes sequences of one length (at most `max_position_embeddings`; ids below
+    /// `vocab_size`). The hidden states are those after `skip` fewer layers than there
+    /// are: 1 is SDXL's "penultimate", `clip_skip` k adds k.
+    pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> ClipOutput {
+        let (batch, tokens) = (ids.len(), ids[0].len());
+        let width = self.config.hidden_size;
+        let mut values = Vec::with_capacity(batch * tokens * width);
+        let mut positions = Vec::with_capacity(batch * tokens * width);
+        for sequence in ids {
+            for (position, &id) in sequence.iter().enumerate() {
+                self.token_embedding.append_row(id as usize, &mut values);
+                self.position_embedding.append_row(position, &mut positions);
+            }
+        }
+        for (value, position) in values.iter_mut().zip(&positions) {
+            *value += position;
+        }
+        let mut x = Tensor::from_f32(vec![batch, tokens, width], values).to_dtype(self.dtype);
+        let take = self.layers.len().saturating_sub(skip);
+        let mut hidden = x.clone();
+        // Without a projection nothing behind the layer that is taken matters.
+        let run = if self.text_projection.is_some() {
+            self.layers.len()
+        } else {
+            take
+        };
+        for (i, layer) in self.layers[..run].iter().enumerate() {
+            x = self.layer(layer, &x);
+            if i + 1 == take {
+                hidden = x.clone();
+            }
+        }
+        let pooled = self.text_projection.as_ref().map(|projection| {
+            let rows: Vec<Tensor> = ids
+                .iter()
+                .enumerate()
+                .map(|(b, sequence)| {
+                    x.narrow_batch(b, 1)
+                        .reshape(vec![tokens, width])
+                        .narrow_batch(self.end_of_text(sequence), 1)
+                })
+                .collect();
+            let ends = Tensor::cat_batch(&rows.iter().collect::<Vec<_>>());
+            let normed = ops::layer_norm(&ends, &self.final_layer_norm);
+            ops::linear(&normed, projection, Activation::None, None)
+        });
+        ClipOutput { hidden, pooled }
+    }
+
+    fn layer(&self, layer: &EncoderLayer, x: &Tensor) -> Tensor {
+        let none = Activation::None;
+        let normed = ops::layer_norm(x, &layer.layer_norm1);
+        let qkv = ops::linear(&normed, &layer.qkv, none, None);
+        let seen = ops::self_attention(&qkv, self.config.num_attention_heads, true);
+        let x = ops::linear(&seen, &layer.out_proj, none, Some(x));
+        let normed = ops::layer_norm(&x, &layer.layer_norm2);
+        let hidden = ops::linear(&normed, &layer.fc1, self.activation, None);
+        ops::linear(&hidden, &layer.fc2, none, Some(&x))
+    }
+
+    /// Where the pooled vector is taken. Published SDXL files say `eos_token_id` 2, a
+    /// mistake of old that transformers keeps working by taking the largest id.
+    fn end_of_text(&self, ids: &[u32]) -> usize {
+        let found = if self.config.eos_token_id == 2 {
+            let largest = ids.iter().max();
+            ids.iter().position(|id| Some(id) == largest)
+        } else {
+            ids.iter().position(|id| *id == self.config.eos_token_id)
+        };
+        found.unwrap_or(0)
+    }
+}

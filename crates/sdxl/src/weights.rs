@@ -1,0 +1,305 @@
+//! Weights: from names in a checkpoint to layers packed for the kernels.
+
+pub mod folder;
+pub mod safetensors;
+
+use serde::{Deserialize, Serialize};
+
+use half::{bf16, f16};
+use sdxl_kernels::{PackedConv, PackedMatrix, WeightFormat, Weights};
+
+use crate::error::{Error, Result};
+use crate::ops::{Conv2d, Geglu, Linear, Norm};
+use crate::tensor::DType;
+use safetensors::{StoredTensor, TensorSet};
+
+/// In which precision the networks compute. The scheduler, the noise and (where the
+/// checkpoint says `force_upcast`) the VAE always compute in `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit weights and activations: the reference's numbers.
+    F32,
+    /// bfloat16 weights and activations, sums in `f32`.
+    Bf16,
+    /// 16-bit IEEE weights, as `fp16` checkpoints hold them, and `f32` arithmetic:
+    /// half the memory of `f32`.
+    F16,
+}
+
+impl Precision {
+    /// How weights are kept in memory.
+    pub fn weight_format(self) -> WeightFormat {
+        match self {
+            Precision::F32 => WeightFormat::F32,
+            Precision::Bf16 => WeightFormat::Bf16,
+            Precision::F16 => WeightFormat::F16,
+        }
+    }
+
+    /// The element type of activations.
+    pub fn activations(self) -> DType {
+        match self {
+            Precision::F32 | Precision::F16 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+        }
+    }
+
+    /// Bytes of memory per weight.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Precision::F32 => 4,
+            Precision::Bf16 | Precision::F16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
+        })
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        match s {
+            "f32" => Ok(Precision::F32),
+            "bf16" => Ok(Precision::Bf16),
+            "f16" | "fp16" => Ok(Precision::F16),
+            _ => Err(format!("`{s}` is not a precision; use f32, bf16 or f16")),
+        }
+    }
+}
+
+/// A place in a checkpoint's tree of names (`down_blocks.1.attentions.0`), from which
+/// layers are read by their own name and checked against the shape they must have.
+#[derive(Clone)]
+pub struct Loader<'a> {
+    tensors: &'a TensorSet,
+    prefix: String,
+    precision: Precision,
+}
+
+impl<'a> Loader<'a> {
+    /// The root of the names of `tensors`.
+    pub fn new(tensors: &'a TensorSet, precision: Precision) -> Self {
+        Loader {
+            tensors,
+            prefix: String::new(),
+            precision,
+        }
+    }
+
+    /// The place called `name` below this one.
+    pub fn at(&self, name: impl std::fmt::Display) -> Loader<'a> {
+        Loader {
+            prefix: format!("{}{name}.", self.prefix),
+            ..self.clone()
+        }
+    }
+
+    /// The precision that layers are packed in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether a tensor of this name exists here.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors
+            .get(&format!("{}{name}", self.prefix))
+            .is_some()
+    }
+
+    fn find(&self, name: &str) -> Result<(String, &'a StoredTensor)> {
+        let full = format!("{}{name}", self.prefix);
+        match self.tensors.get(&full) {
+            Some(tensor) => Ok((full, tensor)),
+            None => {
+                let path = self.tensors.paths().next().unwrap_or("checkpoint".as_ref());
+                Err(Error::file(
+                    path,
+                    format!(
+                        "tensor `{full}` is missing; the weights do not fit the config.json beside \
+                         them (another model, or an incomplete file)"
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// The tensor `name`, whose shape must be one of `shapes`.
+    fn checked(&self, name: &str, shapes: &[&[usize]]) -> Result<(String, &'a StoredTensor)> {
+        let (full, tensor) = self.find(name)?;
+        if shapes.iter().any(|s| *s == tensor.shape()) {
+            return Ok((full, tensor));
+        }
+        Err(Error::file(
+            self.tensors.path_of(tensor),
+            format!(
+                "tensor `{full}` has shape {:?}, but by config.json it must be {:?}; weights and \
+                 config belong to different models",
+                tensor.shape(),
+                shapes[0]
+            ),
+        ))
+    }
+
+    /// The values of a one-dimensional tensor (bias, scale, shift), as `f32`.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let (full, tensor) = self.checked(name, &[&[len]])?;
+        self.tensors.read(&full, tensor, to_f32)
+    }
+
+    fn bias(&self, name: &str, len: usize, present: bool) -> Result<Option<Vec<f32>>> {
+        present.then(|| self.vector(name, len)).transpose()
+    }
+
+    /// The fully connected layer `name` from `k` to `n` channels; a bias is used where
+    /// the file has one. 1x1 convolutions are stored with two more axes and are the
+    /// same thing.
+    pub fn linear(&self, name: &str, k: usize, n: usize) -> Result<Linear> {
+        self.linear_stacked(&[name], k, n)
+    }
+
+    /// Several layers of one shape, stacked into one that computes all their outputs
+    /// side by side.
+    pub fn linear_stacked(&self, names: &[&str], k: usize, n: usize) -> Result<Linear> {
+        let total = n * names.len();
+        let has_bias = self.has(&format!("{}.bias", names[0]));
+        let mut bias = Vec::new();
+        for name in names {
+            if has_bias {
+                bias.extend(self.vector(&format!("{name}.bias"), n)?);
+            }
+        }
+        let mut found = Vec::new();
+        for name in names {
+            found.push(self.checked(&format!("{name}.weight"), &[&[n, k], &[n, k, 1, 1]])?);
+        }
+        let format = self.precision.weight_format();
+        let weight = if let [(full, tensor)] = found.as_slice() {
+            self.tensors
+                .read(full, tensor, |w| PackedMatrix::pack(w, total, k, format))?
+        } else {
+            let mut values = Vec::with_capacity(total * k);
+            for (full, tensor) in &found {
+                values.extend(self.tensors.read(full, tensor, to_f32)?);
+            }
+            PackedMatrix::pack(Weights::F32(&values), total, k, format)
+        };
+        Ok(Linear {
+            weight,
+            bias: has_bias.then_some(bias),
+        })
+    }
+
+    /// The GEGLU layer `name` from `k` channels to `inner`, stored as one of `2·inner`.
+    pub fn geglu(&self, name: &str, k: usize, inner: usize) -> Result<Geglu> {
+        let n = 2 * inner;
+        let bias = self.bias(
+            &format!("{name}.bias"),
+            n,
+            self.has(&format!("{name}.bias")),
+        )?;
+        let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[n, k]])?;
+        let format = self.precision.weight_format();
+        let weight = self.tensors.read(&full, tensor, |w| {
+            PackedMatrix::pack_geglu(w, inner, k, format)
+        })?;
+        Ok(Geglu { weight, bias })
+    }
+
+    /// The convolution `name` with a square kernel. `padding`: top, left, bottom, right.
+    pub fn conv2d(
+        &self,
+        name: &str,
+        c_in: usize,
+        c_out: usize,
+        kernel: usize,
+        stride: usize,
+        padding: [usize; 4],
+    ) -> Result<Conv2d> {
+        let bias = self.bias(
+            &format!("{name}.bias"),
+            c_out,
+            self.has(&format!("{name}.bias")),
+        )?;
+        let (full, tensor) =
+            self.checked(&format!("{name}.weight"), &[&[c_out, c_in, kernel, kernel]])?;
+        let format = self.precision.weight_format();
+        let weight = self.tensors.read(&full, tensor, |w| {
+            PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
+        })?;
+        Ok(Conv2d {
+            weight,
+            bias,
+            kernel,
+            stride,
+            padding,
+        })
+    }
+
+    /// The usual 3x3 convolution: stride 1, one pixel of zeros around.
+    pub fn conv3x3(&self, name: &str, c_in: usize, c_out: usize) -> Result<Conv2d> {
+        self.conv2d(name, c_in, c_out, 3, 1, [1; 4])
+    }
+
+    /// The group norm (or, with one group, layer norm) `name`.
+    pub fn norm(&self, name: &str, channels: usize, groups: usize, eps: f32) -> Result<Norm> {
+        Ok(Norm {
+            gamma: self.vector(&format!("{name}.weight"), channels)?,
+            beta: self.vector(&format!("{name}.bias"), channels)?,
+            eps,
+            groups,
+        })
+    }
+
+    /// The table `name` of `rows` vectors of length `width`.
+    pub fn embedding(&self, name: &str, rows: usize, width: usize) -> Result<Embedding> {
+        let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[rows, width]])?;
+        let values = self.tensors.read(&full, tensor, |w| match w {
+            Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
+            Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
+            Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
+        })?;
+        Ok(Embedding { width, values })
+    }
+}
+
+fn to_f32(values: Weights<'_>) -> Vec<f32> {
+    match values {
+        Weights::F32(v) => v.to_vec(),
+        Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+    }
+}
+
+/// A table of vectors looked up by token id or position, kept as stored.
+pub struct Embedding {
+    width: usize,
+    values: EmbeddingValues,
+}
+
+enum EmbeddingValues {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+impl Embedding {
+    /// Appends row `index` to `out`, as `f32`. The caller guarantees the range.
+    pub fn append_row(&self, index: usize, out: &mut Vec<f32>) {
+        let range = index * self.width..(index + 1) * self.width;
+        match &self.values {
+            EmbeddingValues::F32(v) => out.extend_from_slice(&v[range]),
+            EmbeddingValues::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
+            EmbeddingValues::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Reading `.safetensors` files: memory-mapped, checked before anything is trusted.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
+use sdxl_kernels::Weights;
+
+use crate::error::{Error, Result};
+
+/// One tensor of a file, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Byte range inside the file.
+    start: usize,
+    end: usize,
+}
+
+impl StoredTensor {
+    /// The shape as stored (torch's axis order).
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The element type as stored, in the words of the file format (`F32`, `BF16`, ...).
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+}
+
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// All tensors of one part of a checkpoint, which may be spread over several files.
+pub struct TensorSet {
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, StoredTensor>,
+}
+
+impl TensorSet {
+    /// Maps the files and checks their headers: that they are safetensors files, that
+    /// every tensor lies inside the file, and that no name occurs twice.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut set = TensorSet {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+        };
+        for path in paths {
+            set.add(path)?;
+        }
+        Ok(set)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        refuse_pickle(path)?;
+        let map = map_file(path)?;
+        if map.starts_with(b"version https://git-lfs") {
+            return Err(Error::file(
+                path,
+                "this is a Git LFS pointer, not the weights themselves; run `git lfs pull` in \
+                 the checkpoint's folder or download the file again",
+            ));
+        }
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, explain(&e, &map)))?;
+        let data = header + 8;
+        let index = self.files.len();
+        for (name, info) in metadata.tensors() {
+            let stored = StoredTensor {
+                file: index,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                start: data + info.data_offsets.0,
+                end: data + info.data_offsets.1,
+            };
+            if stored.end > map.len() {
+                return Err(Error::file(path, truncated(map.len(), stored.end)));
+            }
+            if let Some(other) = self.tensors.insert(name.clone(), stored) {
+                return Err(Error::file(
+                    path,
+                    format!(
+                        "tensor `{name}` is also in {}; one of the two files does not belong here",
+                        self.files
+                            .get(other.file)
+                            .map_or(path, |f| &f.path)
+                            .display()
+                    ),
+                ));
+            }
+        }
+        self.files.push(MappedFile {
+            path: path.to_path_buf(),
+            map,
+        });
+        Ok(())
+    }
+
+    /// The tensor of this name, if there is one.
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
+    /// All tensors with their names, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        self.tensors.iter().map(|(name, t)| (name.as_str(), t))
+    }
+
+    /// The files the tensors are read from.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|f| f.path.as_path())
+    }
+
+    /// The file that holds `tensor`.
+    pub fn path_of(&self, tensor: &StoredTensor) -> &Path {
+        &self.files[tensor.file].path
+    }
+
+    /// Runs `use_values` on the stored values, then lets the system take the pages
+    /// back: after loading, only the packed copies are in memory.
+    pub fn read<R>(
+        &self,
+        name: &str,
+        tensor: &StoredTensor,
+        use_values: impl FnOnce(Weights<'_>) -> R,
+    ) -> Result<R> {
+        let file = &self.files[tensor.file];
+        let bytes = &file.map[tensor.start..tensor.end];
+        // A header may leave values unaligned; those are copied first.
+        let (floats, halves, brains);
+        let values = match tensor.dtype {
+            Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
+                Ok(slice) => Weights::F32(slice),
+                Err(_) => {
+                    floats = copied(bytes, f32::from_le_bytes);
+                    Weights::F32(&floats)
+                }
+            },
+            Dtype::F16 => match bytemuck::try_cast_slice(bytes) {
+                Ok(slice) => Weights::F16(slice),
+                Err(_) => {
+                    halves = copied(bytes, f16::from_le_bytes);
+                    Weights::F16(&halves)
+                }
+            },
+            Dtype::BF16 => match bytemuck::try_cast_slice(bytes) {
+                Ok(slice) => Weights::Bf16(slice),
+                Err(_) => {
+                    brains = copied(bytes, bf16::from_le_bytes);
+                    Weights::Bf16(&brains)
+                }
+            },
+            other => {
+                return Err(Error::file(
+                    &file.path,
+                    format!(
+                        "tensor `{name}` is stored as {other:?}; weights must be F32, F16 or BF16"
+                    ),
+                ));
+            }
+        };
+        let result = use_values(values);
+        release(&file.map, tensor.start, tensor.end);
+        Ok(result)
+    }
+}
+
+fn copied<T, const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .map(|chunk| decode(*chunk))
+        .collect()
+}
+
+/// Refuses files that only Python's pickle can read, by their name.
+pub fn refuse_pickle(path: &Path) -> Result<()> {
+    let extension = path
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    if ["ckpt", "bin", "pt", "pth", "pkl"].contains(&extension.as_str()) {
+        return Err(Error::file(
+            path,
+            "this is a pickle file, which can run any program when it is opened, so it is never \
+             read; get the `.safetensors` version of the checkpoint, or convert it on a machine \
+             you can lose with `safetensors.torch.save_file` in Python",
+        ));
+    }
+    Ok(())
+}
+
+fn truncated(have: usize, need: usize) -> String {
+    format!(
+        "the file is cut short: it has {have} bytes and its header speaks of {need}; download it again"
+    )
+}
+
+/// What is wrong with a file, in the words of someone who wants to use it.
+fn explain(error: &SafeTensorError, map: &Mmap) -> String {
+    use SafeTensorError as E;
+    match error {
+        E::HeaderTooSmall | E::InvalidHeaderLength => {
+            "the file is cut short before the end of its header; download it again".to_string()
+        }
+        E::MetadataIncompleteBuffer => {
+            let need = header_end(map).map_or(map.len(), |end| end);
+            format!(
+                "the file is cut short or has bytes left over ({} bytes; the header alone takes \
+                 {need}); download it again",
+                map.len()
+            )
+        }
+        E::HeaderTooLarge | E::InvalidHeader(_) | E::InvalidHeaderDeserialization(_) => {
+            "this is not a safetensors file: its header does not make sense".to_string()
+        }
+        other => format!("the safetensors header contradicts itself ({other})"),
+    }
+}
+
+fn header_end(map: &Mmap) -> Option<usize> {
+    let length = u64::from_le_bytes(map.get(..8)?.try_into().ok()?);
+    usize::try_from(length).ok()?.checked_add(8)
+}
+
+/// Maps a file for reading.
+#[allow(unsafe_code)]
+fn map_file(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(|e| Error::read(path, &e))?;
+    let length = file.metadata().map_err(|e| Error::read(path, &e))?.len();
+    if length < 8 {
+        return Err(Error::file(
+            path,
+            format!(
+                "the file has only {length} bytes, so it cannot hold weights; download it again"
+            ),
+        ));
+    }
+    // SAFETY: the map is read-only and private to this module. If another program
+    // changes or shortens the file while it is mapped, values change or the process
+    // gets a bus error; checkpoints are written once, and every native loader takes
+    // this risk for the sake of not reading 7 GB twice.
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, &e))
+}
+
+/// Tells the system that these bytes of the file are not needed again soon.
+#[allow(unsafe_code)]
+fn release(map: &Mmap, start: usize, end: usize) {
+    #[cfg(unix)]
+    if end > start {
+        // SAFETY: the mapping is shared, read-only and backed by a file, so dropped
+        // pages come back with the same contents at the next access.
+        let _ = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+        };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, start, end);
+}

@@ -1,0 +1,320 @@
+//! Broken checkpoints and impossible requests: each gets an error that names the thing.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sdxl::{Checkpoint, Error, LoadOptions, Pipeline, Precision, Request};
+use support::{copy, golden};
+use tempfile::TempDir;
+
+/// A copy of the tiny base checkpoint that can be damaged.
+fn copy_of_base() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    copy(&golden("base"), dir.path());
+    dir
+}
+
+/// Loads the folder and returns the error's text, which must speak of `words`.
+fn refused(root: &Path, words: &[&str]) {
+    let options = LoadOptions {
+        precision: Some(Precision::F32),
+        ..LoadOptions::default()
+    };
+    let Err(error) = Pipeline::load(root, &options) else {
+        panic!("{words:?}: loaded all the same");
+    };
+    assert!(error.is_usage(), "{error:?}");
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "`{word}` not in: {text}");
+    }
+}
+
+fn edit_json(path: &Path, key: &str, value: serde_json::Value) {
+    let mut json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    json[key] = value;
+    fs::write(path, json.to_string()).unwrap();
+}
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+#[test]
+fn an_undamaged_copy_loads() {
+    let options = LoadOptions {
+        precision: Some(Precision::F32),
+        ..LoadOptions::default()
+    };
+    assert!(Pipeline::load(copy_of_base().path(), &options).is_ok());
+}
+
+#[test]
+fn missing_folder_part_or_file() {
+    refused(
+        Path::new("/no/such/folder"),
+        &["/no/such/folder", "model_index.json"],
+    );
+    let empty = TempDir::new().unwrap();
+    refused(empty.path(), &["model_index.json"]);
+
+    let dir = copy_of_base();
+    let nested = TempDir::new().unwrap();
+    copy(dir.path(), &nested.path().join("inner"));
+    refused(nested.path(), &["inner"]);
+
+    for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
+        let dir = copy_of_base();
+        fs::remove_dir_all(dir.path().join(part)).unwrap();
+        refused(dir.path(), &[&format!("{part}/config.json"), "missing"]);
+    }
+    for file in [
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer_2/merges.txt",
+        UNET,
+    ] {
+        let dir = copy_of_base();
+        fs::remove_file(dir.path().join(file)).unwrap();
+        refused(
+            dir.path(),
+            &[Path::new(file).file_name().unwrap().to_str().unwrap()],
+        );
+    }
+}
+
+#[test]
+fn pickle_files_are_never_read() {
+    let dir = copy_of_base();
+    let weights = dir.path().join(UNET);
+    fs::rename(&weights, weights.with_extension("bin")).unwrap();
+    refused(dir.path(), &["pickle", ".safetensors"]);
+
+    let file = dir.path().join("model.ckpt");
+    fs::write(&file, b"x").unwrap();
+    refused(&file, &["model.ckpt", "pickle"]);
+}
+
+fn damaged(change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> (TempDir, PathBuf) {
+    let dir = copy_of_base();
+    let path = dir.path().join(UNET);
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, change(bytes)).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn truncated_or_lying_weights() {
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let cases: [(Damage, &str); 7] = [
+        (|b| b[..b.len() - 100].to_vec(), "cut short"),
+        (|b| b[..5].to_vec(), "only 5 bytes"),
+        (|b| b[..40].to_vec(), "cut short"),
+        (|_| Vec::new(), "only 0 bytes"),
+        (
+            |mut b| {
+                b[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+                b
+            },
+            "header",
+        ),
+        (
+            |mut b| {
+                b[9] = b'?';
+                b
+            },
+            "not a safetensors file",
+        ),
+        (
+            |_| b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec(),
+            "Git LFS",
+        ),
+    ];
+    for (change, word) in cases {
+        let (dir, _) = damaged(change);
+        refused(dir.path(), &[UNET, word]);
+    }
+}
+
+#[test]
+fn a_tensor_that_claims_more_than_the_file() {
+    let (dir, _) = damaged(|bytes| {
+        let header =
+            br#"{"conv_in.weight":{"dtype":"F32","shape":[8,4,3,3],"data_offsets":[0,1152]}}"#;
+        let mut out = (header.len() as u64).to_le_bytes().to_vec();
+        out.extend_from_slice(header);
+        out.extend_from_slice(&bytes[..100]);
+        out
+    });
+    refused(dir.path(), &[UNET, "cut short"]);
+}
+
+#[test]
+fn weights_and_config_that_do_not_fit() {
+    let dir = copy_of_base();
+    edit_json(
+        &dir.path().join("unet/config.json"),
+        "layers_per_block",
+        3.into(),
+    );
+    refused(dir.path(), &["tensor `", "config.json"]);
+
+    let dir = copy_of_base();
+    edit_json(
+        &dir.path().join("vae/config.json"),
+        "latent_channels",
+        8.into(),
+    );
+    refused(dir.path(), &["shape", "must be"]);
+
+    let dir = copy_of_base();
+    edit_json(
+        &dir.path().join("unet/config.json"),
+        "cross_attention_dim",
+        2048.into(),
+    );
+    refused(dir.path(), &["cross_attention_dim", "2048"]);
+}
+
+#[test]
+fn configs_of_something_else() {
+    let dir = copy_of_base();
+    let index = dir.path().join("model_index.json");
+    edit_json(&index, "_class_name", "StableDiffusionPipeline".into());
+    refused(
+        dir.path(),
+        &["StableDiffusionPipeline", "not for Stable Diffusion XL"],
+    );
+
+    let dir = copy_of_base();
+    let index = dir.path().join("model_index.json");
+    edit_json(
+        &index,
+        "unet",
+        serde_json::json!(["diffusers", "FluxTransformer2DModel"]),
+    );
+    refused(
+        dir.path(),
+        &["FluxTransformer2DModel", "UNet2DConditionModel"],
+    );
+
+    for (key, value) in [
+        ("time_cond_proj_dim", serde_json::json!(256)),
+        ("addition_embed_type", serde_json::json!(null)),
+        ("block_out_channels", serde_json::json!([])),
+        ("block_out_channels", serde_json::json!([8, 16, 23])),
+        (
+            "mid_block_type",
+            serde_json::json!("UNetMidBlock2DSimpleCrossAttn"),
+        ),
+        ("attention_head_dim", serde_json::json!([1, 3])),
+        ("attention_head_dim", serde_json::json!(0)),
+        ("transformer_layers_per_block", serde_json::json!("many")),
+    ] {
+        let dir = copy_of_base();
+        let path = dir.path().join("unet/config.json");
+        edit_json(&path, key, value);
+        refused(dir.path(), &["unet/config.json"]);
+    }
+
+    let dir = copy_of_base();
+    let config = dir.path().join("scheduler/scheduler_config.json");
+    edit_json(&config, "_class_name", "MagicScheduler".into());
+    let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
+    let request = Request {
+        prompt: vec!["x".into()],
+        ..Request::default()
+    };
+    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    assert!(error.to_string().contains("MagicScheduler"), "{error}");
+
+    let dir = copy_of_base();
+    fs::write(dir.path().join("unet/config.json"), "{ not json").unwrap();
+    refused(dir.path(), &["unet/config.json", "line 1"]);
+}
+
+#[test]
+fn a_variant_that_no_part_has() {
+    let Err(error) = Pipeline::load(
+        &golden("base"),
+        &LoadOptions {
+            variant: Some("fp8".into()),
+            precision: Some(Precision::F32),
+        },
+    ) else {
+        panic!("loaded a variant that does not exist");
+    };
+    assert!(error.to_string().contains("fp8"), "{error}");
+}
+
+fn request_error(change: impl FnOnce(&mut Request)) -> String {
+    let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
+    let mut request = Request {
+        prompt: vec!["a cat".into()],
+        ..Request::default()
+    };
+    change(&mut request);
+    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    error.to_string()
+}
+
+#[test]
+fn impossible_requests_name_the_field() {
+    type Change = fn(&mut Request);
+    let cases: [(&str, Change); 15] = [
+        ("clip_skip: 4", |r| r.clip_skip = Some(4)),
+        ("prompt", |r| r.prompt.clear()),
+        ("width: 1001", |r| r.width = Some(1001)),
+        ("height: 0", |r| r.height = Some(0)),
+        ("steps: 0", |r| r.steps = 0),
+        ("guidance_scale: NaN", |r| r.guidance_scale = f32::NAN),
+        ("guidance_rescale", |r| r.guidance_rescale = 2.0),
+        ("num_images", |r| r.num_images = 0),
+        ("negative_prompt", |r| {
+            r.negative_prompt = vec!["a".into(); 3]
+        }),
+        ("seed: 2 seeds", |r| r.seed = vec![1, 2]),
+        ("denoising_end", |r| r.denoising_end = Some(0.0)),
+        ("eta", |r| r.eta = -1.0),
+        ("original_size", |r| r.original_size = "0x8".parse().ok()),
+        ("unknown scheduler", |r| r.scheduler = Some("magic".into())),
+        ("timesteps and sigmas", |r| {
+            r.timesteps = vec![500.0];
+            r.sigmas = vec![1.0, 0.0];
+        }),
+    ];
+    for (words, change) in cases {
+        let text = request_error(change);
+        assert!(text.contains(words), "`{words}` not in: {text}");
+    }
+}
+
+#[test]
+fn a_size_beyond_memory_says_how_much_it_needs() {
+    // The largest size there is, through a UNet made wide on paper: only the
+    // configuration is looked at.
+    let dir = copy_of_base();
+    let mut checkpoint = Checkpoint::open(dir.path(), None).unwrap();
+    checkpoint.unet.block_out_channels[0] = 1 << 20;
+    let request = Request {
+        prompt: vec!["a cat".into()],
+        width: Some(16384),
+        height: Some(16384),
+        ..Request::default()
+    };
+    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    assert!(matches!(error, Error::Machine(_)), "{error:?}");
+    assert!(error.to_string().contains("GiB"), "{error}");
+}
+
+#[test]
+fn a_refiner_cannot_start_from_a_prompt() {
+    let checkpoint = Checkpoint::open(&golden("refiner"), None).unwrap();
+    let request = Request {
+        prompt: vec!["a cat".into()],
+        ..Request::default()
+    };
+    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    assert!(error.to_string().contains("refiner"), "{error}");
+}
