@@ -215,6 +215,17 @@ fn crop(text: &str) -> Result<[usize; 2], String> {
         .ok_or_else(|| format!("`{text}` is not TOP,LEFT, as in 0,128"))
 }
 
+/// `KEY=VALUE` of `--scheduler-option`; words that are not JSON (`trailing`) are strings.
+pub fn scheduler_option(option: &str) -> anyhow::Result<(String, Value)> {
+    let Some((key, text)) = option.split_once('=') else {
+        return Err(crate::usage(format!(
+            "--scheduler-option {option}: write KEY=VALUE, as in use_karras_sigmas=true"
+        )));
+    };
+    let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+    Ok((key.trim().to_string(), value))
+}
+
 impl GenerateArgs {
     /// The request: `base` (a recipe's, or the defaults) with whatever was typed.
     pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
@@ -273,14 +284,8 @@ impl GenerateArgs {
             r.vae_slicing = self.vae_slicing == Switch::On;
         }
         for option in &self.scheduler_option {
-            let Some((key, text)) = option.split_once('=') else {
-                return Err(crate::usage(format!(
-                    "--scheduler-option {option}: write KEY=VALUE, as in use_karras_sigmas=true"
-                )));
-            };
-            // Words that are not JSON (trailing, dpmsolver++) are strings.
-            let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
-            r.scheduler_options.insert(key.trim().to_string(), value);
+            let (key, value) = scheduler_option(option)?;
+            r.scheduler_options.insert(key, value);
         }
         Ok(r)
     }

@@ -45,9 +45,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .or(replayed.as_ref().map(|r| r.precision))
         .unwrap_or_else(default_precision);
     let request = pipeline::resolve(&checkpoint, precision, &request)?;
-    let scheduler_class = pipeline::build_scheduler(&checkpoint, &request)?
-        .info()
-        .class;
+    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
     let start = args
         .latents
         .as_deref()
@@ -77,7 +75,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         output::check_file(path, args.overwrite)?;
     }
 
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(scheduler.timesteps().len());
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
@@ -90,6 +88,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
         std::thread::spawn(move || recipe::hash_weights(&checkpoint))
     };
+    progress.begin("loading");
     let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
     let mut warnings: Vec<String> = Vec::new();
     let result = pipeline.generate(&request, start, &mut |event| {
@@ -127,7 +126,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         isa: sdxl_kernels::Isa::current().to_string(),
         latents_sha256,
         files,
-        scheduler_class: scheduler_class.to_string(),
+        scheduler_class: scheduler.info().class.to_string(),
         request,
         image_index: 0,
     };
@@ -146,7 +145,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
         if !args.json {
-            println!("{}", path.display());
+            out!("{}", path.display());
         }
         written_files.push(serde_json::json!({
             "path": path,
@@ -170,7 +169,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "warnings": warnings,
             "request": recipe.request,
         });
-        println!("{object}");
+        out!("{object}");
     }
     Ok(())
 }

@@ -71,15 +71,15 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
             "force_zeros_for_empty_prompt": checkpoint.force_zeros_for_empty_prompt,
             "problems": problems,
         });
-        println!("{object}");
+        out!("{object}");
     } else {
-        println!("{}", args.dir.display());
-        println!("  family      Stable Diffusion XL, {family}");
-        println!("  pictures    {} x {} by default", 8 * width, 8 * height);
-        println!("  scheduler   {scheduler}");
-        println!("  parameters  {}", count(total));
+        out!("{}", args.dir.display());
+        out!("  family      Stable Diffusion XL, {family}");
+        out!("  pictures    {} x {} by default", 8 * width, 8 * height);
+        out!("  scheduler   {scheduler}");
+        out!("  parameters  {}", count(total));
         for part in &parts {
-            println!(
+            out!(
                 "  {:<15} {:>9} parameters  {:>9}  {:<9} {}",
                 part.name,
                 count(part.parameters),

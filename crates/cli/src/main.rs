@@ -4,11 +4,23 @@
 //! Exit codes: 0; 1 when this program or the machine failed; 2 when the request or the files
 //! are wrong; 130 when interrupted.
 
+/// A line on standard output. A reader that has gone (`| head`) ends the program
+/// quietly, where `println!` would panic.
+macro_rules! out {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        if writeln!(std::io::stdout(), $($part)*).is_err() {
+            std::process::exit(0);
+        }
+    }};
+}
+
 mod args;
 mod generate;
 mod info;
 mod output;
 mod progress;
+mod schedulers;
 mod show;
 
 use std::process::ExitCode;
@@ -29,6 +41,8 @@ enum Command {
     Generate(Box<args::GenerateArgs>),
     /// Print how a picture was made, from the picture itself
     Show(show::ShowArgs),
+    /// List the schedulers, or show the numbers one would use
+    Schedulers(schedulers::SchedulersArgs),
     /// Describe a checkpoint and say what is missing
     Info(info::InfoArgs),
 }
@@ -59,6 +73,7 @@ fn main() -> ExitCode {
     let (json, result) = match (&cli.command, matches.subcommand()) {
         (Command::Generate(args), Some((_, given))) => (args.json, generate::run(args, given)),
         (Command::Show(args), _) => (args.json, show::run(args)),
+        (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
         (Command::Generate(args), None) => (args.json, Err(usage("no arguments"))),
     };
@@ -68,7 +83,7 @@ fn main() -> ExitCode {
     let code = exit_code(&error);
     if json {
         let object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code });
-        println!("{object}");
+        out!("{object}");
     }
     eprintln!("sdxl: {error:#}");
     ExitCode::from(code)

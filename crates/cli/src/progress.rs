@@ -15,10 +15,10 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Looks at standard error to decide how to show things.
-    pub fn new() -> Self {
+    /// For a run of `evaluations`; looks at standard error to decide how to show them.
+    pub fn new(evaluations: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
+            let bar = ProgressBar::new(evaluations as u64);
             let style = ProgressStyle::with_template("{prefix} [{bar:32}] {pos}/{len} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("=> "));
@@ -36,6 +36,17 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{line}")),
             None => eprintln!("{line}"),
+        }
+    }
+
+    /// Says what is being done before the first event.
+    pub fn begin(&self, what: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_prefix(what.to_string());
+                bar.tick();
+            }
+            None => eprintln!("{what}"),
         }
     }
 
@@ -59,7 +70,6 @@ impl Progress {
                 match &self.bar {
                     Some(bar) => {
                         bar.set_prefix("denoising");
-                        bar.set_length(total as u64);
                         bar.set_position(index as u64);
                         bar.set_message(pace);
                     }

@@ -42,15 +42,15 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
         .and_then(|text| serde_json::from_str(text).ok());
     if args.json {
         let object = serde_json::json!({ "parameters": texts.parameters, "recipe": recipe });
-        println!("{object}");
+        out!("{object}");
         return Ok(());
     }
     if let Some(parameters) = &texts.parameters {
-        println!("{parameters}");
+        out!("{parameters}");
     }
     match recipe {
-        Some(recipe) => println!("\nrecipe:\n{recipe:#}"),
-        None => println!("\n(no sdxl recipe: made by another tool)"),
+        Some(recipe) => out!("\nrecipe:\n{recipe:#}"),
+        None => out!("\n(no sdxl recipe: made by another tool)"),
     }
     Ok(())
 }

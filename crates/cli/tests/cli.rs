@@ -286,6 +286,31 @@ fn mistakes_are_named_with_exit_code_2() {
 }
 
 #[test]
+fn schedulers_are_listed_and_shown() {
+    let dir = TempDir::new().unwrap();
+    let told = text(&sdxl(dir.path(), &["schedulers"]).stdout);
+    for words in [
+        "EulerDiscreteScheduler",
+        "UniPCMultistepScheduler",
+        "order 2",
+    ] {
+        assert!(told.contains(words), "`{words}` not in:\n{told}");
+    }
+    let args = ["schedulers", "show", "euler", "--steps", "4", "--json"];
+    let object: Value = serde_json::from_slice(&sdxl(dir.path(), &args).stdout).unwrap();
+    assert_eq!(
+        object["timesteps"],
+        serde_json::json!([751.0, 501.0, 251.0, 1.0])
+    );
+    assert_eq!(object["sigmas"].as_array().unwrap().len(), 5);
+
+    let args = ["schedulers", "show", "eulr"];
+    let refused = sdxl(dir.path(), &args);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("did you mean"));
+}
+
+#[test]
 fn info_describes_and_says_what_is_missing() {
     let dir = TempDir::new().unwrap();
     let base = golden("base");

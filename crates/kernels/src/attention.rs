@@ -15,8 +15,10 @@ use rayon::prelude::*;
 use crate::element::Element;
 use crate::gemm::{Dot, Kernel, ROWS, Single, TileSums, tile};
 use crate::isa::Isa;
-use crate::math::exp;
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch, panel_shape};
+use crate::math::exp2;
+use crate::simd::{
+    MAX_LANES, MAX_PANEL, Op, Simd, dispatch, panel_shape, prefetch_read, prefetch_write,
+};
 
 /// Shapes and layout of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +104,14 @@ fn attention_on<E: Element>(
         .enumerate()
         .for_each(|(head, packed)| {
             let first = head / s.heads * s.keys * s.kv_stride + head % s.heads * s.head_dim;
-            layout.pack(&k[first..], &v[first..], s, packed);
+            let pack = Pack {
+                layout: &layout,
+                k: &k[first..],
+                v: &v[first..],
+                shape: s,
+                out: packed,
+            };
+            dispatch(isa, pack);
         });
 
     let chunk = CHUNK_TILES * ROWS;
@@ -136,7 +145,7 @@ struct Layout {
     depth: usize,
     /// The head dimension, padded to whole steps.
     dim_steps: usize,
-    /// Keys, padded to whole panels.
+    /// Keys, padded to whole vectors.
     keys: usize,
     /// Panels of the head dimension.
     dim_panels: usize,
@@ -146,19 +155,20 @@ struct Layout {
 
 impl Layout {
     fn new(isa: Isa, s: &AttentionShape, pairs: bool) -> Layout {
-        let (width, _) = panel_shape(isa);
+        let (width, lanes) = panel_shape(isa);
         let depth = if pairs { 2 } else { 1 };
         let bytes = if pairs { 2 } else { 4 };
         // Keys and values of a block fill half of an L2 cache of 1 MB.
         let fits = (512 << 10) / (2 * bytes * s.head_dim);
+        let keys = s.keys.next_multiple_of(lanes);
         let block = (fits / width * width).clamp(width, MAX_BLOCK);
         Layout {
             width,
             depth,
             dim_steps: s.head_dim.next_multiple_of(depth),
-            keys: s.keys.next_multiple_of(width),
+            keys,
             dim_panels: s.head_dim.div_ceil(width),
-            block,
+            block: block.min(keys.next_multiple_of(width)),
         }
     }
 
@@ -175,21 +185,77 @@ impl Layout {
     }
 
     /// Packs one head; `out` is zero where there is padding.
+    #[inline(always)]
     fn pack<E: Element>(&self, k: &[E], v: &[E], s: &AttentionShape, out: &mut [E]) {
         let (width, depth) = (self.width, self.depth);
         let (keys, values) = out.split_at_mut(self.keys_len());
-        for t in 0..s.keys {
-            let (panel, column) = (t / width, t % width);
-            let to = &mut keys[panel * width * self.dim_steps..];
-            for (i, value) in k[t * s.kv_stride..][..s.head_dim].iter().enumerate() {
-                to[(i / depth * width + column) * depth + i % depth] = *value;
+        for (panel, keys) in keys.chunks_mut(width * self.dim_steps).enumerate() {
+            let columns = keys.len() / self.dim_steps;
+            let first = panel * width;
+            // A key goes to as many lines as it has steps; none is in a cache yet.
+            for line in keys.chunks(64 / size_of::<E>()) {
+                prefetch_write(line.as_ptr());
             }
-            for (i, value) in v[t * s.kv_stride..][..s.head_dim].iter().enumerate() {
-                let (panel, column) = (i / width, i % width);
-                let at = (t / depth * width + column) * depth + t % depth;
-                values[panel * self.values_panel_len() + at] = *value;
+            for column in 0..columns.min(s.keys - first) {
+                let row = &k[(first + column) * s.kv_stride..][..s.head_dim];
+                if depth == 1 {
+                    for (to, from) in keys[column..].iter_mut().step_by(columns).zip(row) {
+                        *to = *from;
+                    }
+                    continue;
+                }
+                let (pairs, last) = row.as_chunks::<2>();
+                let steps = keys.as_chunks_mut::<2>().0[column..].iter_mut();
+                for (to, from) in steps.step_by(columns).zip(pairs) {
+                    *to = *from;
+                }
+                if let [last] = last {
+                    keys[(pairs.len() * columns + column) * 2] = *last;
+                }
             }
         }
+        for (panel, values) in values.chunks_mut(self.values_panel_len()).enumerate() {
+            let columns = panel * width..s.head_dim.min((panel + 1) * width);
+            if depth == 1 {
+                for (t, to) in values.chunks_exact_mut(width).take(s.keys).enumerate() {
+                    to[..columns.len()].copy_from_slice(&v[t * s.kv_stride..][columns.clone()]);
+                }
+                continue;
+            }
+            for (step, to) in values.chunks_exact_mut(2 * width).enumerate() {
+                let to = to.as_chunks_mut::<2>().0;
+                let t = 2 * step;
+                if t + 1 < s.keys {
+                    let first = &v[t * s.kv_stride..][columns.clone()];
+                    let second = &v[(t + 1) * s.kv_stride..][columns.clone()];
+                    for ((to, a), b) in to.iter_mut().zip(first).zip(second) {
+                        *to = [*a, *b];
+                    }
+                } else if t < s.keys {
+                    let first = &v[t * s.kv_stride..][columns.clone()];
+                    for (to, a) in to.iter_mut().zip(first) {
+                        to[0] = *a;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packing a head, to be compiled with wide moves.
+struct Pack<'a, E> {
+    layout: &'a Layout,
+    k: &'a [E],
+    v: &'a [E],
+    shape: &'a AttentionShape,
+    out: &'a mut [E],
+}
+
+impl<E: Element> Op for Pack<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.layout.pack(self.k, self.v, self.shape, self.out);
     }
 }
 
@@ -218,27 +284,51 @@ impl<E: Element> Op for Chunk<'_, E> {
     }
 }
 
+/// A score that counts for nothing, and yet is a number to compute with.
+const MASKED: f32 = -1e30;
+
+/// What is known of the softmax of a tile's queries, in lanes, after some blocks of keys.
+struct Running {
+    /// The largest score so far, scaled for powers of two.
+    largest: [f32; MAX_LANES],
+    /// The sum of exponentials relative to it.
+    total: [f32; MAX_LANES],
+}
+
 impl<E: Element> Chunk<'_, E> {
     #[inline(always)]
-    fn flash<S: Simd, K: Kernel, const NV: usize>(&self, s: S) {
+    fn flash<S: Simd, K: Kernel<A: Element>, const NV: usize>(&self, s: S) {
         assert!(E::IS_BF16 == K::A::IS_BF16 && NV == S::PANEL_VECTORS);
         let (shape, layout) = (self.shape, self.layout);
         let width = NV * S::LANES;
-        let scale = 1.0 / (shape.head_dim as f32).sqrt();
         let tiles = self.queries.len().div_ceil(ROWS);
         let (sample, head) = (self.head / shape.heads, self.head % shape.heads);
         let keys = self.packed.as_ptr();
         let values = keys.wrapping_add(layout.keys_len());
 
+        for query in self.queries.clone() {
+            let token = sample * shape.queries + query;
+            let q = &self.q[token * shape.q_stride + head * shape.head_dim..];
+            let out = (token * shape.heads + head) * shape.head_dim;
+            for i in (0..shape.head_dim).step_by(64 / size_of::<E>()) {
+                prefetch_read(q.as_ptr().wrapping_add(i));
+                prefetch_write(self.out.0.wrapping_add(out + i));
+            }
+        }
         let mut weighted = vec![[0f32; ROWS * MAX_PANEL]; tiles * layout.dim_panels];
-        let mut largest = vec![[f32::NEG_INFINITY; ROWS]; tiles];
-        let mut total = vec![[0f32; ROWS]; tiles];
-        let mut scores: Vec<TileSums> = vec![[0.0; ROWS * MAX_PANEL]; layout.block / width];
+        let mut running: Vec<Running> = (0..tiles)
+            .map(|_| Running {
+                largest: [MASKED; MAX_LANES],
+                total: [0.0; MAX_LANES],
+            })
+            .collect();
+        let mut scores = vec![0f32; ROWS * layout.block];
         let mut probabilities = vec![K::A::default(); ROWS * layout.block];
 
         for first_key in (0..shape.keys).step_by(layout.block) {
+            // Keys of this block, and with the padding of the last.
             let here = (shape.keys - first_key).min(layout.block);
-            let panels = here.div_ceil(width);
+            let padded = here.next_multiple_of(S::LANES);
             for t in 0..tiles {
                 // The queries of a tile; the last one fills up an incomplete tile.
                 let query =
@@ -251,69 +341,50 @@ impl<E: Element> Chunk<'_, E> {
                     let at = (sample * shape.queries + query(r)) * shape.q_stride;
                     *row = self.q[at + head * shape.head_dim..].as_ptr().cast();
                 }
-                for (panel, scores) in scores.iter_mut().enumerate().take(panels) {
-                    let at = (first_key + panel * width) * layout.dim_steps;
-                    let w = keys.wrapping_add(at).cast();
+                for key in (0..padded).step_by(width) {
+                    let w = keys
+                        .wrapping_add((first_key + key) * layout.dim_steps)
+                        .cast();
+                    let out = &mut scores[key..];
+                    let (len, stride) = (shape.head_dim, layout.block);
                     // SAFETY: a query has head_dim elements; the panel was packed with
-                    // head_dim padded to whole steps; E and K::A are the same type.
+                    // head_dim padded to whole steps and keys to whole vectors; E and K::A
+                    // are the same type.
                     unsafe {
-                        tile::<S, K, NV>(s, &rows, 0, shape.head_dim, w, false, scores);
+                        match (padded - key).min(width) / S::LANES {
+                            1 => tile::<S, K, 1>(s, &rows, 0, len, w, false, out, stride),
+                            2 if NV > 2 => tile::<S, K, 2>(s, &rows, 0, len, w, false, out, stride),
+                            3 => tile::<S, K, 3>(s, &rows, 0, len, w, false, out, stride),
+                            _ => tile::<S, K, NV>(s, &rows, 0, len, w, false, out, stride),
+                        }
                     }
                 }
                 for r in 0..ROWS {
                     // Keys this query sees, of those in this block.
-                    let seen = if shape.causal {
-                        here.min((query(r) + 1).saturating_sub(first_key))
-                    } else {
-                        here
-                    };
-                    let mut peak = s.splat(f32::NEG_INFINITY);
-                    for (panel, scores) in scores.iter_mut().enumerate().take(panels) {
-                        let row = &mut scores[r * width..(r + 1) * width];
-                        if seen < (panel + 1) * width {
-                            row[seen.saturating_sub(panel * width)..].fill(f32::NEG_INFINITY);
-                        }
-                        for i in (0..width).step_by(S::LANES) {
-                            peak = s.max(peak, s.read(row, i));
-                        }
+                    let mut seen = here;
+                    if shape.causal {
+                        seen = seen.min((query(r) + 1).saturating_sub(first_key));
                     }
-                    let before = largest[t][r];
-                    let now = before.max(s.largest(peak) * scale);
-                    largest[t][r] = now;
-                    let mut sum = s.zero();
-                    let row = &mut probabilities[r * layout.block..(r + 1) * layout.block];
-                    for (panel, scores) in scores.iter().enumerate().take(panels) {
-                        for i in (0..width).step_by(S::LANES) {
-                            let score = s.read(scores, r * width + i);
-                            let p = exp(s, s.fma(score, s.splat(scale), s.splat(-now)));
-                            sum = s.add(sum, p);
-                            s.write(row, panel * width + i, p);
-                        }
-                    }
-                    let fade = (before - now).exp();
-                    total[t][r] = total[t][r] * fade + s.sum(sum);
-                    if fade != 1.0 {
-                        for panel in 0..layout.dim_panels {
-                            let sums = &mut weighted[t * layout.dim_panels + panel];
-                            for i in (r * width..(r + 1) * width).step_by(S::LANES) {
-                                let faded = s.mul(s.read(sums, i), s.splat(fade));
-                                s.write(sums, i, faded);
-                            }
-                        }
-                    }
+                    scores[r * layout.block..][seen..padded].fill(MASKED);
                 }
-                let mut rows = [std::ptr::null(); ROWS];
+                let sums = &mut weighted[t * layout.dim_panels..(t + 1) * layout.dim_panels];
+                self.softmax::<S, K>(
+                    s,
+                    &scores,
+                    padded,
+                    &mut running[t],
+                    &mut probabilities,
+                    sums,
+                );
                 for (r, row) in rows.iter_mut().enumerate() {
                     *row = probabilities[r * layout.block..].as_ptr();
                 }
-                let steps = panels * width;
-                for panel in 0..layout.dim_panels {
+                for (panel, sums) in sums.iter_mut().enumerate() {
                     let at = panel * layout.values_panel_len() + first_key * width;
                     let w = values.wrapping_add(at).cast();
-                    let sums = &mut weighted[t * layout.dim_panels + panel];
                     // SAFETY: a row of probabilities has a block of elements; the values
-                    // were packed with the keys padded to whole panels.
-                    unsafe { tile::<S, K, NV>(s, &rows, 0, steps, w, true, sums) }
+                    // were packed with the keys padded to whole vectors.
+                    unsafe { tile::<S, K, NV>(s, &rows, 0, padded, w, true, sums, width) }
                 }
             }
         }
@@ -323,11 +394,92 @@ impl<E: Element> Chunk<'_, E> {
             let at = ((sample * shape.queries + query) * shape.heads + head) * shape.head_dim;
             // SAFETY: the task owns this head of this query.
             let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), shape.head_dim) };
-            let factor = s.splat(1.0 / total[t][r]);
+            let factor = s.splat(1.0 / running[t].total[r]);
             for j in (0..shape.head_dim).step_by(S::LANES) {
                 let sums = &weighted[t * layout.dim_panels + j / width];
                 let y = s.mul(s.read(sums, r * width + j % width), factor);
                 s.write(out, j, y);
+            }
+        }
+    }
+
+    /// Turns the scores of a tile with `keys` keys into unnormalised probabilities, and
+    /// brings what was summed before to the same scale.
+    #[inline(always)]
+    fn softmax<S: Simd, K: Kernel<A: Element>>(
+        &self,
+        s: S,
+        scores: &[f32],
+        keys: usize,
+        running: &mut Running,
+        probabilities: &mut [K::A],
+        weighted: &mut [TileSums],
+    ) {
+        const UNROLL: usize = 4;
+        let block = self.layout.block;
+        let step = UNROLL * S::LANES;
+        let whole = keys / step * step;
+        // Powers of two are cheaper than those of e: the scale of the scores changes it.
+        let scale = std::f32::consts::LOG2_E / (self.shape.head_dim as f32).sqrt();
+
+        let mut peaks = [MASKED; MAX_LANES];
+        for (r, scores) in scores.chunks_exact(block).enumerate() {
+            let mut peak = [s.splat(MASKED); UNROLL];
+            for part in scores[..whole].chunks_exact(step) {
+                for (u, peak) in peak.iter_mut().enumerate() {
+                    *peak = s.max(*peak, s.read(part, u * S::LANES));
+                }
+            }
+            for i in (whole..keys).step_by(S::LANES) {
+                peak[0] = s.max(peak[0], s.read(scores, i));
+            }
+            let peak = s.max(s.max(peak[0], peak[1]), s.max(peak[2], peak[3]));
+            peaks[r] = s.largest(peak);
+        }
+        // All rows at once, in lanes.
+        let mut fades = [0f32; MAX_LANES];
+        for i in (0..MAX_LANES).step_by(S::LANES) {
+            let before = s.read(&running.largest, i);
+            let now = s.max(before, s.mul(s.read(&peaks, i), s.splat(scale)));
+            let fade = exp2(s, s.sub(before, now), false);
+            s.write(&mut running.largest, i, now);
+            s.write(&mut fades, i, fade);
+            let total = s.mul(s.read(&running.total, i), fade);
+            s.write(&mut running.total, i, total);
+        }
+        let rows = scores
+            .chunks_exact(block)
+            .zip(probabilities.chunks_exact_mut(block));
+        for (r, (scores, out)) in rows.enumerate() {
+            let shift = s.splat(-running.largest[r]);
+            let mut sum = [s.zero(); UNROLL];
+            let parts = scores[..whole].chunks_exact(step);
+            for (part, out) in parts.zip(out.chunks_exact_mut(step)) {
+                for (u, sum) in sum.iter_mut().enumerate() {
+                    let x = s.fma(s.read(part, u * S::LANES), s.splat(scale), shift);
+                    let p = exp2(s, x, K::A::IS_BF16);
+                    *sum = s.add(*sum, p);
+                    s.write(out, u * S::LANES, p);
+                }
+            }
+            for i in (whole..keys).step_by(S::LANES) {
+                let x = s.fma(s.read(scores, i), s.splat(scale), shift);
+                let p = exp2(s, x, K::A::IS_BF16);
+                sum[0] = s.add(sum[0], p);
+                s.write(out, i, p);
+            }
+            let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
+            running.total[r] += s.sum(sum);
+        }
+        if fades[..ROWS] != [1.0; ROWS] {
+            let width = S::LANES * S::PANEL_VECTORS;
+            for sums in weighted {
+                for (row, fade) in sums.chunks_exact_mut(width).zip(fades).take(ROWS) {
+                    for i in (0..width).step_by(S::LANES) {
+                        let faded = s.mul(s.read(row, i), s.splat(fade));
+                        s.write(row, i, faded);
+                    }
+                }
             }
         }
     }

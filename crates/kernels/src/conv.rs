@@ -6,13 +6,13 @@
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-
 use crate::element::Element;
-use crate::elementwise::widen;
-use crate::gemm::{Epilogue, Gemm};
+use crate::elementwise::{convert, widen};
+use crate::gemm::{self, Epilogue, Operand};
+use crate::int8::{Quantised, ZERO};
 use crate::math::Activation;
 use crate::pack::{PackedConv, WeightFormat};
+use crate::winograd;
 
 /// The shape of a convolution's input and how the kernel moves over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,31 +92,69 @@ pub fn conv2d<E: Element>(
         assert_eq!(residual.len(), outputs, "length of the residual");
     }
     let epilogue = Epilogue {
+        input_scales: None,
         bias,
         sample_bias: sample_bias.map(|b| (b, height * width)),
         activation: Activation::None,
         residual,
         geglu: false,
     };
-    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
-        run(&widen(x), g, w, epilogue, out);
-    } else {
-        run(x, g, w, epilogue, out);
+    let rows = g.batch * height * width;
+    if w.panels.format == WeightFormat::Int8 {
+        let pixels = g.height * g.width;
+        let x = Quantised::new(w.panels.isa, x, w.c_in, pixels);
+        let zeros = vec![ZERO; x.stride];
+        let source = taps(x.bytes(), x.stride, &zeros, g, w);
+        let epilogue = Epilogue {
+            input_scales: Some((&x.scales, height * width)),
+            ..epilogue
+        };
+        // SAFETY: each pointer is the start of a pixel's padded channels or of as many zeros.
+        unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
+        return;
     }
+    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        // Not a combination anyone chooses: compute it in f32.
+        let residual = residual.map(widen);
+        let residual = residual.as_deref();
+        let mut y = vec![0f32; out.len()];
+        conv2d(&widen(x), g, w, bias, sample_bias, residual, &mut y);
+        convert(&y, out);
+        return;
+    }
+    if winograd::suits(g, w)
+        && let (Some(x), Some(out)) = (E::as_f32(x), E::as_f32_mut(out))
+    {
+        let epilogue = Epilogue {
+            residual: residual.and_then(E::as_f32),
+            input_scales: None,
+            bias: epilogue.bias,
+            sample_bias: epilogue.sample_bias,
+            activation: epilogue.activation,
+            geglu: epilogue.geglu,
+        };
+        winograd::conv(x, g, w, &epilogue, out);
+        return;
+    }
+    let zeros = vec![E::default(); w.c_in];
+    let source = taps(x, w.c_in, &zeros, g, w);
+    // SAFETY: each pointer is the start of a pixel's channels or of as many zeros.
+    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
 }
 
-fn run<A: Element, E: Element>(
-    x: &[A],
-    g: &ConvGeometry,
-    w: &PackedConv,
-    epilogue: Epilogue<E>,
-    out: &mut [E],
-) {
+/// Finds, for each output pixel, the input pixels of the taps in `x`, whose pixels are
+/// `stride` elements; `zeros` is a pixel of the padding.
+fn taps<'a, A: Operand>(
+    x: &'a [A],
+    stride: usize,
+    zeros: &'a [A],
+    g: &'a ConvGeometry,
+    w: &'a PackedConv,
+) -> impl Fn(usize, &mut [*const A]) + Sync + 'a {
     let (height, width) = g.output_size(w.kh, w.kw);
     let (in_height, in_width) = g.enlarged();
-    let zeros = vec![A::default(); w.c_in];
     let shift = u32::from(g.upsample);
-    let source = |row: usize, pointers: &mut [*const A]| {
+    move |row, pointers| {
         let (image, pixel) = (row / (height * width), row % (height * width));
         let (top, left) = (pixel / width * g.stride, pixel % width * g.stride);
         for ky in 0..w.kh {
@@ -127,26 +165,17 @@ fn run<A: Element, E: Element>(
                 let x_ = (left + kx).wrapping_sub(g.pad_left);
                 pointers[ky * w.kw + kx] = if y < in_height && x_ < in_width {
                     let pixel = (image * g.height + (y >> shift)) * g.width + (x_ >> shift);
-                    x[pixel * w.c_in..(pixel + 1) * w.c_in].as_ptr()
+                    x[pixel * stride..(pixel + 1) * stride].as_ptr()
                 } else {
                     zeros.as_ptr()
                 };
             }
         }
-    };
-    let gemm = Gemm {
-        rows: g.batch * height * width,
-        w: &w.panels,
-        source,
-        epilogue,
-        activations: PhantomData,
-    };
-    // SAFETY: each pointer is the start of a pixel's channels or of as many zeros.
-    unsafe { gemm.run(out) }
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use half::bf16;
 
     use super::*;
@@ -155,7 +184,7 @@ mod tests {
     use crate::test::{assert_close, noise, rounded};
 
     /// The convolution in f64, straight from its definition.
-    fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {
+    pub(crate) fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {
         let [c_out, c_in, kh, kw] = shape;
         let (ho, wo) = g.output_size(kh, kw);
         let factor = if g.upsample { 2 } else { 1 };
@@ -186,6 +215,22 @@ mod tests {
         out
     }
 
+    /// What is added to the convolution.
+    pub(crate) fn epilogue(
+        want: &mut [f64],
+        pixels: usize,
+        bias: &[f32],
+        sample_bias: &[f32],
+        residual: &[f32],
+    ) {
+        let c_out = bias.len();
+        for (i, want) in want.iter_mut().enumerate() {
+            let (o, b) = (i % c_out, i / (pixels * c_out));
+            *want += f64::from(bias[o]) + f64::from(sample_bias[b * c_out + o]);
+            *want += f64::from(residual[i]);
+        }
+    }
+
     fn check<E: Element>(isa: Isa, g: &ConvGeometry, shape: [usize; 4], format: WeightFormat) {
         let [c_out, c_in, kh, kw] = shape;
         let x: Vec<E> = rounded(&noise(1, g.batch * g.height * g.width * c_in));
@@ -213,17 +258,41 @@ mod tests {
             Some(&residual),
             &mut out,
         );
-        for (i, want) in want.iter_mut().enumerate() {
-            let (o, b) = (i % c_out, i / (ho * wo * c_out));
-            *want += f64::from(bias[o]) + f64::from(sample_bias[b * c_out + o]);
-            *want += f64::from(residual[i].to_f32());
-        }
+        let residual: Vec<f32> = residual.iter().map(|v| v.to_f32()).collect();
+        epilogue(&mut want, ho * wo, &bias, &sample_bias, &residual);
         assert_close(
             &out,
             &want,
             tolerance,
             &format!("{what} with biases and residual"),
         );
+    }
+
+    #[test]
+    fn int8_is_close() {
+        let g = ConvGeometry {
+            batch: 2,
+            height: 5,
+            width: 6,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            pad_bottom: 1,
+            pad_right: 1,
+            upsample: false,
+        };
+        for isa in Isa::available() {
+            for shape in [[5, 3, 3, 3], [70, 33, 3, 3], [64, 96, 1, 1]] {
+                let [c_out, c_in, kh, kw] = shape;
+                let x = noise(1, g.batch * g.height * g.width * c_in);
+                let w = noise(2, c_out * c_in * kh * kw);
+                let packed = PackedConv::pack_for(isa, Weights::F32(&w), shape, WeightFormat::Int8);
+                let want = reference(&x, &g, &w, shape);
+                let mut out = vec![0f32; want.len()];
+                conv2d(&x, &g, &packed, None, None, None, &mut out);
+                assert_close(&out, &want, 0.03, &format!("{isa} {shape:?} int8"));
+            }
+        }
     }
 
     #[test]

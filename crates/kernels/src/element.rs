@@ -17,6 +17,12 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// The nearest value of this type, ties to even.
     fn from_f32(value: f32) -> Self;
+    /// The slice itself, if its elements are `f32`.
+    #[doc(hidden)]
+    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+    /// The slice itself, if its elements are `f32`.
+    #[doc(hidden)]
+    fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
 }
 
 impl Element for f32 {
@@ -29,6 +35,12 @@ impl Element for f32 {
     fn from_f32(value: f32) -> f32 {
         value
     }
+    fn as_f32(slice: &[f32]) -> Option<&[f32]> {
+        Some(slice)
+    }
+    fn as_f32_mut(slice: &mut [f32]) -> Option<&mut [f32]> {
+        Some(slice)
+    }
 }
 
 impl Element for bf16 {
@@ -40,5 +52,11 @@ impl Element for bf16 {
     #[inline(always)]
     fn from_f32(value: f32) -> bf16 {
         bf16::from_f32(value)
+    }
+    fn as_f32(_: &[bf16]) -> Option<&[f32]> {
+        None
+    }
+    fn as_f32_mut(_: &mut [bf16]) -> Option<&mut [f32]> {
+        None
     }
 }

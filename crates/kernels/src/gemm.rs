@@ -13,15 +13,18 @@
 
 #![allow(unsafe_code)]
 
+use std::any::TypeId;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::element::Element;
+use crate::isa::Isa;
 use crate::math::{Activation, gelu};
 use crate::pack::{Panels, WeightFormat};
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch};
+use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 6;
@@ -29,14 +32,20 @@ pub(crate) const ROWS: usize = 6;
 /// The sums of a tile, row after row, each as long as the panel is wide.
 pub(crate) type TileSums = [f32; ROWS * MAX_PANEL];
 
+/// What is multiplied with weights: an [`Element`], or bytes made from one.
+pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {}
+impl<T: Copy + Default + Send + Sync + 'static> Operand for T {}
+
 /// One kind of multiplication: what activations and weights are.
 pub(crate) trait Kernel {
     /// Activations.
-    type A: Element;
+    type A: Operand;
     /// Weights.
     type W;
     /// Values of `k` in a step.
     const DEPTH: usize;
+    /// Whether the sums are integers.
+    const INTEGER: bool = false;
 
     /// Adds the products of a step, `k..k + DEPTH`, to the sums.
     ///
@@ -225,15 +234,49 @@ impl Kernel for Dot {
     }
 }
 
+/// Unsigned bytes with signed ones, to integers.
+pub(crate) struct Bytes;
+
+impl Kernel for Bytes {
+    type A = u8;
+    type W = i8;
+    const DEPTH: usize = 4;
+    const INTEGER: bool = true;
+
+    #[inline(always)]
+    unsafe fn step<S: Simd, const NV: usize>(
+        s: S,
+        sums: &mut [[S::V; NV]; ROWS],
+        rows: &[*const u8; ROWS],
+        k: usize,
+        w: *const i8,
+    ) {
+        let mut weights = [s.zero(); NV];
+        for (v, weight) in weights.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *weight = unsafe { s.load(w.add(4 * v * S::LANES).cast()) };
+        }
+        for r in 0..ROWS {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { rows[r].add(k).cast::<u32>().read_unaligned() };
+            for v in 0..NV {
+                sums[r][v] = s.dot_bytes(sums[r][v], u32::from_le(bytes), weights[v]);
+            }
+        }
+    }
+}
+
 /// Sums of one tile over one block of `k`: `out = rows · panel`, or `out += ...`.
 ///
 /// `rows` lists [`ROWS`] pointers for each segment; of each row the elements
-/// `offset..offset + len` are taken. The sum starts from zero in either case.
+/// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of
+/// `out` are `stride` apart.
 ///
 /// # Safety
 /// All rows must have these elements. `w` must have `rows.len() / ROWS` segments of `len`
 /// padded to whole steps, each step `NV` vectors wide.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
     s: S,
     rows: &[*const K::A],
@@ -241,7 +284,8 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
     len: usize,
     mut w: *const K::W,
     add: bool,
-    out: &mut TileSums,
+    out: &mut [f32],
+    stride: usize,
 ) {
     let width = NV * S::LANES;
     let mut sums = [[s.zero(); NV]; ROWS];
@@ -267,16 +311,17 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
             }
         }
     }
-    for r in 0..ROWS {
-        for v in 0..NV {
-            let at = out[r * width + v * S::LANES..].as_mut_ptr();
-            // SAFETY: r * width + (v + 1) * LANES <= ROWS * width <= ROWS * MAX_PANEL.
+    assert!(out.len() >= (ROWS - 1) * stride + width && stride >= width);
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (v, mut sum) in sums.into_iter().enumerate() {
+            // SAFETY: within `out`, by the assertion.
             unsafe {
-                let sum = if add {
-                    s.add(s.load(at), sums[r][v])
-                } else {
-                    sums[r][v]
-                };
+                let at = out.as_mut_ptr().add(r * stride + v * S::LANES);
+                if add && K::INTEGER {
+                    sum = s.add_int(s.load(at), sum);
+                } else if add {
+                    sum = s.add(s.load(at), sum);
+                }
                 s.store(at, sum);
             }
         }
@@ -285,6 +330,8 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
 
 /// What is done to the sums on their way out.
 pub(crate) struct Epilogue<'a, E> {
+    /// For int8, the scales of the input, and how many rows share one.
+    pub(crate) input_scales: Option<(&'a [f32], usize)>,
     pub(crate) bias: Option<&'a [f32]>,
     /// A second bias for each sample of a batch, and the rows of a sample.
     pub(crate) sample_bias: Option<(&'a [f32], usize)>,
@@ -294,10 +341,45 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) geglu: bool,
 }
 
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; `Gemm::run` gives disjoint tiles to its tasks.
-unsafe impl<T: Send> Sync for Shared<T> {}
+impl<E> Epilogue<'_, E> {
+    /// Outputs that a full panel makes.
+    fn columns(&self, w: &Panels) -> usize {
+        if self.geglu { w.width / 2 } else { w.width }
+    }
+}
+
+/// A tile to compute; see [`tile`].
+struct Tile<'a, K: Kernel, const NV: usize> {
+    rows: &'a [*const K::A],
+    offset: usize,
+    len: usize,
+    w: *const K::W,
+    add: bool,
+    out: &'a mut TileSums,
+}
+
+impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if NV > S::PANEL_VECTORS {
+            unreachable!("panels are not that wide");
+        }
+        // SAFETY: `multiply`, which alone makes these, passes its promises on.
+        unsafe {
+            tile::<S, K, NV>(
+                s,
+                self.rows,
+                self.offset,
+                self.len,
+                self.w,
+                self.add,
+                self.out,
+                NV * S::LANES,
+            );
+        }
+    }
+}
 
 /// A part of the sum along `k`: of some segments, the same piece of each.
 struct Block {
@@ -312,14 +394,19 @@ struct Block {
 fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
     let mut out = Vec::new();
     let padded = w.segment_len.next_multiple_of(w.format.depth());
+    // Bytes are padded on both sides.
+    let segment_len = match w.format {
+        WeightFormat::Int8 => padded,
+        _ => w.segment_len,
+    };
     if padded > longest {
         for segment in 0..w.segments {
-            for offset in (0..w.segment_len).step_by(longest) {
+            for offset in (0..segment_len).step_by(longest) {
                 out.push(Block {
                     first_segment: segment,
                     segments: 1,
                     offset,
-                    len: longest.min(w.segment_len - offset),
+                    len: longest.min(segment_len - offset),
                     k: segment * padded + offset,
                 });
             }
@@ -334,124 +421,158 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
             first_segment,
             segments: each.min(w.segments - first_segment),
             offset: 0,
-            len: w.segment_len,
+            len: segment_len,
             k: first_segment * padded,
         });
     }
     out
 }
 
-/// `out[row, ..] = epilogue(source(row) · Wᵀ)`.
-pub(crate) struct Gemm<'a, A, E, F> {
-    pub(crate) rows: usize,
-    pub(crate) w: &'a Panels,
-    /// `source(row, pointers)` sets, for each segment, where the row's elements lie:
-    /// `segment_len` readable ones.
-    pub(crate) source: F,
-    pub(crate) epilogue: Epilogue<'a, E>,
-    pub(crate) activations: PhantomData<A>,
-}
-
-impl<A, E, F> Gemm<'_, A, E, F>
-where
-    A: Element,
-    E: Element,
-    F: Fn(usize, &mut [*const A]) + Sync,
-{
-    /// Runs the product; `out` is `[rows, outputs]`.
-    ///
-    /// # Safety
-    /// `source` must keep its promise.
-    pub(crate) unsafe fn run(&self, out: &mut [E]) {
-        let outputs = if self.epilogue.geglu {
-            out.len() / self.rows.max(1)
-        } else {
-            self.w.n
-        };
-        assert_eq!(out.len(), self.rows * outputs, "length of the output");
-        if self.rows == 0 {
-            return;
-        }
-        let longest = match (A::IS_BF16, self.w.format) {
-            (true, WeightFormat::Bf16) => 4096,
-            (false, _) => 512,
-            (true, _) => unreachable!("bf16 activations meet bf16 weights only"),
-        };
-        let blocks = blocks(self.w, longest);
-
-        // Tasks: a group of panels times a chunk of rows. The chunks of a group follow
-        // each other, so that a thread meets each panel's weights once.
-        let chunk = 32 * ROWS;
-        let chunks = self.rows.div_ceil(chunk);
-        let panels = self.w.count();
-        let group = if chunks >= 16 { 8 } else { 1 }.min(panels);
-        let groups = panels.div_ceil(group);
-        let shared = Shared(out.as_mut_ptr());
-        (0..groups * chunks).into_par_iter().for_each(|task| {
-            let (g, c) = (task / chunks, task % chunks);
-            let first = g * group;
-            let task = Task {
-                gemm: self,
-                blocks: &blocks,
-                panels: first..panels.min(first + group),
-                rows: c * chunk..self.rows.min((c + 1) * chunk),
-                out: &shared,
-                outputs,
+/// Sums of one tile over one block of `k`, with the kernel for activations `A` and these
+/// weights.
+///
+/// # Safety
+/// As for [`tile`]: `rows` point to elements of the block's segments; `w` is the weights of
+/// the block in a panel of `vectors` vectors.
+unsafe fn multiply<A: Operand>(
+    weights: &Panels,
+    vectors: usize,
+    rows: &[*const A],
+    block: &Block,
+    w: *const u8,
+    add: bool,
+    out: &mut TileSums,
+) {
+    fn with<A: Operand, K: Kernel>(
+        isa: Isa,
+        vectors: usize,
+        rows: &[*const A],
+        block: &Block,
+        w: *const u8,
+        add: bool,
+        out: &mut TileSums,
+    ) {
+        assert_eq!(TypeId::of::<A>(), TypeId::of::<K::A>());
+        // SAFETY: A and K::A are the same type.
+        let rows = unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) };
+        let (offset, len, w) = (block.offset, block.len, w.cast());
+        macro_rules! run {
+            ($vectors:literal) => {
+                dispatch(
+                    isa,
+                    Tile::<K, $vectors> {
+                        rows,
+                        offset,
+                        len,
+                        w,
+                        add,
+                        out,
+                    },
+                )
             };
-            dispatch(self.w.isa, task);
-        });
+        }
+        match vectors {
+            1 => run!(1),
+            2 => run!(2),
+            3 => run!(3),
+            4 => run!(4),
+            _ => unreachable!("a panel of {vectors} vectors"),
+        }
     }
+    let run = match weights.format {
+        WeightFormat::F32 => with::<A, Single<f32>>,
+        WeightFormat::F16 => with::<A, Single<f16>>,
+        WeightFormat::Bf16 if TypeId::of::<A>() == TypeId::of::<f32>() => with::<A, Pairs>,
+        WeightFormat::Bf16 => with::<A, Dot>,
+        WeightFormat::Int8 => with::<A, Bytes>,
+    };
+    run(weights.isa, vectors, rows, block, w, add, out);
 }
 
-struct Task<'a, A, E, F> {
-    gemm: &'a Gemm<'a, A, E, F>,
+/// Finds the elements of a row: `source(row, pointers)` sets, for each segment, where they
+/// begin.
+pub(crate) type Source<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
+
+/// A pointer that tasks may share, because each writes to its own part.
+struct Shared<T>(*mut T);
+// SAFETY: see the type; `product` gives disjoint tiles to its tasks.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+/// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows.
+///
+/// # Safety
+/// `source` must set pointers to `segment_len` readable elements.
+pub(crate) unsafe fn product<A: Operand, E: Element>(
+    rows: usize,
+    w: &Panels,
+    source: &Source<A>,
+    epilogue: &Epilogue<E>,
+    out: &mut [E],
+) {
+    if rows == 0 {
+        assert!(out.is_empty(), "length of the output");
+        return;
+    }
+    let outputs = out.len() / rows;
+    let columns = epilogue.columns(w);
+    assert_eq!(out.len(), rows * outputs, "length of the output");
+    assert_eq!(outputs.div_ceil(columns), w.count(), "outputs of a row");
+    // Half a megabyte of the panel at a time, and for f32 sums of bounded error.
+    let longest = if TypeId::of::<A>() == TypeId::of::<f32>() {
+        512
+    } else {
+        8192 / size_of::<A>()
+    };
+    let blocks = blocks(w, longest);
+
+    // Tasks: a group of panels times a chunk of rows. The chunks of a group follow each
+    // other, so that a thread meets each panel's weights once.
+    let chunk = 32 * ROWS;
+    let chunks = rows.div_ceil(chunk);
+    let panels = w.count();
+    let group = if chunks >= 16 { 8 } else { 1 }.min(panels);
+    let groups = panels.div_ceil(group);
+    let shared = Shared(out.as_mut_ptr());
+    (0..groups * chunks).into_par_iter().for_each(|task| {
+        let (g, c) = (task / chunks, task % chunks);
+        let task = Task {
+            w,
+            blocks: &blocks,
+            epilogue,
+            rows: c * chunk..rows.min((c + 1) * chunk),
+            out: &shared,
+            outputs,
+        };
+        let table = task.table(source);
+        for panel in g * group..panels.min((g + 1) * group) {
+            // SAFETY: the caller's promise about the rows.
+            unsafe { task.panel(&table, panel) }
+        }
+    });
+}
+
+/// A chunk of rows.
+struct Task<'a, E> {
+    w: &'a Panels,
     blocks: &'a [Block],
-    panels: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
+    epilogue: &'a Epilogue<'a, E>,
+    rows: Range<usize>,
     out: &'a Shared<E>,
     outputs: usize,
 }
 
-impl<A, E, F> Op for Task<'_, A, E, F>
-where
-    A: Element,
-    E: Element,
-    F: Fn(usize, &mut [*const A]) + Sync,
-{
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let table = self.table();
-        for panel in self.panels.clone() {
-            match self.gemm.w.format {
-                // The type parameter A decides which arm is alive; the casts are to itself.
-                WeightFormat::Bf16 if A::IS_BF16 => self.panel::<S, Dot>(s, &table, panel),
-                WeightFormat::Bf16 => self.panel::<S, Pairs>(s, &table, panel),
-                WeightFormat::F16 => self.panel::<S, Single<f16>>(s, &table, panel),
-                WeightFormat::F32 => self.panel::<S, Single<f32>>(s, &table, panel),
-            }
-        }
-    }
-}
-
-impl<A, E, F> Task<'_, A, E, F>
-where
-    A: Element,
-    E: Element,
-    F: Fn(usize, &mut [*const A]) + Sync,
-{
+impl<E: Element> Task<'_, E> {
     /// The row pointers: for each tile, for each segment, those of its rows. The rows
     /// missing from the last tile repeat the last row.
-    fn table(&self) -> Vec<*const A> {
-        let segments = self.gemm.w.segments;
+    fn table<A: Operand>(&self, source: &Source<A>) -> Vec<*const A> {
+        let segments = self.w.segments;
         let tiles = self.rows.len().div_ceil(ROWS);
         let mut table = vec![std::ptr::null(); tiles * segments * ROWS];
         let mut of_row = vec![std::ptr::null(); segments];
         for (t, tile) in table.chunks_exact_mut(segments * ROWS).enumerate() {
             for r in 0..ROWS {
                 let row = (self.rows.start + t * ROWS + r).min(self.rows.end - 1);
-                (self.gemm.source)(row, &mut of_row);
+                source(row, &mut of_row);
                 for (segment, pointer) in of_row.iter().enumerate() {
                     tile[segment * ROWS + r] = *pointer;
                 }
@@ -460,102 +581,195 @@ where
         table
     }
 
-    #[inline(always)]
-    fn panel<S: Simd, K: Kernel>(&self, s: S, table: &[*const A], panel: usize) {
-        assert_eq!(A::IS_BF16, K::A::IS_BF16);
-        // SAFETY: A and K::A are the same type, f32 or bf16 both.
-        let table: &[*const K::A] =
-            unsafe { std::slice::from_raw_parts(table.as_ptr().cast(), table.len()) };
-        let vectors = self.gemm.w.panel_width(panel) / S::LANES;
-        match vectors {
-            1 => self.columns::<S, K, 1>(s, table, panel),
-            2 => self.columns::<S, K, 2>(s, table, panel),
-            3 if S::PANEL_VECTORS > 2 => self.columns::<S, K, 3>(s, table, panel),
-            4 if S::PANEL_VECTORS > 2 => self.columns::<S, K, 4>(s, table, panel),
-            _ => unreachable!("a panel of {vectors} vectors"),
+    /// Brings the output of a tile into the cache while the tile is computed: otherwise
+    /// writing it waits for memory.
+    fn prefetch(&self, tile: usize, panel: usize) {
+        let width = self.epilogue.columns(self.w);
+        let first = self.rows.start + tile * ROWS;
+        for row in first..self.rows.end.min(first + ROWS) {
+            for column in (0..width).step_by(64 / size_of::<E>()) {
+                let at = row * self.outputs + panel * width + column;
+                prefetch_write(self.out.0.wrapping_add(at));
+            }
         }
     }
 
-    #[inline(always)]
-    fn columns<S: Simd, K: Kernel, const NV: usize>(
-        &self,
-        s: S,
-        table: &[*const K::A],
-        panel: usize,
-    ) {
-        let segments = self.gemm.w.segments;
-        let width = NV * S::LANES;
+    /// # Safety
+    /// The pointers in `table` must be to whole segments.
+    unsafe fn panel<A: Operand>(&self, table: &[*const A], panel: usize) {
+        let segments = self.w.segments;
+        let vectors = self.w.panel_vectors(panel);
         let tiles = table.len() / (segments * ROWS);
-        let mut sums =
-            vec![[0f32; ROWS * MAX_PANEL]; if self.blocks.len() > 1 { tiles } else { 1 }];
+        let single = self.blocks.len() == 1;
+        let mut sums = vec![[0f32; ROWS * MAX_PANEL]; if single { 1 } else { tiles }];
         for (b, block) in self.blocks.iter().enumerate() {
-            let w = self.gemm.w.panel(panel);
-            let w = w.wrapping_add(self.gemm.w.offset(block.k, width)).cast();
+            let w = self.w.panel(panel, block.k);
             for t in 0..tiles {
                 let at = (t * segments + block.first_segment) * ROWS;
                 let rows = &table[at..at + block.segments * ROWS];
-                let sums = &mut sums[if self.blocks.len() > 1 { t } else { 0 }];
-                // SAFETY: `source` promises segment_len elements behind each pointer, and
-                // a block stays within a segment; the panel was packed with these
-                // segments and this width.
-                unsafe {
-                    tile::<S, K, NV>(s, rows, block.offset, block.len, w, b > 0, sums);
+                let sums = &mut sums[if single { 0 } else { t }];
+                if b + 1 == self.blocks.len() {
+                    self.prefetch(t, panel);
                 }
+                // SAFETY: a block stays within its segments, whose elements the caller
+                // promises; the panel was packed with these segments and this width.
+                unsafe { multiply(self.w, vectors, rows, block, w, b > 0, sums) }
                 if b + 1 == self.blocks.len() {
                     let first = self.rows.start + t * ROWS;
-                    for (r, row) in (first..self.rows.end.min(first + ROWS)).enumerate() {
-                        self.finish(s, row, panel, &sums[r * width..(r + 1) * width]);
-                    }
+                    let finish = Finish {
+                        task: self,
+                        rows: first..self.rows.end.min(first + ROWS),
+                        panel,
+                        sums,
+                    };
+                    dispatch(self.w.isa, finish);
                 }
             }
         }
     }
+}
 
-    /// Writes one row of a tile to the output.
+/// Writes a tile to the output.
+struct Finish<'a, E> {
+    task: &'a Task<'a, E>,
+    rows: Range<usize>,
+    panel: usize,
+    sums: &'a TileSums,
+}
+
+impl<E: Element> Op for Finish<'_, E> {
+    type Output = ();
+
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, row: usize, panel: usize, sums: &[f32]) {
-        let epilogue = &self.gemm.epilogue;
-        let width = if epilogue.geglu {
-            self.gemm.w.width / 2
-        } else {
-            self.gemm.w.width
-        };
-        let first = panel * width;
-        let count = (self.outputs - first).min(width);
-        let at = row * self.outputs + first;
-        // SAFETY: the task owns these columns of these rows, and `run` checked the length.
-        let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), count) };
-        let residual = epilogue.residual.map(|x| &x[at..at + count]);
-        let bias = epilogue.bias.map(|b| &b[first..first + count]);
+    fn run<S: Simd>(self, s: S) {
+        // A full panel has a length the compiler knows: no vector needs checks.
+        let full = S::LANES * S::PANEL_VECTORS;
+        let epilogue = self.task.epilogue;
+        let columns = epilogue.columns(self.task.w);
+        let outputs = self.task.outputs;
+        let columns = self.panel * columns..outputs.min((self.panel + 1) * columns);
         if epilogue.geglu {
-            let gate_bias = epilogue.bias.map(|b| &b[self.outputs + first..][..count]);
-            for i in (0..count).step_by(S::LANES) {
-                let mut hidden = s.read(sums, i);
-                let mut gate = s.read(sums, width + i);
-                if let (Some(bias), Some(gate_bias)) = (bias, gate_bias) {
-                    hidden = s.add(hidden, s.read(bias, i));
-                    gate = s.add(gate, s.read(gate_bias, i));
+            if columns.len() == full / 2 {
+                self.geglu(s, columns, full / 2);
+            } else {
+                let count = columns.len();
+                self.geglu(s, columns, count);
+            }
+        } else if columns.len() == full {
+            self.activated(s, columns, full);
+        } else {
+            let count = columns.len();
+            self.activated(s, columns, count);
+        }
+    }
+}
+
+impl<'a, E: Element> Finish<'a, E> {
+    /// The given columns of an output row.
+    #[inline(always)]
+    fn out(&self, row: usize, columns: &Range<usize>) -> &'a mut [E] {
+        let to = self
+            .task
+            .out
+            .0
+            .wrapping_add(row * self.task.outputs + columns.start);
+        // SAFETY: within the output, whose length `product` checked and which is borrowed
+        // for longer than this task; these columns of these rows are the task's alone, and
+        // it asks for each of them once.
+        unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }
+    }
+
+    /// The sums of a row as floats: those of int8 are integers, in which the activations'
+    /// offset of 128 has to be taken back and the scales applied.
+    #[inline(always)]
+    fn dequantised<'b, S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        sums: &'b [f32],
+        floats: &'b mut [f32; MAX_PANEL],
+    ) -> &'b [f32] {
+        let Some((scales, rows)) = self.task.epilogue.input_scales else {
+            return sums;
+        };
+        let w = self.task.w;
+        let row_scale = s.splat(scales[row / rows]);
+        let columns = self.panel * w.width..self.panel * w.width + sums.len();
+        let (scales, offsets) = (&w.scales[columns.clone()], &w.offsets[columns]);
+        for i in (0..sums.len()).step_by(S::LANES) {
+            let sum = s.float_of_difference(s.read(sums, i), s.read(offsets, i));
+            s.write(floats, i, s.mul(sum, s.mul(row_scale, s.read(scales, i))));
+        }
+        &floats[..sums.len()]
+    }
+
+    #[inline(always)]
+    fn activated<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
+        // One loop for each activation, so that it is not chosen for every vector.
+        match self.task.epilogue.activation {
+            Activation::None => self.plain(s, columns, count, Activation::None),
+            Activation::Silu => self.plain(s, columns, count, Activation::Silu),
+            Activation::Gelu => self.plain(s, columns, count, Activation::Gelu),
+            Activation::QuickGelu => self.plain(s, columns, count, Activation::QuickGelu),
+        }
+    }
+
+    #[inline(always)]
+    fn plain<S: Simd>(&self, s: S, columns: Range<usize>, count: usize, activation: Activation) {
+        let epilogue = self.task.epilogue;
+        let outputs = self.task.outputs;
+        let width = self.task.w.panel_vectors(self.panel) * S::LANES;
+        // The biases of the panel; those of samples are added to it when they change.
+        let mut bias = [0f32; MAX_PANEL];
+        let mut sample = usize::MAX;
+        if let Some(b) = epilogue.bias {
+            bias[..count].copy_from_slice(&b[columns.clone()]);
+        }
+        for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(width)) {
+            if let Some((b, rows)) = epilogue.sample_bias
+                && row / rows != sample
+            {
+                sample = row / rows;
+                let b = &b[sample * outputs..][columns.clone()];
+                for (i, bias) in bias.iter_mut().enumerate().take(count) {
+                    *bias = epilogue.bias.map_or(0.0, |b| b[columns.start + i]) + b[i];
                 }
+            }
+            let mut floats = [0f32; MAX_PANEL];
+            let sums = self.dequantised(s, row, sums, &mut floats);
+            let out = &mut self.out(row, &columns)[..count];
+            let residual = epilogue
+                .residual
+                .map(|x| &x[row * outputs + columns.start..][..count]);
+            for i in (0..count).step_by(S::LANES) {
+                let y = s.add(s.read(sums, i), s.read(&bias, i));
+                let mut y = activation.apply(s, y);
+                if let Some(residual) = residual {
+                    y = s.add(y, s.read(residual, i));
+                }
+                s.write(out, i, y);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn geglu<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
+        let half = S::LANES * S::PANEL_VECTORS / 2;
+        let mut bias = [0f32; MAX_PANEL];
+        if let Some(b) = self.task.epilogue.bias {
+            let (hidden, gate) = b.split_at(self.task.outputs);
+            bias[..count].copy_from_slice(&hidden[columns.clone()]);
+            bias[half..half + count].copy_from_slice(&gate[columns.clone()]);
+        }
+        for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(2 * half)) {
+            let mut floats = [0f32; MAX_PANEL];
+            let sums = self.dequantised(s, row, sums, &mut floats);
+            let out = &mut self.out(row, &columns)[..count];
+            for i in (0..count).step_by(S::LANES) {
+                let hidden = s.add(s.read(sums, i), s.read(&bias, i));
+                let gate = s.add(s.read(sums, half + i), s.read(&bias, half + i));
                 s.write(out, i, s.mul(hidden, gelu(s, gate)));
             }
-            return;
-        }
-        let sample_bias = epilogue
-            .sample_bias
-            .map(|(b, rows)| &b[row / rows * self.outputs + first..][..count]);
-        for i in (0..count).step_by(S::LANES) {
-            let mut y = s.read(sums, i);
-            if let Some(bias) = bias {
-                y = s.add(y, s.read(bias, i));
-            }
-            if let Some(bias) = sample_bias {
-                y = s.add(y, s.read(bias, i));
-            }
-            y = epilogue.activation.apply(s, y);
-            if let Some(residual) = residual {
-                y = s.add(y, s.read(residual, i));
-            }
-            s.write(out, i, y);
         }
     }
 }

@@ -12,14 +12,18 @@ mod conv;
 mod element;
 mod elementwise;
 mod gemm;
+mod int8;
 mod isa;
 mod linear;
 mod math;
 mod norm;
 mod pack;
+mod peak;
+mod scratch;
 mod simd;
 #[cfg(test)]
 mod test;
+mod winograd;
 
 pub use attention::{AttentionShape, attention};
 pub use conv::{ConvGeometry, conv2d};
@@ -30,3 +34,4 @@ pub use linear::{linear, linear_geglu};
 pub use math::Activation;
 pub use norm::{group_norm, layer_norm};
 pub use pack::{PackedConv, PackedMatrix, WeightFormat, Weights};
+pub use peak::{Arithmetic, peak_flops};

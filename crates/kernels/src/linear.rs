@@ -2,11 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
-
 use crate::element::Element;
-use crate::elementwise::widen;
-use crate::gemm::{Epilogue, Gemm};
+use crate::elementwise::{convert, widen};
+use crate::gemm::{self, Epilogue};
+use crate::int8::Quantised;
 use crate::math::Activation;
 use crate::pack::{PackedMatrix, WeightFormat};
 
@@ -30,6 +29,7 @@ pub fn linear<E: Element>(
         assert_eq!(residual.len(), rows * w.n(), "length of the residual");
     }
     let epilogue = Epilogue {
+        input_scales: None,
         bias,
         sample_bias: None,
         activation: act,
@@ -56,6 +56,7 @@ pub fn linear_geglu<E: Element>(
     check_bias(bias, w);
     assert_eq!(out.len(), rows * w.n() / 2, "length of the output");
     let epilogue = Epilogue {
+        input_scales: None,
         bias,
         sample_bias: None,
         activation: Activation::None,
@@ -79,32 +80,41 @@ fn product<E: Element>(
     out: &mut [E],
 ) {
     assert_eq!(x.len(), rows * w.k(), "length of the input");
-    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
-        run(&widen(x), rows, w, epilogue, out);
-    } else {
-        run(x, rows, w, epilogue, out);
+    if w.panels.format == WeightFormat::Int8 {
+        let x = Quantised::new(w.panels.isa, x, w.k(), 1);
+        let source = |row: usize, pointers: &mut [*const u8]| {
+            pointers[0] = x.bytes()[row * x.stride..][..x.stride].as_ptr();
+        };
+        let epilogue = Epilogue {
+            input_scales: Some((&x.scales, 1)),
+            ..epilogue
+        };
+        // SAFETY: each pointer is the start of a row of k bytes, padded to whole steps.
+        unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
+        return;
     }
-}
-
-fn run<A: Element, E: Element>(
-    x: &[A],
-    rows: usize,
-    w: &PackedMatrix,
-    epilogue: Epilogue<E>,
-    out: &mut [E],
-) {
+    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
+        // Not a combination anyone chooses: compute it in f32.
+        let residual = epilogue.residual.map(widen);
+        let mut y = vec![0f32; out.len()];
+        let epilogue = Epilogue {
+            input_scales: None,
+            residual: residual.as_deref(),
+            bias: epilogue.bias,
+            sample_bias: epilogue.sample_bias,
+            activation: epilogue.activation,
+            geglu: epilogue.geglu,
+        };
+        product(&widen(x), rows, w, epilogue, &mut y);
+        convert(&y, out);
+        return;
+    }
     let k = w.k();
-    let gemm = Gemm {
-        rows,
-        w: &w.panels,
-        source: |row: usize, pointers: &mut [*const A]| {
-            pointers[0] = x[row * k..(row + 1) * k].as_ptr();
-        },
-        epilogue,
-        activations: PhantomData,
+    let source = |row: usize, pointers: &mut [*const E]| {
+        pointers[0] = x[row * k..(row + 1) * k].as_ptr();
     };
     // SAFETY: each pointer is the start of a row of k elements.
-    unsafe { gemm.run(out) }
+    unsafe { gemm::product(rows, &w.panels, &source, &epilogue, out) }
 }
 
 #[cfg(test)]
@@ -139,6 +149,7 @@ mod tests {
             WeightFormat::F32 => (Weights::F32(&w32), w32.clone()),
             WeightFormat::F16 => (Weights::F16(&w16), w16.iter().map(|v| v.to_f32()).collect()),
             WeightFormat::Bf16 => (Weights::Bf16(&wb), wb.iter().map(|v| v.to_f32()).collect()),
+            WeightFormat::Int8 => unreachable!("has its own test"),
         };
         let bias = noise(3, n);
         let residual: Vec<E> = rounded(&noise(4, rows * n));
@@ -213,6 +224,56 @@ mod tests {
                 for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
                     check::<f32>(isa, rows, n, k, format);
                     check::<bf16>(isa, rows, n, k, format);
+                }
+            }
+        }
+    }
+
+    /// Rounds rows of `k` as int8 does.
+    fn bytes(x: &[f32], k: usize) -> Vec<f32> {
+        let mut out = Vec::new();
+        for row in x.chunks(k) {
+            let scale = row.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+            out.extend(row.iter().map(|v| (v / scale).round_ties_even() * scale));
+        }
+        out
+    }
+
+    #[test]
+    fn int8_is_exact_for_the_rounded_numbers() {
+        for isa in Isa::available() {
+            for (rows, n, k) in SIZES.into_iter().chain([(7, 70, 9000)]) {
+                let (x, w, bias) = (noise(1, rows * k), noise(2, n * k), noise(3, n));
+                let plain = reference(&bytes(&x, k), rows, &bytes(&w, k), n, &bias);
+                let int8 = WeightFormat::Int8;
+                let packed = PackedMatrix::pack_for(isa, Weights::F32(&w), n, k, int8);
+                let mut out = vec![0f32; rows * n];
+                let what = format!("{isa} {rows}x{n}x{k} int8");
+                linear(
+                    &x,
+                    rows,
+                    &packed,
+                    Some(&bias),
+                    Activation::None,
+                    None,
+                    &mut out,
+                );
+                // A value in the middle of two bytes may go to either.
+                assert_close(&out, &plain, 1e-3, &what);
+                let real = reference(&x, rows, &w, n, &bias);
+                assert_close(&out, &real, if k < 8 { 0.1 } else { 0.03 }, &what);
+                if n.is_multiple_of(2) {
+                    let (inner, w) = (n / 2, Weights::F32(&w));
+                    let packed = PackedMatrix::pack_geglu_for(isa, w, inner, k, int8);
+                    let mut out = vec![0f32; rows * inner];
+                    linear_geglu(&x, rows, &packed, Some(&bias), &mut out);
+                    let want: Vec<f64> = (0..rows * inner)
+                        .map(|i| {
+                            let at = i / inner * n + i % inner;
+                            plain[at] * Activation::Gelu.reference(plain[at + inner])
+                        })
+                        .collect();
+                    assert_close(&out, &want, 2e-3, &what);
                 }
             }
         }

@@ -24,6 +24,35 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale2(e, n)
 }
 
+/// `2^x` for `x <= 1`, however small; results below the normal numbers may be zero. With
+/// `rough`, right to 4e-6 only.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
+    // 2^x = 2^n 2^r, |r| <= 1/2; polynomials fitted at Chebyshev nodes.
+    let n = s.round(x);
+    let r = s.sub(x, n);
+    let mut p;
+    if rough {
+        p = s.splat(9.666_369e-3);
+        for c in [0.055_921_976, 0.240_223_5, 0.693_121_1, 1.0] {
+            p = s.fma(p, r, s.splat(c));
+        }
+    } else {
+        p = s.splat(1.546_144_5e-4);
+        for c in [
+            1.340_042_8e-3,
+            9.618_057e-3,
+            0.055_503_27,
+            0.240_226_5,
+            std::f32::consts::LN_2,
+            1.0,
+        ] {
+            p = s.fma(p, r, s.splat(c));
+        }
+    }
+    s.scale2_flush(p, n)
+}
+
 /// `x / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
@@ -175,6 +204,14 @@ mod tests {
             exp(s, x)
         }
     }
+    struct Exp2 {
+        rough: bool,
+    }
+    impl Function for Exp2 {
+        fn call<S: Simd>(&self, s: S, x: S::V) -> S::V {
+            exp2(s, x, self.rough)
+        }
+    }
     struct Erfc;
     impl Function for Erfc {
         fn call<S: Simd>(&self, s: S, x: S::V) -> S::V {
@@ -222,6 +259,19 @@ mod tests {
             assert!(worst <= bound, "{isa}: {worst} ULP");
             let ends = dispatch(isa, Eval(Exp, &[-1e9, -105.0, 0.0, 89.0, 1e9]));
             assert_eq!(ends, [0.0, 0.0, 1.0, f32::INFINITY, f32::INFINITY]);
+        }
+    }
+
+    #[test]
+    fn exp2_is_within_its_bound() {
+        for isa in Isa::available() {
+            for (rough, bound) in [(false, 2e-7), (true, 4e-6)] {
+                let x = grid(-125.0, 1.0);
+                let e = worst(isa, Exp2 { rough }, &x, f64::exp2, |_, y| y);
+                assert!(e <= bound, "{isa}: rough {rough}: {e}");
+                let ends = dispatch(isa, Eval(Exp2 { rough }, &[-1e30, -200.0, 0.0, 1.0]));
+                assert_eq!(ends, [0.0, 0.0, 1.0, 2.0]);
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A matrix `[n, k]` becomes panels of as many output columns as a kernel's tile has (64
 //! for AVX-512, 16 otherwise); a panel lists, for each step along `k`, the weights of its
-//! columns. A step is one `k` for `f32` and `f16`, and a pair of them for `bf16`, because
-//! that is what the dot product takes. The last panel is as many vectors wide as it needs.
+//! columns. A step is one `k` for `f32` and `f16`, a pair of them for `bf16` and four for
+//! `int8`, because that is what the dot products take. The last panel is as many vectors wide as it needs.
 //! A convolution is a matrix whose `k` runs over the taps (kernel positions) and within a
 //! tap over the input channels: each tap is a *segment*, padded to whole steps.
 
@@ -59,6 +59,9 @@ pub enum WeightFormat {
     F16,
     /// The upper halves of 32-bit floats; what the bf16 dot product reads.
     Bf16,
+    /// Signed bytes, for each output a scale that makes the largest weight 127. Activations
+    /// are rounded to bytes too (see `int8.rs`), so this is for layers that bear it.
+    Int8,
 }
 
 impl WeightFormat {
@@ -66,6 +69,7 @@ impl WeightFormat {
         match self {
             WeightFormat::F32 => 4,
             WeightFormat::F16 | WeightFormat::Bf16 => 2,
+            WeightFormat::Int8 => 1,
         }
     }
 
@@ -74,6 +78,7 @@ impl WeightFormat {
         match self {
             WeightFormat::F32 | WeightFormat::F16 => 1,
             WeightFormat::Bf16 => 2,
+            WeightFormat::Int8 => 4,
         }
     }
 }
@@ -96,6 +101,11 @@ pub(crate) struct Panels {
     pub(crate) width: usize,
     lanes: usize,
     data: Vec<Line>,
+    /// For int8, by column as packed: the scale of the weights.
+    pub(crate) scales: Vec<f32>,
+    /// For int8, by column as packed: what the activations' offset of 128 adds to the sum,
+    /// the bits of an integer.
+    pub(crate) offsets: Vec<f32>,
 }
 
 impl Panels {
@@ -120,6 +130,8 @@ impl Panels {
             width,
             lanes,
             data: Vec::new(),
+            scales: Vec::new(),
+            offsets: Vec::new(),
         };
         let panel_bytes = panels.padded_k() * width * format.bytes();
         let last = panels.padded_k() * panels.panel_width(panels.count() - 1) * format.bytes();
@@ -128,37 +140,87 @@ impl Panels {
         // SAFETY: a line is 64 plain bytes.
         let all: &mut [u8] =
             unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len() * 64) };
+        let quantised = match format {
+            WeightFormat::Int8 => panels.count() * width,
+            _ => 0,
+        };
+        let (mut scales, mut offsets) = (vec![0f32; quantised], vec![0f32; quantised]);
+        // As many pieces as panels, empty ones if there is nothing to keep.
+        let mut of_panel: Vec<_> = scales
+            .chunks_mut(width)
+            .zip(offsets.chunks_mut(width))
+            .collect();
+        of_panel.resize_with(panels.count(), Default::default);
         let shape = &panels;
         all.par_chunks_mut(panel_bytes)
+            .zip(of_panel)
             .enumerate()
-            .for_each(|(panel, out)| {
-                let width = shape.panel_width(panel);
-                let depth = format.depth();
-                let size = format.bytes();
-                for column in 0..width {
-                    let Some(row) = row_of(panel * shape.width + column) else {
+            .for_each(|(panel, (out, (scales, offsets)))| {
+                let columns = shape.panel_width(panel);
+                for column in 0..columns {
+                    let Some(row) = row_of(panel * width + column) else {
                         continue;
                     };
-                    for segment in 0..segments {
-                        for at in 0..segment_len {
-                            let step = segment * segment_len.div_ceil(depth) + at / depth;
-                            let to = ((step * width + column) * depth + at % depth) * size;
-                            let value = w(row, segment, at);
-                            match format {
-                                WeightFormat::F32 => {
-                                    out[to..to + 4].copy_from_slice(&value.to_ne_bytes());
+                    let w = |segment, at| w(row, segment, at);
+                    match format {
+                        WeightFormat::F32 => shape.column(out, columns, column, |segment, at| {
+                            w(segment, at).to_ne_bytes()
+                        }),
+                        WeightFormat::F16 => shape.column(out, columns, column, |segment, at| {
+                            f16::from_f32(w(segment, at)).to_ne_bytes()
+                        }),
+                        WeightFormat::Bf16 => shape.column(out, columns, column, |segment, at| {
+                            bf16::from_f32(w(segment, at)).to_ne_bytes()
+                        }),
+                        WeightFormat::Int8 => {
+                            let mut largest = 0f32;
+                            for segment in 0..segments {
+                                for at in 0..segment_len {
+                                    largest = largest.max(w(segment, at).abs());
                                 }
-                                WeightFormat::F16 => out[to..to + 2]
-                                    .copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
-                                WeightFormat::Bf16 => out[to..to + 2]
-                                    .copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
                             }
+                            // A scale that is zero or not finite would make every sum so.
+                            let scale = (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
+                            let mut sum = 0;
+                            shape.column(out, columns, column, |segment, at| {
+                                let byte = (w(segment, at) / scale).round_ties_even() as i8;
+                                sum += i32::from(byte);
+                                byte.to_ne_bytes()
+                            });
+                            scales[column] = scale;
+                            offsets[column] = f32::from_bits((128 * sum) as u32);
                         }
                     }
                 }
             });
+        (panels.scales, panels.offsets) = (scales, offsets);
         panels.data = data;
         panels
+    }
+
+    /// Fills a column of a panel of `columns`; `bytes` are those of a weight.
+    #[inline(always)]
+    fn column<const N: usize>(
+        &self,
+        out: &mut [u8],
+        columns: usize,
+        column: usize,
+        mut bytes: impl FnMut(usize, usize) -> [u8; N],
+    ) {
+        let depth = self.format.depth();
+        let (out, _) = out.as_chunks_mut::<N>();
+        let steps = self.segment_len.div_ceil(depth);
+        for segment in 0..self.segments {
+            for step in 0..steps {
+                let to = &mut out[((segment * steps + step) * columns + column) * depth..][..depth];
+                for (i, to) in to.iter_mut().enumerate() {
+                    let at = step * depth + i;
+                    if at < self.segment_len {
+                        *to = bytes(segment, at);
+                    }
+                }
+            }
+        }
     }
 
     /// Length of `k` with every segment padded to whole steps.
@@ -171,26 +233,26 @@ impl Panels {
     }
 
     /// Columns of a panel, a multiple of the vector.
-    pub(crate) fn panel_width(&self, panel: usize) -> usize {
+    fn panel_width(&self, panel: usize) -> usize {
         let left = self.n - panel * self.width;
         left.min(self.width).next_multiple_of(self.lanes)
     }
 
-    /// The first weight of a panel.
-    pub(crate) fn panel(&self, panel: usize) -> *const u8 {
-        let at = panel * self.padded_k() * self.width * self.format.bytes();
+    /// Vectors side by side in a panel.
+    pub(crate) fn panel_vectors(&self, panel: usize) -> usize {
+        self.panel_width(panel) / self.lanes
+    }
+
+    /// The weights of a panel from padded `k` on.
+    pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
+        let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
+        let at = at * self.format.bytes();
         assert!(panel < self.count() && at < self.data.len() * 64);
         self.data.as_ptr().cast::<u8>().wrapping_add(at)
     }
 
-    /// Bytes between the weights of two values of `k` that are `k` apart, in a panel of
-    /// the given width.
-    pub(crate) fn offset(&self, k: usize, width: usize) -> usize {
-        k * width * self.format.bytes()
-    }
-
     fn bytes(&self) -> usize {
-        self.data.len() * 64
+        self.data.len() * 64 + (self.scales.len() + self.offsets.len()) * 4
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `a * 2^n` for integral `n` in -252..=254.
     fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
+    /// As `scale2` for any `n` up to 127; where `n` is below -126 it may be zero.
+    fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V;
     /// `a` where `x` is below zero, else `b`.
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V;
     fn sum(self, a: Self::V) -> f32;
@@ -70,6 +72,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let acc = self.fma(self.even(a), self.even(b), acc);
         self.fma(self.odd(a), self.odd(b), acc)
     }
+
+    // A vector can also hold LANES 32-bit integers, or as many groups of four bytes.
+    /// `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes` (the
+    /// same four in every lane) and the signed bytes of `weights`.
+    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
+    /// `a + b` in integers.
+    fn add_int(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b` in integers, as floats.
+    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Writes integral numbers in 0..=255 as bytes.
+    unsafe fn store_bytes(self, to: *mut u8, a: Self::V);
 
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -122,6 +135,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             *value = E::from_f32(lane);
         }
     }
+
+    /// Writes integral numbers in 0..=255 to `out` from index `at` on; lanes past the end
+    /// of `out` are dropped.
+    #[inline(always)]
+    fn write_bytes(self, out: &mut [u8], at: usize, a: Self::V) {
+        if out.len() - at >= Self::LANES {
+            // SAFETY: LANES elements are left in the slice.
+            unsafe { self.store_bytes(out[at..].as_mut_ptr(), a) }
+            return;
+        }
+        let mut bytes = [0; MAX_LANES];
+        // SAFETY: the array holds MAX_LANES >= LANES elements.
+        unsafe { self.store_bytes(bytes.as_mut_ptr(), a) }
+        let left = out.len() - at;
+        out[at..].copy_from_slice(&bytes[..left]);
+    }
 }
 
 /// A computation written once for every instruction set.
@@ -149,6 +178,45 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
         #[cfg(not(target_arch = "x86_64"))]
         _ => op.run(portable::Portable),
     }
+}
+
+/// Asks for the cache line at `from`, to be read soon.
+#[inline(always)]
+pub(crate) fn prefetch_read<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// Asks for the cache line at `from`, to be read later, into the L2 cache.
+#[inline(always)]
+pub(crate) fn prefetch_read_l2<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// Asks for the cache line at `to`, to be written soon.
+#[inline(always)]
+pub(crate) fn prefetch_write<T>(to: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(to.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = to;
 }
 
 /// Columns of a panel of packed weights for this instruction set, and the lanes of its
@@ -197,6 +265,11 @@ mod tests {
                 get(s.scale2(vx, s.round(vy))),
                 map(&|a, b| a * b.round_ties_even().exp2())
             );
+            for n in [-1e30, -200.0, -127.0, -126.0, -3.0, 0.0, 127.0f32] {
+                let got = get(s.scale2_flush(s.splat(1.5), s.splat(n)))[0];
+                let want = 1.5 * n.exp2();
+                assert!(got == want || (got == 0.0 && n < -126.0), "2^{n}: {got}");
+            }
             assert_eq!(
                 get(s.if_negative(vx, vy, vx)),
                 map(&|a, b| if a < 0.0 { b } else { a })
@@ -258,6 +331,28 @@ mod tests {
                     "{value}"
                 );
             }
+            // Integers.
+            let quads: Vec<i8> = (0..4 * n).map(|i| (i * 37 % 255) as u8 as i8).collect();
+            let bits: Vec<f32> = (0..n as u32).map(|i| f32::from_bits(i * 1000)).collect();
+            // SAFETY: `quads` holds LANES groups of four bytes.
+            let weights = unsafe { s.load(quads.as_ptr().cast()) };
+            let bytes = [255u8, 3, 128, 200];
+            let sums = s.dot_bytes(s.read(&bits, 0), u32::from_le_bytes(bytes), weights);
+            let sums = s.float_of_difference(s.add_int(sums, s.read(&bits, 0)), s.read(&bits, 0));
+            for (i, got) in get(sums).into_iter().enumerate() {
+                let products = (0..4).map(|j| i32::from(bytes[j]) * i32::from(quads[4 * i + j]));
+                assert_eq!(got, (products.sum::<i32>() + i as i32 * 1000) as f32);
+            }
+            let mut bytes = vec![0u8; n];
+            let integral: Vec<f32> = (0..n).map(|i| (255 - 17 * (i % 16)) as f32).collect();
+            // SAFETY: `bytes` holds LANES bytes.
+            unsafe { s.store_bytes(bytes.as_mut_ptr(), s.read(&integral, 0)) }
+            assert!(
+                bytes
+                    .iter()
+                    .zip(&integral)
+                    .all(|(a, b)| f32::from(*a) == *b)
+            );
             // Partial vectors.
             let got = get(s.read(&x[..n - 1], n - 2));
             assert_eq!((got[0], got[1]), (x[n - 2], 0.0));

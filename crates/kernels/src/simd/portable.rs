@@ -73,6 +73,14 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V {
+        // An exponent field of zero makes the factor zero.
+        from_fn(|i| {
+            let n = if n[i] < -127.0 { -127.0 } else { n[i] };
+            a[i] * f32::from_bits(((n as i32 + 127) as u32) << 23)
+        })
+    }
+    #[inline(always)]
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V {
         from_fn(|i| if x[i] < 0.0 { a[i] } else { b[i] })
     }
@@ -126,5 +134,29 @@ impl Simd for Portable {
     #[inline(always)]
     fn odd(self, pairs: Self::V) -> Self::V {
         from_fn(|i| f32::from_bits(pairs[i].to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
+    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V {
+        let bytes = bytes.to_le_bytes();
+        from_fn(|i| {
+            let weights = weights[i].to_bits().to_ne_bytes();
+            let products = (0..4).map(|j| i32::from(bytes[j]) * i32::from(weights[j] as i8));
+            let sum = acc[i].to_bits() as i32 + products.sum::<i32>();
+            f32::from_bits(sum as u32)
+        })
+    }
+    #[inline(always)]
+    fn add_int(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(b[i].to_bits())))
+    }
+    #[inline(always)]
+    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V {
+        from_fn(|i| a[i].to_bits().wrapping_sub(b[i].to_bits()) as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, a: Self::V) {
+        let bytes: [u8; LANES] = from_fn(|i| a[i] as u8);
+        // SAFETY: see above.
+        unsafe { to.cast::<[u8; LANES]>().write_unaligned(bytes) }
     }
 }

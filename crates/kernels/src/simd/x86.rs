@@ -76,6 +76,12 @@ impl Simd for Avx2 {
                 power(_mm256_sub_epi32(n, half)),
             )
         }
+        fn scale2_flush(a: __m256, n: __m256) -> __m256 {
+            // An exponent field of zero makes the factor zero.
+            let n = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0)));
+            let bits = _mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)));
+            _mm256_mul_ps(a, _mm256_castsi256_ps(bits))
+        }
         fn if_negative(x: __m256, a: __m256, b: __m256) -> __m256 {
             _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_setzero_ps()))
         }
@@ -91,6 +97,22 @@ impl Simd for Avx2 {
         fn odd(pairs: __m256) -> __m256 {
             let high = _mm256_set1_epi32(-65536);
             _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pairs), high))
+        }
+        fn dot_bytes(acc: __m256, bytes: u32, weights: __m256) -> __m256 {
+            // Products of bytes need 16 bits, sums of two of them 32.
+            let (acc, weights) = (_mm256_castps_si256(acc), _mm256_castps_si256(weights));
+            let even = _mm256_set1_epi32((bytes & 0x00ff_00ff) as i32);
+            let odd = _mm256_set1_epi32((bytes >> 8 & 0x00ff_00ff) as i32);
+            let even_weights = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(weights));
+            let odd_weights = _mm256_srai_epi16::<8>(weights);
+            let sum = _mm256_add_epi32(acc, _mm256_madd_epi16(even, even_weights));
+            _mm256_castsi256_ps(_mm256_add_epi32(sum, _mm256_madd_epi16(odd, odd_weights)))
+        }
+        fn add_int(a: __m256, b: __m256) -> __m256 {
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
+        }
+        fn float_of_difference(a: __m256, b: __m256) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
         }
         fn largest(a: __m256) -> f32 {
             let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
@@ -120,6 +142,16 @@ impl Simd for Avx2 {
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, a: __m256) {
+        // SAFETY: see the head of this file.
+        unsafe {
+            let a = _mm256_cvtps_epi32(a);
+            let halves = (_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+            let words = _mm_packus_epi32(halves.0, halves.1);
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
         }
     }
     #[inline(always)]
@@ -162,6 +194,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
         }
         fn scale2(a: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(a, n) }
+        fn scale2_flush(a: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(a, n) }
         fn if_negative(x: __m512, a: __m512, b: __m512) -> __m512 {
             let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
             _mm512_mask_blend_ps(below, b, a)
@@ -174,6 +207,27 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn odd(pairs: __m512) -> __m512 {
             let high = _mm512_set1_epi32(-65536);
             _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), high))
+        }
+        fn dot_bytes(acc: __m512, bytes: u32, weights: __m512) -> __m512 {
+            if BF16 {
+                let bytes = _mm512_set1_epi32(bytes as i32);
+                let (acc, weights) = (_mm512_castps_si512(acc), _mm512_castps_si512(weights));
+                return _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, bytes, weights));
+            }
+            // Products of bytes need 16 bits, sums of two of them 32.
+            let (acc, weights) = (_mm512_castps_si512(acc), _mm512_castps_si512(weights));
+            let even = _mm512_set1_epi32((bytes & 0x00ff_00ff) as i32);
+            let odd = _mm512_set1_epi32((bytes >> 8 & 0x00ff_00ff) as i32);
+            let even_weights = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(weights));
+            let odd_weights = _mm512_srai_epi16::<8>(weights);
+            let sum = _mm512_add_epi32(acc, _mm512_madd_epi16(even, even_weights));
+            _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_madd_epi16(odd, odd_weights)))
+        }
+        fn add_int(a: __m512, b: __m512) -> __m512 {
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
+        }
+        fn float_of_difference(a: __m512, b: __m512) -> __m512 {
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
         }
         fn largest(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
     }
@@ -200,6 +254,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, a: __m512) {
+        // SAFETY: see the head of this file.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a))) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16, a: __m512) {

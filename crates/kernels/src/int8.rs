@@ -1,0 +1,124 @@
+//! Activations as bytes, for weights of [`WeightFormat::Int8`](crate::WeightFormat).
+//!
+//! A row of a matrix, or the image of a convolution (whose taps mix the pixels' rows), gets
+//! the scale that makes its largest value 127, is rounded to integers and offset by 128,
+//! because the instruction multiplies unsigned bytes with signed ones. The integer sums are
+//! exact; what the offset added is known from the weights and taken back before they are
+//! scaled.
+
+use rayon::prelude::*;
+
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::scratch::Scratch;
+use crate::simd::{Op, Simd, dispatch};
+
+/// The byte that stands for zero.
+pub(crate) const ZERO: u8 = 128;
+
+/// Quantised activations.
+pub(crate) struct Quantised {
+    memory: Scratch,
+    /// Length of a row, padded to whole steps of four.
+    pub(crate) stride: usize,
+    /// What a unit is worth, for each group of rows.
+    pub(crate) scales: Vec<f32>,
+}
+
+impl Quantised {
+    /// Quantises `x`, rows of `len` elements, `together` rows with the same scale.
+    pub(crate) fn new<E: Element>(isa: Isa, x: &[E], len: usize, together: usize) -> Quantised {
+        let stride = len.next_multiple_of(4);
+        let rows = x.len() / len;
+        let largest: Vec<f32> = x
+            .par_chunks(len)
+            .with_min_len(16)
+            .map(|x| dispatch(isa, Largest(x)))
+            .collect();
+        let scales: Vec<f32> = largest
+            .chunks(together)
+            .map(|of_row| {
+                let largest = of_row.iter().copied().fold(0.0, f32::max);
+                (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX)
+            })
+            .collect();
+        let mut memory = Scratch::new((rows * stride).div_ceil(4));
+        bytemuck::cast_slice_mut::<f32, u8>(&mut memory)
+            .par_chunks_mut(stride)
+            .with_min_len(16)
+            .zip(x.par_chunks(len))
+            .enumerate()
+            .for_each(|(row, (out, x))| {
+                let factor = 1.0 / scales[row / together];
+                dispatch(isa, Quantise { x, factor, out });
+            });
+        Quantised {
+            memory,
+            stride,
+            scales,
+        }
+    }
+
+    /// Rows of `stride` bytes; those that pad a row are arbitrary.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.memory)
+    }
+}
+
+/// The largest absolute value.
+struct Largest<'a, E>(&'a [E]);
+
+impl<E: Element> Op for Largest<'_, E> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut largest = s.zero();
+        for i in (0..self.0.len()).step_by(S::LANES) {
+            largest = s.max(largest, s.abs(s.read(self.0, i)));
+        }
+        s.largest(largest)
+    }
+}
+
+struct Quantise<'a, E> {
+    x: &'a [E],
+    factor: f32,
+    out: &'a mut [u8],
+}
+
+impl<E: Element> Op for Quantise<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in (0..self.x.len()).step_by(S::LANES) {
+            let y = s.round(s.mul(s.read(self.x, i), s.splat(self.factor)));
+            let y = s.min(s.max(y, s.splat(-127.0)), s.splat(127.0));
+            s.write_bytes(self.out, i, s.add(y, s.splat(f32::from(ZERO))));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::noise;
+
+    #[test]
+    fn rows_are_rounded_to_their_scale() {
+        for isa in Isa::available() {
+            for len in [1, 3, 4, 33, 70] {
+                let x = noise(1, 6 * len);
+                let q = Quantised::new(isa, &x, len, 2);
+                assert_eq!((q.scales.len(), q.bytes().len()), (3, 6 * q.stride));
+                for (i, x) in x.iter().enumerate() {
+                    let (row, at) = (i / len, i % len);
+                    let byte = f32::from(q.bytes()[row * q.stride + at]) - 128.0;
+                    let scale = q.scales[row / 2];
+                    assert!((byte * scale - x).abs() <= 0.5001 * scale, "{isa} {len}");
+                }
+            }
+            let zero = Quantised::new(isa, &[0f32; 5], 5, 1);
+            assert_eq!(zero.bytes()[..5], [ZERO; 5]);
+        }
+    }
+}
