@@ -38,18 +38,6 @@ pub enum NoiseError {
     /// No seeds.
     #[error("no seed: give one seed, or one per image")]
     NoSeed,
-    /// A Brownian path asked for outside of its interval.
-    #[error("Brownian motion between {low} and {high} has no increment from {from} to {to}")]
-    OutsideInterval {
-        /// Where the interval starts.
-        low: f64,
-        /// Where the interval ends.
-        high: f64,
-        /// Where the increment starts.
-        from: f64,
-        /// Where the increment ends.
-        to: f64,
-    },
 }
 
 /// Which of PyTorch's generators a seed is for.

@@ -213,6 +213,93 @@ fn every_class_builds_with_its_own_defaults() {
     }
 }
 
+/// Whatever is not refused gives numbers: every option, cut and few or many steps.
+#[test]
+fn what_is_accepted_gives_finite_numbers() {
+    let options = json!({
+        "timestep_spacing": ["leading", "linspace", "trailing"],
+        "use_karras_sigmas": [true],
+        "use_exponential_sigmas": [true],
+        "use_beta_sigmas": [true],
+        "use_lu_lambdas": [true],
+        "use_flow_sigmas": [true],
+        "solver_order": [1, 3],
+        "solver_type": ["heun", "bh1"],
+        "algorithm_type": ["sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "noise_prediction"],
+        "final_sigmas_type": ["sigma_min"],
+        "prediction_type": ["v_prediction", "sample", "flow_prediction"],
+        "rescale_betas_zero_snr": [true],
+        "thresholding": [true],
+        "clip_sample": [true],
+        "steps_offset": [0],
+        "lower_order_final": [false],
+        "predict_x0": [false],
+        "beta_schedule": ["linear", "squaredcos_cap_v2"],
+        "skip_prk_steps": [false],
+    });
+    let options: Vec<(&str, &Value)> = options
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(option, values)| {
+            values
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| (option.as_str(), v))
+        })
+        .collect();
+    let cuts = [
+        Plan::steps(1),
+        Plan {
+            strength: Some(0.6),
+            ..Plan::steps(1)
+        },
+        Plan {
+            denoising_start: Some(0.4),
+            ..Plan::steps(1)
+        },
+        Plan {
+            denoising_end: Some(0.6),
+            ..Plan::steps(1)
+        },
+    ];
+    let mut runs = 0;
+    for info in scheduler::all() {
+        for &(option, value) in &options {
+            let mut config = SchedulerConfig::named(info.class).unwrap();
+            if config.set(option, value.clone()).is_err() {
+                continue;
+            }
+            for (steps, cut) in [1, 2, 3, 4, 15, 40, 1000]
+                .into_iter()
+                .flat_map(|s| cuts.iter().map(move |c| (s, c)))
+            {
+                let plan = Plan {
+                    steps: Steps::Count(steps),
+                    eta: 0.3,
+                    ..cut.clone()
+                };
+                let Ok(mut scheduler) = build(&config, &plan) else {
+                    continue;
+                };
+                let mut noise = noise();
+                let start = scheduler.init_noise_sigma();
+                let mut sample = noise.draw([1, 2, 2, 4]).unwrap().map(|x| x * start);
+                for _ in 0..scheduler.timesteps().len().min(50) {
+                    let input = scheduler.scale_model_input(&sample);
+                    let output = input.map(|x| 0.5 * x / (1.0 + x * x) + 0.1);
+                    sample = scheduler.step(&output, &sample, &mut noise).unwrap();
+                    let finite = sample.data().iter().all(|x| x.is_finite());
+                    assert!(finite, "{} {option} {value} {plan:?}", info.class);
+                }
+                runs += 1;
+            }
+        }
+    }
+    assert!(runs > 3000, "{runs}");
+}
+
 /// The draws of a run tell whether a scheduler is what its description says.
 #[test]
 fn randomness_is_as_described() {

@@ -10,7 +10,7 @@
 //! and diffusers use it. Seeds are split by the `SeedSequence` of NumPy (M. E. O'Neill, "Developing
 //! a seed_seq alternative", 2015).
 
-use super::{Generator, NoiseError, Rng};
+use super::{Generator, Rng};
 use crate::latents::Latents;
 
 /// Digits behind the point to which times are rounded.
@@ -63,33 +63,25 @@ impl BrownianTree {
         }
     }
 
-    /// The increment `W(to) - W(from)`.
-    pub fn increment(&self, from: f64, to: f64) -> Result<Latents, NoiseError> {
-        let (low, high) = (from.min(to), from.max(to));
-        // Rounding may have moved the ends of the interval inwards.
-        let (low, high) = (low.max(self.low), high.min(self.high));
-        if low > high || from.is_nan() || to.is_nan() {
-            return Err(NoiseError::OutsideInterval {
-                low: self.low,
-                high: self.high,
-                from,
-                to,
-            });
-        }
-        let (low, high) = (round(low), round(high));
+    /// The increment `W(to) - W(from)`. Outside of its interval the path stands still, as that of the
+    /// reference does.
+    pub fn increment(&self, from: f64, to: f64) -> Latents {
+        let inside = |time: f64| round(time.clamp(self.low, self.high));
+        let (low, high) = (inside(from.min(to)), inside(from.max(to)));
         let mut sum = None;
         if low < high {
+            let increment = self.total.clone();
             let root = Node {
                 low: self.low,
                 high: self.high,
                 key: 0,
                 depth: 0,
-                increment: self.total.clone(),
+                increment,
             };
             self.collect(root, low, high, &mut sum);
         }
         let sum = sum.unwrap_or_else(|| Latents::zeros(self.total.shape()));
-        Ok(if from <= to { sum } else { sum.map(|x| -x) })
+        if from <= to { sum } else { sum.map(|x| -x) }
     }
 
     /// Adds what the parts of `node` inside `[low, high]` contribute, from left to right.
@@ -264,22 +256,19 @@ mod tests {
     #[test]
     fn parts_add_up() {
         let tree = BrownianTree::new(Rng::TorchCpu, 3, 0.03, 14.6, [1, 2, 2, 4]);
-        let whole = tree.increment(0.5, 9.0).unwrap();
-        let parts = [
-            tree.increment(0.5, 1.25).unwrap(),
-            tree.increment(1.25, 9.0).unwrap(),
-        ];
+        let whole = tree.increment(0.5, 9.0);
+        let parts = [tree.increment(0.5, 1.25), tree.increment(1.25, 9.0)];
         let sum = Latents::zip_with([&parts[0], &parts[1]], |[a, b]| a + b);
         for (a, b) in whole.data().iter().zip(sum.data()) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
-        assert_eq!(tree.increment(9.0, 0.5).unwrap(), whole.map(|x| -x));
+        assert_eq!(tree.increment(9.0, 0.5), whole.map(|x| -x));
     }
 
     #[test]
-    fn outside_is_an_error() {
+    fn outside_the_path_stands_still() {
         let tree = BrownianTree::new(Rng::TorchCpu, 3, 1.0, 2.0, [1, 2, 2, 4]);
-        assert!(tree.increment(3.0, 4.0).is_err());
-        assert!(tree.increment(f64::NAN, 1.5).is_err());
+        assert_eq!(tree.increment(3.0, 4.0), Latents::zeros([1, 2, 2, 4]));
+        assert_eq!(tree.increment(1.5, 4.0), tree.increment(1.5, 2.0));
     }
 }

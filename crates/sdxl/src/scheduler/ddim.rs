@@ -6,7 +6,7 @@ use super::clamp::{Clamp, THRESHOLDING};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, noise_beside, prediction};
 use super::registry::{Built, Info, OptionInfo, Randomness};
 use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
 
 pub(super) const INFO: Info = Info {
@@ -46,11 +46,7 @@ const OPTIONS: &[OptionInfo] = &[
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let alphas = Alphas::with_last(config, ZeroSnr::Exact)?;
-    let steps = if let Steps::Count(steps) = plan.steps {
-        steps
-    } else {
-        1
-    };
+    let steps = plan.count();
     let schedule = alphas.schedule(config, prediction, whole_timesteps(config, steps)?)?;
     let rule = Ddim {
         prediction,

@@ -7,7 +7,7 @@ use super::ddim::LEADING;
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
 use super::registry::{Built, Info, OptionInfo, Randomness};
 use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
 use crate::schedule::{Spacing, sigma_of_alpha, spaced};
 
@@ -34,11 +34,7 @@ const OPTIONS: &[OptionInfo] = &[
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let alphas = Alphas::with_last(config, ZeroSnr::Exact)?;
-    let steps = if let Steps::Count(steps) = plan.steps {
-        steps
-    } else {
-        1
-    };
+    let steps = plan.count();
     let spacing = config.choice(
         "timestep_spacing",
         &[

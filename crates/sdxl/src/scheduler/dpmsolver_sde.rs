@@ -111,7 +111,7 @@ impl Rule for DpmSolverSde {
         let moved = Latents::zip_with([&anchor, &denoised], |[x, x0]| {
             of_sample * x - of_clean * x0
         });
-        let noise = self.noise(from, to)?;
+        let noise = self.noise(from, to);
         Ok(Latents::zip_with([&moved, &noise], |[x, n]| {
             x + n * self.s_noise * up
         }))
@@ -192,13 +192,14 @@ impl DpmSolverSde {
     }
 
     /// Standard normal noise for the way between two levels.
-    fn noise(&self, from: f32, to: f32) -> Result<Latents, SchedulerError> {
+    fn noise(&self, from: f32, to: f32) -> Latents {
         let increments = self
             .trees
             .iter()
             .map(|tree| tree.increment(from.into(), to.into()));
-        let increments = increments.collect::<Result<Vec<_>, _>>()?;
-        let deviation = (to - from).abs().sqrt();
-        Ok(Latents::concat(&increments).map(|w| w / deviation))
+        let increments: Vec<_> = increments.collect();
+        // Between equal levels there is no noise to scale, and none is added.
+        let deviation = (to - from).abs().sqrt().max(f32::MIN_POSITIVE);
+        Latents::concat(&increments).map(|w| w / deviation)
     }
 }

@@ -9,7 +9,7 @@ use super::multistep::{Orders, Space};
 use super::prediction::{EPSILON, V, prediction};
 use super::registry::{Built, Info, OptionInfo, Randomness};
 use super::training::option;
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
 use crate::schedule::linspace_f32;
 
@@ -36,11 +36,7 @@ const OPTIONS: &[OptionInfo] = &[
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
-    let steps = if let Steps::Count(steps) = plan.steps {
-        steps
-    } else {
-        1
-    };
+    let steps = plan.count();
     let ramp: Vec<f64> = linspace_f32(0.0, 1.0, steps)
         .into_iter()
         .map(f64::from)

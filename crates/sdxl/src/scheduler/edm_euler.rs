@@ -5,7 +5,7 @@ use super::euler_discrete::{CHURN, Churn};
 use super::exploding;
 use super::prediction::{EPSILON, V, prediction};
 use super::registry::{Built, Info, Randomness};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
 use crate::schedule::linspace;
 
@@ -24,11 +24,7 @@ pub(super) const INFO: Info = Info {
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
-    let steps = if let Steps::Count(steps) = plan.steps {
-        steps
-    } else {
-        1
-    };
+    let steps = plan.count();
     let lowest = |sigmas: &[f32], _| sigmas[sigmas.len() - 1];
     let schedule = edm::schedule(config, steps, &linspace(0.0, 1.0, steps), lowest)?;
     let model = Preconditioning::new(config, prediction)?;

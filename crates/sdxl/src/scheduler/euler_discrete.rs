@@ -100,11 +100,7 @@ fn schedule(
         if log_linear && curve.is_none() {
             // One level more than there are timesteps: the reference does not line them up.
             let (low, high) = table.log_range();
-            let steps = if let Steps::Count(steps) = plan.steps {
-                steps
-            } else {
-                timesteps.len()
-            };
+            let steps = plan.count();
             let logs = linspace_f32(high, low, steps + 1);
             sigmas = logs.into_iter().map(|l| libm::exp(l.into())).collect();
         }

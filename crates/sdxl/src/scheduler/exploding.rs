@@ -111,6 +111,12 @@ pub(super) fn add_noise(original: &Latents, noise: &Latents, sigma: f32) -> Late
 /// the noise to add there (Song et al. 2020; `get_ancestral_step` of k-diffusion).
 pub(super) fn ancestral(from: f32, to: f32) -> (f32, f32) {
     let up = (to * to * (from * from - to * to) / (from * from)).sqrt();
-    let down = (to * to - up * up).sqrt();
+    let square = to * to - up * up;
+    // Of a step from far above nothing may be left in f32, where the reference gets NaN or zero.
+    let down = if square > 0.0 || to == 0.0 {
+        square.sqrt()
+    } else {
+        to * to / from
+    };
     (down, up)
 }

@@ -43,6 +43,12 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let curve = training::curve(config)?;
     let levels = exploding::levels(config, plan, &table, curve, (None, None))?;
     let sigmas = exploding::with_final(&levels.sigmas, 0.0);
+    if sigmas.windows(2).any(|pair| pair[0] <= pair[1]) {
+        return Err(config.unsupported(
+            "two steps have the same noise level, between which nothing can be interpolated; lower \
+             steps_offset or the number of steps",
+        ));
+    }
     let timesteps = levels
         .timesteps
         .into_iter()

@@ -12,8 +12,8 @@ pub enum Steps {
     Count(usize),
     /// At these timesteps, highest first.
     Timesteps(Vec<f64>),
-    /// At these noise levels, highest first; the last one is that of the result (0 for a finished
-    /// image).
+    /// At these noise levels, highest first; for Euler the last one is that of the result (0 for a
+    /// finished image).
     Sigmas(Vec<f64>),
 }
 
@@ -48,6 +48,14 @@ impl Plan {
             denoising_start: None,
             denoising_end: None,
             eta: 0.0,
+        }
+    }
+
+    /// Number of steps, or of the custom values given for them.
+    pub(super) fn count(&self) -> usize {
+        match &self.steps {
+            Steps::Count(count) => *count,
+            Steps::Timesteps(values) | Steps::Sigmas(values) => values.len(),
         }
     }
 

@@ -7,7 +7,7 @@ use super::ddim::LEADING;
 use super::prediction::{EPSILON, Prediction, V, prediction};
 use super::registry::{Built, Info, OptionInfo, Randomness};
 use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
 
 pub(super) const INFO: Info = Info {
@@ -37,11 +37,7 @@ const ORDER: usize = 4;
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
     let alphas = Alphas::with_last(config, ZeroSnr::No)?;
-    let steps = if let Steps::Count(steps) = plan.steps {
-        steps
-    } else {
-        1
-    };
+    let steps = plan.count();
     let stride = alphas.trained() / steps as i64;
     let spaced = whole_timesteps(config, steps)?;
     let (timesteps, prk) = if config.flag("skip_prk_steps")? {
