@@ -3,8 +3,9 @@
 Writes golden/schedulers/<Class>.safetensors with the numbers of all cases one after the other:
 `timesteps` (f64), `sigmas` (f32, one more than timesteps, where the class has them) and `samples`
 (f32, [evaluations + 1, batch, channels, height, width]: the start and every sample after it). The
-metadata key `cases` describes each case as the tests need it: configuration (what differs from the
-key `base`), plan, seeds, shape, number of evaluations and `init_noise_sigma`.
+metadata key `golden` is a JSON object: the `versions` that made it, and `cases` as the tests need
+them: configuration (what differs from `base`), plan, seeds, shape, number of evaluations and
+`init_noise_sigma`.
 
     python tools/golden/schedulers.py [Class ...]
 """
@@ -178,8 +179,10 @@ def main():
                 tensors["sigmas"].append(sigmas)
             cases.append({**case, "evaluations": len(timesteps), "init_noise_sigma": init})
         tensors = {k: torch.cat(v) for k, v in tensors.items() if v}
-        text = {"base": json.dumps(SDXL), "cases": json.dumps(cases, separators=(",", ":"))}
-        save_file(tensors, OUT / f"{name}.safetensors", {**text, **VERSIONS})
+        # One key, because the order of several is not kept.
+        about = {"versions": VERSIONS, "base": SDXL, "cases": cases}
+        about = {"golden": json.dumps(about, separators=(",", ":"))}
+        save_file(tensors, OUT / f"{name}.safetensors", about)
         (OUT / f"{name}.safetensors").chmod(0o644)
         size = (OUT / f"{name}.safetensors").stat().st_size
         print(f"{name}: {len(cases)} cases, {size} bytes")

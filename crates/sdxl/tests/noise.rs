@@ -11,6 +11,12 @@ use serde::Deserialize;
 const TOLERANCE: f32 = 2e-6;
 
 #[derive(Deserialize)]
+struct About {
+    draws: Vec<Draw>,
+    paths: Vec<BrownianPath>,
+}
+
+#[derive(Deserialize)]
 struct Draw {
     seed: u64,
     sizes: Vec<usize>,
@@ -32,9 +38,9 @@ fn golden() -> Vec<u8> {
     .unwrap()
 }
 
-fn cases<T: for<'a> Deserialize<'a>>(bytes: &[u8], key: &str) -> Vec<T> {
+fn about(bytes: &[u8]) -> About {
     let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
-    serde_json::from_str(&metadata.metadata().as_ref().unwrap()[key]).unwrap()
+    serde_json::from_str(&metadata.metadata().as_ref().unwrap()["golden"]).unwrap()
 }
 
 fn values(bytes: &[u8], name: &str) -> Vec<f32> {
@@ -59,7 +65,7 @@ fn assert_close(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
 #[test]
 fn cpu_draws_are_those_of_torch() {
     let bytes = golden();
-    for (i, draw) in cases::<Draw>(&bytes, "draws").iter().enumerate() {
+    for (i, draw) in about(&bytes).draws.iter().enumerate() {
         let mut generator = Generator::new(Rng::TorchCpu, draw.seed);
         let ours: Vec<f32> = draw
             .sizes
@@ -88,7 +94,7 @@ fn a_pictures_latents_are_those_of_torch() {
 #[test]
 fn brownian_paths_are_those_of_torchsde() {
     let bytes = golden();
-    for (i, path) in cases::<BrownianPath>(&bytes, "paths").iter().enumerate() {
+    for (i, path) in about(&bytes).paths.iter().enumerate() {
         let tree = BrownianTree::new(
             Rng::TorchCpu,
             path.entropy,

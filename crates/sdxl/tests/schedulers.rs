@@ -22,6 +22,12 @@ const TOLERANCE: f64 = 1e-5;
 const SIGMAS: f64 = 2e-6;
 
 #[derive(Deserialize)]
+struct About {
+    base: Map<String, Value>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
 struct Case {
     config: Map<String, Value>,
     plan: CasePlan,
@@ -153,9 +159,8 @@ fn for_all_cases(mut f: impl FnMut(&str, &Case, &str, &Golden)) {
     for path in golden() {
         let bytes = std::fs::read(&path).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let text = metadata.metadata().as_ref().unwrap();
-        let base: Map<String, Value> = serde_json::from_str(&text["base"]).unwrap();
-        let cases: Vec<Case> = serde_json::from_str(&text["cases"]).unwrap();
+        let text = &metadata.metadata().as_ref().unwrap()["golden"];
+        let About { base, cases } = serde_json::from_str(text).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let read = |name| {
             file.tensor(name)
