@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use clap::ArgMatches;
 use sdxl::image::png::{self, Texts};
 use sdxl::pipeline::{self, default_precision};
@@ -64,15 +64,27 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "this picture was started from a latents file (SHA-256 {was}); give it with --latents"
         )));
     }
-    // A replay writes the one picture that the recipe is of.
+    if let Some(start) = &start {
+        pipeline::check_start(&checkpoint, &request, start)?;
+    }
+    // A replay writes the one picture that the recipe is of, unless other pictures
+    // were asked for beside it.
     let only = replayed
         .as_ref()
+        .filter(|r| r.request.prompt == request.prompt)
+        .filter(|r| r.request.num_images == request.num_images)
         .map(|r| r.image_index)
         .filter(|i| *i < request.images());
     let written = if only.is_some() { 1 } else { request.images() };
     let destination = Destination::new(args.output.as_deref(), written, args.overwrite)?;
     if let Some(path) = &args.output_latents {
         output::check_file(path, args.overwrite)?;
+        if args.output.as_ref() == Some(path) {
+            return Err(usage(format!(
+                "{}: given for the picture and for the latents; they need two files",
+                path.display()
+            )));
+        }
     }
 
     let mut progress = Progress::new(scheduler.timesteps().len());
@@ -82,6 +94,13 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
              reference's numbers)"
         ));
     }
+    let mut warnings: Vec<String> = Vec::new();
+    if let Some(was) = &replayed {
+        for text in differences(was, latents_sha256.as_deref()) {
+            progress.say(&format!("warning: {text}"));
+            warnings.push(text);
+        }
+    }
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
     let hashing = {
@@ -90,7 +109,6 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     };
     progress.begin("loading");
     let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
-    let mut warnings: Vec<String> = Vec::new();
     let result = pipeline.generate(&request, start, &mut |event| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
@@ -108,9 +126,24 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    let files = hashing
-        .join()
-        .map_err(|_| anyhow!("hashing the checkpoint stopped unexpectedly"))??;
+    // A picture is worth more than its recipe: what cannot be hashed is only said.
+    let files = match hashing.join() {
+        Ok(Ok(files)) => files,
+        failed => {
+            let why = match failed {
+                Ok(Err(error)) => error.to_string(),
+                _ => "hashing stopped".to_string(),
+            };
+            let text = format!("the recipe names no weight files: {why}");
+            progress.say(&format!("warning: {text}"));
+            warnings.push(text);
+            Vec::new()
+        }
+    };
+    if interrupted.load(Ordering::SeqCst) {
+        progress.finish();
+        return Err(sdxl::Error::Cancelled.into());
+    }
     let seconds = progress.finish();
     if let Some(was) = &replayed
         && was.files != files
@@ -120,7 +153,8 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
     let mut recipe = Recipe {
         version: env!("CARGO_PKG_VERSION").to_string(),
-        model: root,
+        // JSON has no other text than Unicode.
+        model: root.to_string_lossy().into_owned().into(),
         variant,
         precision,
         isa: sdxl_kernels::Isa::current().to_string(),
@@ -144,11 +178,8 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         png::write(&mut bytes, picture, &texts)?;
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
-        if !args.json {
-            out!("{}", path.display());
-        }
         written_files.push(serde_json::json!({
-            "path": path,
+            "path": path.to_string_lossy(),
             "seed": picture.seed,
             "prompt": recipe.request.prompt[picture.prompt_index],
             "width": picture.width,
@@ -162,7 +193,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     if args.json {
         let object = serde_json::json!({
             "images": written_files,
-            "latents": args.output_latents,
+            "latents": args.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
             "precision": precision,
             "isa": recipe.isa,
@@ -170,8 +201,38 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "request": recipe.request,
         });
         out!("{object}");
+    } else {
+        // Only now, when every file is written: a reader that has gone ends the program.
+        for file in &written_files {
+            out!("{}", file["path"].as_str().unwrap_or_default());
+        }
     }
     Ok(())
+}
+
+/// What here is unlike the machine or the files that a recipe was made with.
+fn differences(was: &Recipe, latents_sha256: Option<&str>) -> Vec<String> {
+    let mut found = Vec::new();
+    let isa = sdxl_kernels::Isa::current().to_string();
+    let version = env!("CARGO_PKG_VERSION");
+    if was.isa != isa {
+        found.push(format!(
+            "the recipe was made with {} instructions and this is {isa}: the last bits may differ",
+            was.isa
+        ));
+    }
+    if was.version != version {
+        found.push(format!(
+            "the recipe was made by version {} and this is {version}: the picture may differ",
+            was.version
+        ));
+    }
+    if let Some(now) = latents_sha256
+        && was.latents_sha256.as_deref() != Some(now)
+    {
+        found.push("these are not the latents that the recipe started from".to_string());
+    }
+    found
 }
 
 fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mut Vec<String>) {
@@ -184,7 +245,7 @@ fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mu
         "the recipe was made with other weights, so the picture may differ; changed: {}",
         changed.join(", ")
     );
-    eprintln!("warning: {text}");
+    err!("warning: {text}");
     warnings.push(text);
 }
 
@@ -196,7 +257,7 @@ fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
         if raised.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
+        err!("\nstopping after this step; press Ctrl-C again to stop at once");
     })
     .context("Ctrl-C cannot be watched")?;
     Ok(flag)

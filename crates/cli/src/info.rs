@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sdxl::weights::folder::missing_files;
 use sdxl::{Checkpoint, Family, Part};
 use serde::Serialize;
 
-use crate::usage;
+use crate::Reported;
 
 /// `sdxl info`
 #[derive(Args)]
@@ -24,7 +25,7 @@ pub struct InfoArgs {
 #[derive(Serialize)]
 struct PartInfo {
     name: &'static str,
-    files: Vec<PathBuf>,
+    files: Vec<String>,
     bytes: u64,
     parameters: u64,
     dtypes: Vec<String>,
@@ -34,7 +35,10 @@ struct PartInfo {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&args.dir, args.variant.as_deref())?;
+    let checkpoint = match Checkpoint::open(&args.dir, args.variant.as_deref()) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return Err(cannot_open(args, &error)),
+    };
     let parts: Vec<PartInfo> = Part::ALL
         .into_iter()
         .filter(|part| checkpoint.has(*part))
@@ -92,10 +96,19 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    Err(usage(format!(
-        "not usable as it is:\n  {}",
-        problems.join("\n  ")
-    )))
+    let text = format!("not usable as it is:\n  {}", problems.join("\n  "));
+    Err(anyhow::Error::new(Reported(text)))
+}
+
+/// Everything that is wrong with a folder that cannot be opened.
+fn cannot_open(args: &InfoArgs, error: &sdxl::Error) -> anyhow::Error {
+    let mut problems = vec![error.to_string()];
+    problems.extend(missing_files(&args.dir));
+    if args.json {
+        out!("{}", serde_json::json!({ "problems": problems }));
+    }
+    let text = format!("not usable as it is:\n  {}", problems.join("\n  "));
+    anyhow::Error::new(Reported(text))
 }
 
 fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
@@ -107,12 +120,14 @@ fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
         dtypes: Vec::new(),
         problem: None,
     };
-    match checkpoint.weight_files(part) {
-        Ok(files) => info.files = files,
-        Err(error) => info.problem = Some(error.to_string()),
-    }
-    for file in &info.files {
+    let files = checkpoint.weight_files(part).unwrap_or_else(|error| {
+        info.problem = Some(error.to_string());
+        Vec::new()
+    });
+    for file in &files {
         info.bytes += std::fs::metadata(file).map_or(0, |m| m.len());
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        info.files.push(name.into_owned());
     }
     if info.problem.is_none() {
         match checkpoint.tensors(part) {
@@ -132,14 +147,10 @@ fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
     info
 }
 
-fn names(files: &[PathBuf]) -> String {
+fn names(files: &[String]) -> String {
     match files {
         [] => "missing".to_string(),
-        [one] => one
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        [one] => one.clone(),
         many => format!("{} files", many.len()),
     }
 }

@@ -15,6 +15,14 @@ macro_rules! out {
     }};
 }
 
+/// A line on standard error; if nobody reads it any more, the work goes on.
+macro_rules! err {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 mod args;
 mod generate;
 mod info;
@@ -59,6 +67,18 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// A mistake that the JSON object on standard output already tells of.
+#[derive(Debug)]
+struct Reported(String);
+
+impl std::fmt::Display for Reported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Reported {}
+
 /// An [`anyhow::Error`] that ends in exit code 2.
 fn usage(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(message.into()))
@@ -81,11 +101,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let code = exit_code(&error);
-    if json {
+    if json && !error.is::<Reported>() {
         let object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code });
         out!("{object}");
     }
-    eprintln!("sdxl: {error:#}");
+    err!("sdxl: {error:#}");
     ExitCode::from(code)
 }
 
@@ -93,7 +113,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<sdxl::Error>() {
         Some(sdxl::Error::Cancelled) => 130,
         Some(error) if error.is_usage() => 2,
-        _ if error.is::<Usage>() => 2,
+        _ if error.is::<Usage>() || error.is::<Reported>() => 2,
         _ => 1,
     }
 }

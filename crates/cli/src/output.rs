@@ -131,16 +131,12 @@ fn writable(folder: &Path) -> anyhow::Result<()> {
 /// Writes a whole file or nothing: beside its place first, then moved there.
 pub fn write_file(path: &Path, bytes: &[u8], overwrite: bool) -> anyhow::Result<()> {
     let said = || format!("{} was not written", path.display());
-    let mut file = NamedTempFile::new_in(folder_of(path)).with_context(said)?;
-    file.write_all(bytes).with_context(said)?;
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private; pictures have the rights that the umask gives.
     #[cfg(unix)]
-    {
-        // Temporary files are private; pictures have the usual rights.
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file()
-            .set_permissions(std::fs::Permissions::from_mode(0o644))
-            .with_context(said)?;
-    }
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder_of(path)).with_context(said)?;
+    file.write_all(bytes).with_context(said)?;
     if overwrite {
         file.persist(path).with_context(said)?;
     } else {

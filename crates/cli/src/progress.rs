@@ -34,8 +34,8 @@ impl Progress {
     /// A line that is not about progress.
     pub fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| err!("{line}")),
+            None => err!("{line}"),
         }
     }
 
@@ -46,7 +46,7 @@ impl Progress {
                 bar.set_prefix(what.to_string());
                 bar.tick();
             }
-            None => eprintln!("{what}"),
+            None => err!("{what}"),
         }
     }
 
@@ -56,7 +56,7 @@ impl Progress {
             Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::Encoding => match &self.bar {
                 Some(bar) => bar.set_prefix("encoding"),
-                None => eprintln!("encoding the prompt"),
+                None => err!("encoding the prompt"),
             },
             Event::Step {
                 index,
@@ -73,7 +73,7 @@ impl Progress {
                         bar.set_position(index as u64);
                         bar.set_message(pace);
                     }
-                    None => eprintln!("step {index}/{total}, {pace}"),
+                    None => err!("step {index}/{total}, {pace}"),
                 }
             }
             Event::Decoding { index, total } => match &self.bar {
@@ -81,7 +81,7 @@ impl Progress {
                     bar.set_prefix("decoding ");
                     bar.set_message(format!("picture {index} of {total}"));
                 }
-                None => eprintln!("decoding picture {index} of {total}"),
+                None => err!("decoding picture {index} of {total}"),
             },
         }
     }

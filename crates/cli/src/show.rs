@@ -18,6 +18,19 @@ pub struct ShowArgs {
     pub json: bool,
 }
 
+/// The text with what a terminal would obey (escape codes) written out instead.
+fn harmless(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// Runs the command.
 pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let texts = if recipe::is_png(&args.file)? {
@@ -46,7 +59,7 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(parameters) = &texts.parameters {
-        out!("{parameters}");
+        out!("{}", harmless(parameters));
     }
     match recipe {
         Some(recipe) => out!("\nrecipe:\n{recipe:#}"),

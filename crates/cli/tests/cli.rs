@@ -233,6 +233,10 @@ fn latents_go_out_and_in() {
     );
     assert_eq!(wrong.status.code(), Some(2));
     assert!(text(&wrong.stderr).contains("latents"));
+    assert!(
+        !text(&wrong.stderr).contains("loading"),
+        "refused only after loading"
+    );
 
     fs::write(dir.path().join("bad.safetensors"), b"not a file of tensors").unwrap();
     let wrong = generate(dir.path(), &["a cat", "--latents", "bad.safetensors"]);
@@ -243,7 +247,16 @@ fn latents_go_out_and_in() {
 #[test]
 fn mistakes_are_named_with_exit_code_2() {
     let dir = TempDir::new().unwrap();
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 17] = [
+        (
+            &["a", "b", "--num-images", "9223372036854775808"],
+            "num_images",
+        ),
+        (&["a cat", "--latents", "/dev/zero"], "regular file"),
+        (
+            &["a cat", "--output", "x.png", "--output-latents", "x.png"],
+            "two files",
+        ),
         (&["a cat", "--width", "1001"], "width: 1001"),
         (&["a cat", "--steps", "0"], "steps: 0"),
         (&["a cat", "--guidance-scale", "NaN"], "guidance_scale: NaN"),
@@ -346,6 +359,93 @@ fn info_describes_and_says_what_is_missing() {
         "{said}"
     );
     assert!(said.contains("merges.txt"), "{said}");
+}
+
+#[test]
+fn info_names_everything_that_is_missing_in_one_object() {
+    let dir = TempDir::new().unwrap();
+    let broken = dir.path().join("broken");
+    let copied = Command::new("cp")
+        .arg("-rL")
+        .arg(golden("base"))
+        .arg(&broken)
+        .status();
+    assert!(copied.unwrap().success());
+    for file in [
+        "unet/config.json",
+        "tokenizer_2/vocab.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ] {
+        fs::remove_file(broken.join(file)).unwrap();
+    }
+    let told = sdxl(dir.path(), &["info", "broken", "--json"]);
+    assert_eq!(told.status.code(), Some(2));
+    let object: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let problems = object["problems"].to_string();
+    for words in [
+        "unet/config.json",
+        "tokenizer_2/vocab.json",
+        "diffusion_pytorch_model",
+    ] {
+        assert!(problems.contains(words), "`{words}` not in: {problems}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn readers_that_go_away_cost_no_pictures() {
+    let dir = TempDir::new().unwrap();
+    let line = format!(
+        "{} generate a b c --model {} --steps 2 --seed 1 --output all.png --output-latents l.safetensors",
+        env!("CARGO_BIN_EXE_sdxl"),
+        golden("base").display()
+    );
+    for end in ["2>/dev/null | true", "2>&1 >/dev/null | true"] {
+        let line = format!("set -o pipefail; {line} {end}");
+        let run = Command::new("bash")
+            .args(["-c", &line])
+            .current_dir(dir.path())
+            .output();
+        assert!(run.unwrap().status.success(), "{end}");
+        for i in 1..=3 {
+            fs::remove_file(dir.path().join(format!("all-{i}.png"))).unwrap();
+        }
+        fs::remove_file(dir.path().join("l.safetensors")).unwrap();
+    }
+}
+
+#[test]
+fn recipes_that_are_changed_or_foreign() {
+    let dir = TempDir::new().unwrap();
+    assert!(
+        generate(dir.path(), &["a", "b", "--seed", "1", "--output", "p.png"])
+            .status
+            .success()
+    );
+    // Other prompts are other pictures: all of them are written.
+    let args = [
+        "generate", "--recipe", "p-2.png", "x", "y", "z", "--output", "new.png",
+    ];
+    let made = sdxl(dir.path(), &args);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_eq!(text(&made.stdout).lines().count(), 3);
+
+    let json = sdxl(dir.path(), &["show", "p-1.png", "--json"]).stdout;
+    let mut recipe = serde_json::from_slice::<Value>(&json).unwrap()["recipe"].clone();
+    recipe["isa"] = "abacus".into();
+    recipe["files"][0]["sha256"] = "x".into();
+    recipe["files"][2]["sha256"] = "y".into();
+    recipe["request"]["prompt"][0] = "red \u{1b}[31m".into();
+    fs::write(dir.path().join("odd.json"), recipe.to_string()).unwrap();
+    let shown = sdxl(dir.path(), &["show", "odd.json"]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    assert!(!text(&shown.stdout).contains('\u{1b}'));
+    let args = ["generate", "--recipe", "odd.json", "--output", "odd.png"];
+    let said = text(&sdxl(dir.path(), &args).stderr);
+    assert!(
+        said.contains("abacus") && said.contains("other weights"),
+        "{said}"
+    );
 }
 
 #[cfg(unix)]

@@ -25,3 +25,16 @@ pub fn to_u8(values: &[f32]) -> Vec<u8> {
         .map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::to_u8;
+
+    #[test]
+    fn bytes_are_clamped_and_rounded_half_to_even() {
+        assert_eq!(to_u8(&[-3.0, -1.0, 1.0, 7.0]), [0, 0, 255, 255]);
+        // 127.5 lies between an odd and an even number.
+        assert_eq!(to_u8(&[0.0]), [128]);
+        assert_eq!(to_u8(&[2.0 * 0.2 - 1.0]), [51]);
+    }
+}

@@ -7,6 +7,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 use crate::latents::Latents;
+use crate::recipe::read_bounded;
+
+/// Most bytes a file of latents may have: thousands of pictures of 1024 x 1024.
+const LIMIT: u64 = 4 << 30;
 
 /// The bytes of a file that holds `latents`.
 pub fn to_bytes(latents: &Latents) -> Result<Vec<u8>> {
@@ -27,7 +31,7 @@ pub fn to_bytes(latents: &Latents) -> Result<Vec<u8>> {
 /// A file without a four-dimensional `f32` tensor `latents`, or with values that are
 /// not finite.
 pub fn read(path: &Path) -> Result<Latents> {
-    let bytes = std::fs::read(path).map_err(|e| Error::read(path, &e))?;
+    let bytes = read_bounded(path, LIMIT)?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::file(path, format!("this is not a whole safetensors file: {e}")))?;
     let tensor = file

@@ -3,6 +3,8 @@
 mod generate;
 mod guidance;
 
+pub use generate::check_start;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 

@@ -66,7 +66,9 @@ impl Recipe {
                 )
             })?
         } else {
-            std::fs::read_to_string(path).map_err(|e| Error::read(path, &e))?
+            let bytes = read_bounded(path, RECIPE_LIMIT)?;
+            String::from_utf8(bytes)
+                .map_err(|_| Error::file(path, "this is neither a PNG nor a recipe as JSON"))?
         };
         serde_json::from_str(&text)
             .map_err(|e| Error::file(path, format!("its recipe cannot be used: {e}")))
@@ -108,7 +110,8 @@ impl Recipe {
             r.height.unwrap_or(0),
         ));
         if let Some(unet) = self.files.iter().find(|f| f.name.starts_with("unet/")) {
-            text.push_str(&format!(", Model hash: {}", &unet.sha256[..10]));
+            let hash = unet.sha256.get(..10).unwrap_or(&unet.sha256);
+            text.push_str(&format!(", Model hash: {hash}"));
         }
         if let Some(name) = self.model.file_name() {
             text.push_str(&format!(", Model: {}", name.to_string_lossy()));
@@ -120,6 +123,30 @@ impl Recipe {
         text.push_str(&format!(", Version: sdxl {}", self.version));
         text
     }
+}
+
+/// Most bytes a recipe file may have; real ones have a few thousand.
+const RECIPE_LIMIT: u64 = 64 << 20;
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// A larger file, or something without an end such as a device.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::read(path, &e))?;
+    if !metadata.is_file() {
+        return Err(Error::file(path, "this is not a regular file"));
+    }
+    if metadata.len() > limit {
+        return Err(Error::file(
+            path,
+            format!(
+                "it has {} bytes; what is read here has at most {limit}",
+                metadata.len()
+            ),
+        ));
+    }
+    std::fs::read(path).map_err(|e| Error::read(path, &e))
 }
 
 /// What A1111 calls the sampler that a diffusers class implements.
@@ -245,6 +272,13 @@ mod tests {
             "a dog\nNegative prompt: rain\nSteps: 20, Sampler: Euler, CFG scale: 5, Seed: 7, \
              Size: 64x96, Model hash: ba7816bf8f, Model: base, Version: sdxl 0.1.0"
         );
+    }
+
+    #[test]
+    fn a_short_hash_in_a_foreign_recipe_is_no_accident() {
+        let mut recipe = recipe();
+        recipe.files[0].sha256 = "abc".into();
+        assert!(recipe.parameters().contains("Model hash: abc,"));
     }
 
     #[test]

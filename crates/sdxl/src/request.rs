@@ -198,7 +198,7 @@ impl Request {
 
     /// Number of pictures the request makes.
     pub fn images(&self) -> usize {
-        self.prompt.len() * self.num_images
+        self.prompt.len().saturating_mul(self.num_images)
     }
 
     /// Accepts or rejects the request as far as that can be told without a checkpoint.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufReader, Seek, Write};
 use std::path::Path;
 
-use png::text_metadata::ITXtChunk;
+use png::text_metadata::{ITXtChunk, ZTXtChunk};
 
 use crate::error::{Error, Result};
 use crate::image::Picture;
@@ -77,24 +77,41 @@ fn texts_of(input: impl std::io::BufRead + Seek) -> std::result::Result<Texts, S
         .map_err(explain)?;
     // Texts may stand behind the pixels too.
     let found = collect(reader.info());
-    if found.parameters.is_some() || found.recipe.is_some() {
+    if found.parameters.is_some() && found.recipe.is_some() {
         return Ok(found);
     }
-    reader.finish().map_err(explain)?;
-    Ok(collect(reader.info()))
+    match reader.finish() {
+        Ok(()) => Ok(collect(reader.info())),
+        // Half a picture can still say how it was made.
+        Err(_) if found != Texts::default() => Ok(found),
+        Err(error) => Err(explain(error)),
+    }
 }
 
 fn collect(info: &png::Info<'_>) -> Texts {
-    let utf8 = |chunk: &ITXtChunk| (chunk.keyword.clone(), chunk.get_text().ok());
+    // A small compressed text can unpack to gigabytes: bounded before it is looked at.
+    let utf8 = |chunk: &ITXtChunk| {
+        let mut chunk = chunk.clone();
+        let fits = chunk.decompress_text_with_limit(TEXT_LIMIT).is_ok();
+        (
+            chunk.keyword.clone(),
+            fits.then(|| chunk.get_text().ok()).flatten(),
+        )
+    };
+    let latin1 = |chunk: &ZTXtChunk| {
+        let mut chunk = chunk.clone();
+        let fits = chunk.decompress_text_with_limit(TEXT_LIMIT).is_ok();
+        (
+            chunk.keyword.clone(),
+            fits.then(|| chunk.get_text().ok()).flatten(),
+        )
+    };
     let mut texts = Texts::default();
     let plain = info
         .uncompressed_latin1_text
         .iter()
         .map(|c| (c.keyword.clone(), Some(c.text.clone())));
-    let compressed = info
-        .compressed_latin1_text
-        .iter()
-        .map(|c| (c.keyword.clone(), c.get_text().ok()));
+    let compressed = info.compressed_latin1_text.iter().map(latin1);
     for (key, text) in plain
         .chain(compressed)
         .chain(info.utf8_text.iter().map(utf8))

@@ -14,6 +14,7 @@ use crate::noise::NoiseSource;
 use crate::request::{Request, Size, Tiling};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
+use crate::weights::folder::Checkpoint;
 
 /// Makes the pictures of a resolved request (see [`super::resolve`]).
 pub fn run(
@@ -26,15 +27,8 @@ pub fn run(
     let images = request.images();
     let channels = pipeline.checkpoint.vae.latent_channels;
     let shape = [images, height / 8, width / 8, channels];
-    if let Some(start) = &start
-        && start.shape() != shape
-    {
-        let [n, h, w, c] = start.shape();
-        return Err(Error::request(format!(
-            "latents: [{n}, {c}, {h}, {w}] given, but {images} pictures of {width}x{height} start \
-             from [{images}, {channels}, {}, {}]",
-            shape[1], shape[2]
-        )));
+    if let Some(start) = &start {
+        check_start(&pipeline.checkpoint, request, start)?;
     }
 
     // Prompts to conditioning.
@@ -83,7 +77,7 @@ pub fn run(
             index: first + 1,
             total: images,
         }))?;
-        for (offset, rgb) in decode(pipeline, request, &latents, first, group)
+        for (offset, rgb) in decode(pipeline, request, &latents, first, group)?
             .into_iter()
             .enumerate()
         {
@@ -102,6 +96,25 @@ pub fn run(
         images: pictures,
         latents,
     })
+}
+
+/// Refuses latents that a resolved request cannot start from.
+///
+/// # Errors
+/// [`Error::Request`] with both shapes, in torch's axis order.
+pub fn check_start(checkpoint: &Checkpoint, request: &Request, start: &Latents) -> Result<()> {
+    let (width, height) = (request.width.unwrap_or(0), request.height.unwrap_or(0));
+    let (images, channels) = (request.images(), checkpoint.vae.latent_channels);
+    let [n, h, w, c] = start.shape();
+    if [n, h, w, c] == [images, height / 8, width / 8, channels] {
+        return Ok(());
+    }
+    Err(Error::request(format!(
+        "latents: [{n}, {c}, {h}, {w}] given, but {images} pictures of {width}x{height} start \
+         from [{images}, {channels}, {}, {}]",
+        height / 8,
+        width / 8
+    )))
 }
 
 fn proceed(flow: ControlFlow<()>) -> Result<()> {
@@ -305,7 +318,7 @@ fn decode(
     latents: &Latents,
     first: usize,
     count: usize,
-) -> Vec<Vec<u8>> {
+) -> Result<Vec<Vec<u8>>> {
     let config = pipeline.vae.config();
     let [images, height, width, channels] = latents.shape();
     let count = count.min(images - first);
@@ -338,7 +351,15 @@ fn decode(
         vec![pipeline.vae.decode(&x)]
     };
     let pixels = 64 * height * width * 3;
-    decoded
+    let broken = |t: &Tensor| t.to_f32_vec().iter().any(|v| !v.is_finite());
+    if decoded.iter().any(broken) {
+        return Err(Error::Machine(format!(
+            "the VAE's numbers left the range of {}, which would be a black picture; try \
+             --precision f32",
+            pipeline.precision
+        )));
+    }
+    Ok(decoded
         .iter()
         .flat_map(|t| {
             t.to_f32_vec()
@@ -346,5 +367,5 @@ fn decode(
                 .map(crate::image::to_u8)
                 .collect::<Vec<_>>()
         })
-        .collect()
+        .collect())
 }

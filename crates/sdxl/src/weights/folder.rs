@@ -284,6 +284,38 @@ impl Checkpoint {
     }
 }
 
+/// Every file that a checkpoint folder should have and lacks, each as a sentence.
+///
+/// Unlike [`Checkpoint::open`] this does not stop at the first.
+pub fn missing_files(root: &Path) -> Vec<String> {
+    let Ok(index) = read_json::<Map<String, Value>>(&root.join("model_index.json")) else {
+        return Vec::new();
+    };
+    let mut wanted = vec![root.join("scheduler/scheduler_config.json")];
+    let mut missing = Vec::new();
+    for part in Part::ALL {
+        if named_class(&index, part).is_none() {
+            continue;
+        }
+        let folder = root.join(part.folder());
+        wanted.push(folder.join("config.json"));
+        if let Part::TextEncoder | Part::TextEncoder2 = part {
+            let tokenizer = part.folder().replace("text_encoder", "tokenizer");
+            wanted.push(root.join(&tokenizer).join("vocab.json"));
+            wanted.push(root.join(&tokenizer).join("merges.txt"));
+        }
+        let found = [None, Some("fp16")]
+            .into_iter()
+            .any(|variant| !matches!(files_of(&folder, part.file_stem(), variant), Ok(None)));
+        if !found {
+            missing.push(Error::file(&folder, missing_weights(&folder, part)).to_string());
+        }
+    }
+    let absent = wanted.iter().filter(|path| !path.is_file());
+    missing.extend(absent.map(|path| format!("{}: this file is missing", path.display())));
+    missing
+}
+
 fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
     read_json(path)
 }
