@@ -139,6 +139,13 @@ def make_vae_goldens() -> None:
     first = {name: outputs[name] for name in ("conv_in", "mid_block", "up_blocks.0")}
     write_tensors(GOLDEN / "modules/vae_decode.safetensors", {"latents": latents, **first, "image": image})
 
+    # Two rows and three columns of tiles, the last ones cut off; some blend with blended neighbours.
+    latents = inputs("vae.tiled_latents", 1, 4, 11, 14) * 4
+    model.enable_tiling()
+    image = model.decode(latents).sample
+    model.disable_tiling()
+    write_tensors(GOLDEN / "modules/vae_decode_tiled.safetensors", {"latents": latents, "image": image})
+
 
 def make_modules() -> None:
     make_text_encoders()

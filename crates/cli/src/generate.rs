@@ -104,7 +104,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
     let hashing = {
-        let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
+        let checkpoint = checkpoint.clone();
         std::thread::spawn(move || recipe::hash_weights(&checkpoint))
     };
     progress.begin("loading");

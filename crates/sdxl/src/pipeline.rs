@@ -205,18 +205,15 @@ pub fn resolve(
         }
     }
 
-    let pixels = (request.width.unwrap_or(0) * request.height.unwrap_or(0)) as u64;
+    let size = request.picture_size();
+    let pixels = (size.width * size.height) as u64;
     let one = memory::of_unet_image(&checkpoint.unet, precision, pixels, request.guided());
     let decode = match request.vae_tiling {
         crate::request::Tiling::Off => memory::of_decode(&checkpoint.vae, pixels),
         _ => 0,
     };
     memory::check(
-        &format!(
-            "a picture of {}x{}",
-            request.width.unwrap_or(0),
-            request.height.unwrap_or(0)
-        ),
+        &format!("a picture of {size}"),
         one.max(decode) + 12 * pixels,
         "ask for a smaller one",
     )?;

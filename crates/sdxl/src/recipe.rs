@@ -103,11 +103,10 @@ impl Recipe {
             .unwrap_or(r.steps);
         let seed = r.seed.get(self.image_index).or(r.seed.first());
         text.push_str(&format!(
-            "\nSteps: {steps}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}",
+            "\nSteps: {steps}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}",
             r.guidance_scale,
             seed.copied().unwrap_or(0),
-            r.width.unwrap_or(0),
-            r.height.unwrap_or(0),
+            r.picture_size(),
         ));
         if let Some(unet) = self.files.iter().find(|f| f.name.starts_with("unet/")) {
             let hash = unet.sha256.get(..10).unwrap_or(&unet.sha256);

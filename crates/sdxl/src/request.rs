@@ -196,6 +196,14 @@ impl Request {
         self.guidance_scale > 1.0
     }
 
+    /// The pictures' size, once it is decided (see [`crate::pipeline::resolve`]).
+    pub fn picture_size(&self) -> Size {
+        Size {
+            width: self.width.unwrap_or(0),
+            height: self.height.unwrap_or(0),
+        }
+    }
+
     /// Number of pictures the request makes.
     pub fn images(&self) -> usize {
         self.prompt.len().saturating_mul(self.num_images)

@@ -136,6 +136,13 @@ fn vae_both_ways() {
     let values = expected.channel_last("image").to_f32_vec();
     close("decoded image", &image, &values, BAR);
 
+    let expected = Golden::open("modules/vae_decode_tiled.safetensors");
+    let latents = expected.channel_last("latents");
+    assert!(latents.dim(1) > vae.tile_size() && latents.dim(2) > vae.tile_size());
+    let image = vae.decode_tiled(&latents);
+    let values = expected.channel_last("image").to_f32_vec();
+    close("image decoded in tiles", &image, &values, BAR);
+
     let expected = Golden::open("modules/vae_encode.safetensors");
     let moments = vae.encode(&expected.channel_last("image")).to_f32_vec();
     let latents = checkpoint.vae.latent_channels;

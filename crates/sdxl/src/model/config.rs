@@ -44,6 +44,17 @@ fn unsupported(path: &Path, key: &str, value: impl std::fmt::Display) -> Error {
     )
 }
 
+/// Every level's channels must fall into the group norms' groups.
+fn check_groups(channels: &[usize], groups: usize, path: &Path) -> Result<()> {
+    if groups > 0 && channels.iter().all(|c| *c > 0 && c.is_multiple_of(groups)) {
+        return Ok(());
+    }
+    Err(Error::file(
+        path,
+        format!("block_out_channels {channels:?} cannot be split into norm_num_groups {groups}"),
+    ))
+}
+
 /// `text_encoder/config.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ClipConfig {
@@ -280,20 +291,7 @@ impl UNetConfig {
                 "`addition_embed_type` is not \"text_time\", so this UNet is not of the SDXL family",
             ));
         }
-        if self.norm_num_groups == 0
-            || self
-                .block_out_channels
-                .iter()
-                .any(|c| *c == 0 || c % self.norm_num_groups != 0)
-        {
-            return Err(Error::file(
-                path,
-                format!(
-                    "block_out_channels {:?} cannot be split into norm_num_groups {}",
-                    self.block_out_channels, self.norm_num_groups
-                ),
-            ));
-        }
+        check_groups(&self.block_out_channels, self.norm_num_groups, path)?;
         for level in self.levels(path)? {
             if level.heads == 0 || level.channels % level.heads != 0 {
                 return Err(Error::file(
@@ -518,20 +516,7 @@ impl VaeConfig {
                 ),
             ));
         }
-        if self.norm_num_groups == 0
-            || self
-                .block_out_channels
-                .iter()
-                .any(|c| *c == 0 || c % self.norm_num_groups != 0)
-        {
-            return Err(Error::file(
-                path,
-                format!(
-                    "block_out_channels {:?} cannot be split into norm_num_groups {}",
-                    self.block_out_channels, self.norm_num_groups
-                ),
-            ));
-        }
+        check_groups(&self.block_out_channels, self.norm_num_groups, path)?;
         for (key, list) in [
             ("latents_mean", &self.latents_mean),
             ("latents_std", &self.latents_std),

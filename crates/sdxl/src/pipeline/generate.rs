@@ -23,10 +23,8 @@ pub fn run(
     start: Option<Latents>,
     observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Output> {
-    let (width, height) = (request.width.unwrap_or(0), request.height.unwrap_or(0));
     let images = request.images();
-    let channels = pipeline.checkpoint.vae.latent_channels;
-    let shape = [images, height / 8, width / 8, channels];
+    let shape = latents_shape(&pipeline.checkpoint, request);
     if let Some(start) = &start {
         check_start(&pipeline.checkpoint, request, start)?;
     }
@@ -70,6 +68,7 @@ pub fn run(
     }
 
     // Latents to pictures.
+    let size = request.picture_size();
     let mut pictures = Vec::with_capacity(images);
     let group = if request.vae_slicing { 1 } else { images };
     for first in (0..images).step_by(group) {
@@ -83,8 +82,8 @@ pub fn run(
         {
             let image = first + offset;
             pictures.push(Picture {
-                width,
-                height,
+                width: size.width,
+                height: size.height,
                 rgb,
                 // One generator for all, or one a picture.
                 seed: request.seed[image.min(request.seed.len() - 1)],
@@ -98,22 +97,27 @@ pub fn run(
     })
 }
 
+/// Images, height, width and channels of a resolved request's latents.
+fn latents_shape(checkpoint: &Checkpoint, request: &Request) -> [usize; 4] {
+    let Size { width, height } = request.picture_size();
+    let channels = checkpoint.vae.latent_channels;
+    [request.images(), height / 8, width / 8, channels]
+}
+
 /// Refuses latents that a resolved request cannot start from.
 ///
 /// # Errors
 /// [`Error::Request`] with both shapes, in torch's axis order.
 pub fn check_start(checkpoint: &Checkpoint, request: &Request, start: &Latents) -> Result<()> {
-    let (width, height) = (request.width.unwrap_or(0), request.height.unwrap_or(0));
-    let (images, channels) = (request.images(), checkpoint.vae.latent_channels);
-    let [n, h, w, c] = start.shape();
-    if [n, h, w, c] == [images, height / 8, width / 8, channels] {
+    let shape = latents_shape(checkpoint, request);
+    if start.shape() == shape {
         return Ok(());
     }
+    let ([n, h, w, c], [images, height, width, channels]) = (start.shape(), shape);
     Err(Error::request(format!(
-        "latents: [{n}, {c}, {h}, {w}] given, but {images} pictures of {width}x{height} start \
-         from [{images}, {channels}, {}, {}]",
-        height / 8,
-        width / 8
+        "latents: [{n}, {c}, {h}, {w}] given, but {images} pictures of {} start from [{images}, \
+         {channels}, {height}, {width}]",
+        request.picture_size()
     )))
 }
 
@@ -187,10 +191,7 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(pipeline: &Pipeline, request: &'a Request, prompts: &'a [PromptPair]) -> Self {
-        let picture = Size {
-            width: request.width.unwrap_or(0),
-            height: request.height.unwrap_or(0),
-        };
+        let picture = request.picture_size();
         let ids = size_ids(
             request.original_size.unwrap_or(picture),
             request.crops_coords_top_left,
@@ -351,21 +352,16 @@ fn decode(
         vec![pipeline.vae.decode(&x)]
     };
     let pixels = 64 * height * width * 3;
-    let broken = |t: &Tensor| t.to_f32_vec().iter().any(|v| !v.is_finite());
-    if decoded.iter().any(broken) {
-        return Err(Error::Machine(format!(
-            "the VAE's numbers left the range of {}, which would be a black picture; try \
-             --precision f32",
-            pipeline.precision
-        )));
+    let mut bytes = Vec::with_capacity(count);
+    for values in decoded.iter().map(Tensor::to_f32_vec) {
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(Error::Machine(format!(
+                "the VAE's numbers left the range of {}, which would be a black picture; try \
+                 --precision f32",
+                pipeline.precision
+            )));
+        }
+        bytes.extend(values.chunks_exact(pixels).map(crate::image::to_u8));
     }
-    Ok(decoded
-        .iter()
-        .flat_map(|t| {
-            t.to_f32_vec()
-                .chunks_exact(pixels)
-                .map(crate::image::to_u8)
-                .collect::<Vec<_>>()
-        })
-        .collect())
+    Ok(bytes)
 }

@@ -69,6 +69,7 @@ impl Part {
 }
 
 /// An opened checkpoint folder: its configuration read and checked, no weights yet.
+#[derive(Clone)]
 pub struct Checkpoint {
     root: PathBuf,
     family: Family,
