@@ -35,6 +35,10 @@ pub enum TilingWord {
 /// How prompts are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SyntaxWord {
+    /// Compel's: `word+`, `(some words)1.3`, `("a", "b").blend(0.3, 0.7)`
+    Compel,
+    /// AUTOMATIC1111's: `(some words:1.3)`, `[from:to:0.4]`, `AND`
+    A1111,
     /// As they stand
     Plain,
 }
@@ -64,7 +68,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub negative_prompt_2: Vec<String>,
     /// How prompts are read
-    #[arg(long, value_enum, default_value = "plain", help_heading = "Prompt")]
+    #[arg(long, value_enum, default_value = "compel", help_heading = "Prompt")]
     pub prompt_syntax: SyntaxWord,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
     #[arg(long, value_name = "N", help_heading = "Prompt")]
@@ -270,6 +274,8 @@ impl GenerateArgs {
         }
         if given("prompt_syntax") {
             r.prompt_syntax = match self.prompt_syntax {
+                SyntaxWord::Compel => sdxl::PromptSyntax::Compel,
+                SyntaxWord::A1111 => sdxl::PromptSyntax::A1111,
                 SyntaxWord::Plain => sdxl::PromptSyntax::Plain,
             };
         }

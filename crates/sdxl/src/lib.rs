@@ -23,6 +23,7 @@ pub mod model;
 pub mod noise;
 pub mod ops;
 pub mod pipeline;
+pub mod prompt;
 pub mod recipe;
 pub mod request;
 pub mod schedule;

@@ -61,8 +61,12 @@ impl From<Size> for String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
-    /// As they stand, without weights: what diffusers does.
+    /// The language of the Compel library: `word+`, `(some words)1.3`, `("a", "b").blend(0.3, 0.7)`.
     #[default]
+    Compel,
+    /// The language of AUTOMATIC1111's web UI: `(some words:1.3)`, `[from:to:0.4]`, `AND`.
+    A1111,
+    /// As they stand, without weights: what diffusers does.
     Plain,
 }
 
@@ -157,7 +161,7 @@ impl Default for Request {
             prompt_2: Vec::new(),
             negative_prompt: Vec::new(),
             negative_prompt_2: Vec::new(),
-            prompt_syntax: PromptSyntax::Plain,
+            prompt_syntax: PromptSyntax::Compel,
             seed: Vec::new(),
             rng: Rng::TorchCpu,
             steps: 50,
