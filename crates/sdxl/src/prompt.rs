@@ -187,7 +187,10 @@ impl Prompt {
         let (items, join) = match syntax {
             PromptSyntax::Compel => (compel::parse(text)?, Join::Concat),
             PromptSyntax::A1111 => a1111::parse(text)?,
-            PromptSyntax::Plain => (vec![Item::text(vec![Node::Text(text.into())])], Join::Concat),
+            PromptSyntax::Plain => (
+                vec![Item::text(vec![Node::Text(text.into())])],
+                Join::Concat,
+            ),
         };
         let mut loras = Vec::new();
         for item in &items {
@@ -281,6 +284,12 @@ impl Item {
             body: Body::Text(nodes),
             weight: 1.0,
         }
+    }
+
+    /// Whether it holds LoRAs and nothing else.
+    fn only_loras(&self) -> bool {
+        let lora = |node: &Node| matches!(node, Node::Lora(_));
+        matches!(&self.body, Body::Text(nodes) if !nodes.is_empty() && nodes.iter().all(lora))
     }
 }
 

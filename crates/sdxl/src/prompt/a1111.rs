@@ -49,7 +49,11 @@ pub(super) fn parse(text: &str) -> Result<(Vec<Item>, Join)> {
     if let Some(super::Body::Text(nodes)) = items.first_mut().map(|item| &mut item.body) {
         nodes.extend(loras.into_iter().map(Node::Lora));
     }
-    let join = if items.len() > 1 { Join::Compose } else { Join::Concat };
+    let join = if items.len() > 1 {
+        Join::Compose
+    } else {
+        Join::Concat
+    };
     Ok((items, join))
 }
 
@@ -87,7 +91,11 @@ fn network(tag: &str) -> Option<(&str, &str, &str)> {
     let colon = inside.find(|c| !is_word(c)).filter(|at| *at > 0)?;
     let arguments = inside[colon..].strip_prefix(':')?;
     let close = arguments.find('>').filter(|at| *at > 0)?;
-    Some((&inside[..colon], &arguments[..close], &arguments[close + 1..]))
+    Some((
+        &inside[..colon],
+        &arguments[..close],
+        &arguments[close + 1..],
+    ))
 }
 
 /// `name:weight`, `name`, or with `te=weight`; a weight for the UNet alone is not told apart.
@@ -177,7 +185,11 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
                 Some((weight, after)) => {
                     let length = 1 + rest.len() - after.len();
                     let start = text.len() - rest.len() - 1;
-                    tokens.push(Token::Close(')', Some(weight), &text[start..start + length]));
+                    tokens.push(Token::Close(
+                        ')',
+                        Some(weight),
+                        &text[start..start + length],
+                    ));
                     rest = after;
                 }
                 None => tokens.push(Token::Colon),
@@ -250,7 +262,11 @@ fn partners(tokens: &[Token]) -> Partners {
                 partners.factor[at] = factor;
             }
             Token::Close(bracket, weight, _) => {
-                let stack = if *bracket == ')' { &mut round } else { &mut square };
+                let stack = if *bracket == ')' {
+                    &mut round
+                } else {
+                    &mut square
+                };
                 if let Some(open) = stack.pop() {
                     partners.close[open] = at;
                     partners.open[at] = Some(open);
@@ -303,7 +319,10 @@ impl Frame {
         let mut separators = self.separators.into_iter();
         for (i, segment) in self.segments.into_iter().enumerate() {
             if i > 0 {
-                push(&mut nodes, Node::Text(separators.next().into_iter().collect()));
+                push(
+                    &mut nodes,
+                    Node::Text(separators.next().into_iter().collect()),
+                );
             }
             segment.into_iter().for_each(|node| push(&mut nodes, node));
         }

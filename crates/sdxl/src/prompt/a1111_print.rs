@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::a1111::STEP;
 use super::python::is_word;
-use super::{Body, Item, Join, LoraUse, Node, Prompt};
+use super::{Body, Join, LoraUse, Node, Prompt};
 use crate::request::PromptSyntax;
 
 /// `prompt` in the web UI's language; what it cannot say is added to `lost`.
@@ -17,17 +17,23 @@ pub(super) fn print(prompt: &Prompt, lost: &mut Vec<String>) -> String {
     let mut texts: Vec<(String, f64)> = Vec::new();
     let mut loras = String::new();
     let mut composed = prompt.join == Join::Compose;
-    for Item { body, weight } in &prompt.items {
-        match body {
-            Body::Text(nodes) if nodes.iter().all(|node| matches!(node, Node::Lora(_))) => {
+    for item in &prompt.items {
+        let weight = item.weight;
+        match &item.body {
+            // Compel sets LoRAs beside its texts
+            Body::Text(nodes) if printer.spaced && item.only_loras() => {
                 loras.push_str(&printer.nodes(nodes, false));
             }
-            Body::Text(nodes) => texts.push((printer.nodes(nodes, false), *weight)),
+            Body::Text(nodes) => texts.push((printer.nodes(nodes, false), weight)),
             Body::Blend { members, normalize } => {
                 composed = true;
                 printer.lose("A1111 cannot mix conditionings; AND mixes predictions instead");
                 let sum: f64 = members.iter().map(|(_, weight)| weight).sum();
-                let scale = if *normalize && sum != 0.0 { 1.0 / sum } else { 1.0 };
+                let scale = if *normalize && sum != 0.0 {
+                    1.0 / sum
+                } else {
+                    1.0
+                };
                 for (nodes, weight) in members {
                     texts.push((printer.nodes(nodes, false), weight * scale));
                 }
@@ -123,8 +129,10 @@ impl Printer<'_> {
                 format!("[{before}:{after}:{}]", decimal(*when))
             }
             Node::Alternate(choices) => {
-                let choices: Vec<String> =
-                    choices.iter().map(|nodes| self.nodes(nodes, true)).collect();
+                let choices: Vec<String> = choices
+                    .iter()
+                    .map(|nodes| self.nodes(nodes, true))
+                    .collect();
                 format!("[{}]", choices.join("|"))
             }
         }

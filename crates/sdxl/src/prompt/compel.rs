@@ -81,8 +81,10 @@ fn is_blank(c: char) -> bool {
 
 /// What pyparsing skips before it looks for blanks at the level of a prompt.
 fn is_skipped_before_blank(c: char) -> bool {
-    matches!(c, '\u{c}' | '\u{a0}' | '\u{1680}' | '\u{180e}' | '\u{2000}'..='\u{200b}')
-        || matches!(c, '\u{202f}' | '\u{205f}' | '\u{3000}')
+    matches!(
+        c,
+        '\u{c}' | '\u{a0}' | '\u{1680}' | '\u{180e}' | '\u{2000}'..='\u{200b}'
+    ) || matches!(c, '\u{202f}' | '\u{205f}' | '\u{3000}')
 }
 
 /// A node whose brackets are still only named by where they open.
@@ -141,7 +143,11 @@ impl Reader {
         let n = text.len();
         let mut after_blanks = vec![n; n + 1];
         for i in (0..n).rev() {
-            after_blanks[i] = if is_blank(text[i]) { after_blanks[i + 1] } else { i };
+            after_blanks[i] = if is_blank(text[i]) {
+                after_blanks[i + 1]
+            } else {
+                i
+            };
         }
         let mut reader = Reader {
             text,
@@ -305,7 +311,10 @@ impl Reader {
     fn signs(&mut self, at: usize) -> Read<f64> {
         let start = self.skip(at);
         let sign = self.peek(start).filter(|c| matches!(c, '+' | '-'))?;
-        let count = self.text[start..].iter().take_while(|c| **c == sign).count();
+        let count = self.text[start..]
+            .iter()
+            .take_while(|c| **c == sign)
+            .count();
         let weight = power(sign, count);
         if weight.is_infinite() && self.failure.is_none() {
             self.failure = Some(Error::request(format!(
@@ -498,7 +507,13 @@ impl Reader {
 
     fn group(&mut self, at: usize) -> Read<Raw> {
         let (inside, end) = self.paren(at).or_else(|| self.quoted(at))?;
-        Some((Raw::Group { weight: 1.0, inside }, end))
+        Some((
+            Raw::Group {
+                weight: 1.0,
+                inside,
+            },
+            end,
+        ))
     }
 
     fn part(&mut self, at: usize) -> Read<Raw> {
@@ -552,14 +567,21 @@ impl Reader {
                 continue;
             }
             // anything else up to the next blank, signs and all
-            let run = self.text[at..].iter().take_while(|c| !is_ascii_space(**c)).count();
+            let run = self.text[at..]
+                .iter()
+                .take_while(|c| !is_ascii_space(**c))
+                .count();
             if run > 0 {
                 parts.push(Raw::Text(fragment_text(&self.text[at..at + run])));
                 at += run;
                 continue;
             }
             let rest = &self.text[at..];
-            let blank = at + rest.iter().take_while(|c| is_skipped_before_blank(**c)).count();
+            let blank = at
+                + rest
+                    .iter()
+                    .take_while(|c| is_skipped_before_blank(**c))
+                    .count();
             if !self.peek(blank).is_some_and(is_blank) {
                 return (parts, at);
             }
@@ -637,8 +659,10 @@ impl Reader {
         Err(Error::request(if blended {
             format!("prompt: only withLora(...) may follow .blend(...), not `{rest}`")
         } else {
-            format!("prompt: there is a vertical tab or a form feed before `{}`; remove it",
-                rest.trim_start())
+            format!(
+                "prompt: there is a vertical tab or a form feed before `{}`; remove it",
+                rest.trim_start()
+            )
         }))
     }
 
@@ -698,10 +722,11 @@ impl Reader {
     }
 }
 
-/// 1.1 or 0.9 to the power of the number of signs.
+/// 1.1 or 0.9 to the power of the number of signs, by the system's `pow` as in Python, whose last bit decides
+/// which texts have equal weights.
 pub(super) fn power(sign: char, count: usize) -> f64 {
     let base = if sign == '+' { 1.1 } else { 0.9 };
-    libm::pow(base, count as f64)
+    f64::powf(base, count as f64)
 }
 
 /// A word or run as a text: Compel takes the backslashes before brackets and quotes away when it

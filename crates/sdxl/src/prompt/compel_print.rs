@@ -31,11 +31,11 @@ enum Spelling {
 
 /// The tree of a Compel prompt, bracket by bracket.
 fn native(prompt: &Prompt, spelling: Spelling) -> String {
-    let says_something = |item: &&Item| match &item.body {
-        Body::Text(nodes) => !nodes.iter().all(|node| matches!(node, Node::Lora(_))),
-        Body::Blend { .. } => true,
-    };
-    let texts: Vec<&Item> = prompt.items.iter().filter(says_something).collect();
+    let texts: Vec<&Item> = prompt
+        .items
+        .iter()
+        .filter(|item| !item.only_loras())
+        .collect();
     let implicit = texts.len() <= 1 && texts.iter().all(|item| item.weight == 1.0);
     if !implicit {
         let members = prompt.items.iter().map(|Item { body, weight }| match body {
@@ -53,7 +53,10 @@ fn native(prompt: &Prompt, spelling: Spelling) -> String {
                 nodes => free(nodes, spelling),
             },
             Body::Blend { members, normalize } => {
-                let members = members.iter().map(|(nodes, w)| (nodes.as_slice(), *w)).collect();
+                let members = members
+                    .iter()
+                    .map(|(nodes, w)| (nodes.as_slice(), *w))
+                    .collect();
                 let option = (!normalize).then_some("no_normalize");
                 list(members, ".blend", option, spelling)
             }
@@ -68,7 +71,10 @@ fn list(
     option: Option<&str>,
     spelling: Spelling,
 ) -> String {
-    let texts: Vec<String> = members.iter().map(|(nodes, _)| member(nodes, spelling)).collect();
+    let texts: Vec<String> = members
+        .iter()
+        .map(|(nodes, _)| member(nodes, spelling))
+        .collect();
     let mut options: Vec<String> = Vec::new();
     if members.iter().any(|(_, weight)| *weight != 1.0) {
         options.extend(members.iter().map(|(_, weight)| option_number(*weight)));
@@ -79,7 +85,11 @@ fn list(
 
 /// A weight among options, where the words for what is no number are numbers too.
 fn option_number(weight: f64) -> String {
-    if weight.is_finite() { weight.to_string() } else { weight.to_string().to_lowercase() }
+    if weight.is_finite() {
+        weight.to_string()
+    } else {
+        weight.to_string().to_lowercase()
+    }
 }
 
 /// A text of a list: in brackets if all of its words may stand there, else in quotes.
@@ -91,10 +101,16 @@ fn member(nodes: &[Node], spelling: Spelling) -> String {
     if nodes.iter().all(fits) {
         let inside = fragment(nodes);
         let quotable = !inside.is_empty() && !inside.contains(['"', '\\']);
-        return if quotable { format!("\"{inside}\"") } else { brackets(&inside) };
+        return if quotable {
+            format!("\"{inside}\"")
+        } else {
+            brackets(&inside)
+        };
     }
     // in quotes every quote is literal, with a backslash and without
-    let inside = free(nodes, spelling).replace("\\\"", "\"").replace('"', "\\\"");
+    let inside = free(nodes, spelling)
+        .replace("\\\"", "\"")
+        .replace('"', "\\\"");
     format!("\"{inside}\"")
 }
 
@@ -106,15 +122,25 @@ fn brackets(inside: &str) -> String {
 
 /// Nodes outside of brackets.
 fn free(nodes: &[Node], spelling: Spelling) -> String {
-    let texts: Vec<String> = nodes
-        .iter()
-        .map(|node| match node {
+    let mut out = String::new();
+    for node in nodes {
+        let text = match node {
             Node::Text(text) if text.is_empty() => "\"\"".into(),
+            // reading sets a space behind every comma but the second of two
+            Node::Text(text) if out.ends_with(',') && text.len() > 1 && text.starts_with(',') => {
+                out.pop();
+                out.push_str(&literal(&format!(",{text}"), spelling));
+                continue;
+            }
             Node::Text(text) => literal(text, spelling),
             node => bracketed(node),
-        })
-        .collect();
-    texts.join(" ")
+        };
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        out.push_str(&text);
+    }
+    out
 }
 
 /// Nodes inside of brackets.
@@ -215,16 +241,36 @@ fn bracketable(text: &str) -> bool {
 /// A literal word outside of brackets, in the first spelling that reads back as that word.
 fn literal(word: &str, spelling: Spelling) -> String {
     let (raw, escaped) = (word.to_string(), escape(word));
-    let apart: Vec<String> = pieces(word).into_iter().map(|(piece, _)| piece).collect();
-    let spellings = match spelling {
-        Spelling::Raw => [raw, escaped, apart.join(" ")],
-        Spelling::Escaped => [escaped, raw, apart.join(" ")],
+    // a bracket or quote opens only where a word begins
+    let first = match word.starts_with(['(', '"']) {
+        true => format!("\\{word}"),
+        false => raw.clone(),
     };
-    let [first, second, last] = spellings;
-    [first, second]
+    // an opening bracket without partner is text
+    let ends = match word.strip_prefix('(') {
+        Some(rest) => format!("({}", escape(rest)),
+        None => raw.clone(),
+    };
+    let spellings = match spelling {
+        Spelling::Raw => vec![raw, first, escaped, ends],
+        // a quote would find its partner in some later word
+        Spelling::Escaped if word.starts_with('"') => vec![escaped, first],
+        Spelling::Escaped => vec![escaped, first, ends, raw],
+    };
+    let read = spellings
         .into_iter()
-        .find(|spelling| reads_as(spelling, word))
-        .unwrap_or(last)
+        .find(|spelling| reads_as(spelling, word));
+    read.unwrap_or_else(|| apart(word))
+}
+
+fn free_word(word: &str) -> String {
+    literal(word, Spelling::Escaped)
+}
+
+/// A word with blanks where Compel would see a sign.
+fn apart(word: &str) -> String {
+    let pieces: Vec<String> = pieces(word).into_iter().map(|(piece, _)| piece).collect();
+    pieces.join(" ")
 }
 
 /// Whether `text` is read as `word` and nothing more, blanks aside.
@@ -263,7 +309,11 @@ fn pieces(word: &str) -> Vec<(String, bool)> {
             '+' | '-' => next.is_some_and(|n| !is_sign(n) || matches!(n, '(' | ')' | '"')),
             c => !matches!(c, ',' | '.' | '='),
         };
-        let length = if c == '\\' && inside_word && next.is_some_and(is_sign) { 2 } else { 1 };
+        let length = if c == '\\' && inside_word && next.is_some_and(is_sign) {
+            2
+        } else {
+            1
+        };
         let text: String = chars[at..at + length].iter().collect();
         match pieces.last_mut() {
             Some((piece, true)) if open && inside_word => piece.push_str(&text),
@@ -318,16 +368,25 @@ fn foreign(prompt: &Prompt, lost: &mut Vec<String>) -> String {
     if resolved.join == Join::Compose {
         lost.push("Compel cannot mix predictions; .blend(...) mixes conditionings instead".into());
         let weights: Vec<String> = texts.iter().map(|(_, w)| option_number(*w)).collect();
-        let texts: Vec<String> = texts.iter().map(|(spans, _)| foreign_member(spans, lost)).collect();
-        let blend = format!("({}).blend({}, no_normalize)", texts.join(", "), weights.join(", "));
+        let texts: Vec<String> = texts
+            .iter()
+            .map(|(spans, _)| foreign_member(spans, lost))
+            .collect();
+        let blend = format!(
+            "({}).blend({}, no_normalize)",
+            texts.join(", "),
+            weights.join(", ")
+        );
         return join(blend, loras);
     }
     if let [(spans, _)] = texts.as_slice() {
-        return join(foreign_text(spans, lost), loras);
+        return join(foreign_text(spans, free_word, lost), loras);
     }
     // what follows .and(...) is dropped, so LoRAs go inside
-    let mut members: Vec<String> =
-        texts.iter().map(|(spans, _)| foreign_member(spans, lost)).collect();
+    let mut members: Vec<String> = texts
+        .iter()
+        .map(|(spans, _)| foreign_member(spans, lost))
+        .collect();
     if !loras.is_empty() {
         members.push(format!("({})", loras.join(" ")));
     }
@@ -348,44 +407,77 @@ fn loras(prompt: &Prompt, lost: &mut Vec<String>) -> Vec<String> {
         if !lora.name.is_empty() && lora.name.chars().all(sayable) {
             loras.push(bracketed(&Node::Lora(lora.clone())));
         } else {
-            lost.push(format!("Compel cannot name the LoRA `{}`; it is gone", lora.name));
+            lost.push(format!(
+                "Compel cannot name the LoRA `{}`; it is gone",
+                lora.name
+            ));
         }
     }
     loras
 }
 
-/// Words outside of brackets as they are, weighted ones in brackets.
-fn foreign_text(spans: &[(String, f64)], lost: &mut Vec<String>) -> String {
+/// Words as they are, weighted ones in brackets.
+fn foreign_text(
+    spans: &[(String, f64)],
+    spell: fn(&str) -> String,
+    lost: &mut Vec<String>,
+) -> String {
     let mut out: Vec<String> = Vec::new();
+    let in_brackets = |inside: &mut Vec<String>, out: &mut Vec<String>, weight: f64| {
+        if inside.is_empty() {
+            return;
+        }
+        // a bracket behind these words would be their arguments
+        if let Some(word) = out.last_mut() {
+            for operator in [".swap", ".attend"] {
+                if let Some(target) = word.strip_suffix(operator) {
+                    *word = format!("{target}. {}", &operator[1..]);
+                }
+            }
+            if word.ends_with("Lora") {
+                out.push("()".into());
+            }
+        }
+        out.push(brackets(&inside.join(" ")) + &suffix(weight));
+        inside.clear();
+    };
     for (text, weight) in spans {
+        let backslash = |pair: &[u8]| pair[0] == b'\\' && matches!(pair[1], b'(' | b')' | b'"');
+        if text.as_bytes().windows(2).any(backslash) {
+            lost.push("Compel drops backslashes before brackets and quotes".into());
+        }
         let words = text.split(is_ascii_space).filter(|word| !word.is_empty());
         if *weight == 1.0 {
-            out.extend(words.map(|word| literal(word, Spelling::Escaped)));
+            out.extend(words.map(spell));
             continue;
         }
-        let suffix = suffix(*weight);
         let mut inside: Vec<String> = Vec::new();
         for (piece, safe) in words.flat_map(pieces) {
             if safe {
                 inside.push(piece);
                 continue;
             }
-            if !inside.is_empty() {
-                out.push(brackets(&inside.join(" ")) + &suffix);
-                inside.clear();
-            }
+            in_brackets(&mut inside, &mut out, *weight);
             lost.push(format!("Compel cannot give `{piece}` a weight"));
             out.push(piece);
         }
-        if !inside.is_empty() {
-            out.push(brackets(&inside.join(" ")) + &suffix);
-        }
+        in_brackets(&mut inside, &mut out, *weight);
     }
     out.join(" ")
 }
 
 fn foreign_member(spans: &[(String, f64)], lost: &mut Vec<String>) -> String {
-    let inside = foreign_text(spans, lost);
-    let inside = inside.replace("\\\"", "\"").replace('"', "\\\"");
-    format!("\"{inside}\"")
+    let inside = foreign_text(spans, apart, lost);
+    let all_fit = |(text, weight): &(String, f64)| {
+        *weight != 1.0
+            || text
+                .split(is_ascii_space)
+                .flat_map(pieces)
+                .all(|(_, safe)| safe)
+    };
+    // backslashes mean more in quotes, but signs can stand only there
+    if spans.iter().all(all_fit) && inside.contains(['\\', '"']) {
+        return brackets(&inside);
+    }
+    quotes(&inside)
 }

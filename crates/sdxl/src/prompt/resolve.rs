@@ -116,8 +116,16 @@ fn flatten<'a>(nodes: &'a [Node], scale: f64, step: Step, out: &mut Vec<Piece<'a
                 after,
                 when,
             } => {
-                let last = if *when < 1.0 { when * step.of as f64 } else { *when };
-                let now = if step.number as f64 <= last.floor() { before } else { after };
+                let last = if *when < 1.0 {
+                    when * step.of as f64
+                } else {
+                    *when
+                };
+                let now = if step.number as f64 <= last.floor() {
+                    before
+                } else {
+                    after
+                };
                 flatten(now, scale, step, out);
             }
             Node::Alternate(choices) => {
@@ -155,7 +163,11 @@ fn fuse_compel(pieces: &[Piece]) -> Vec<Span> {
             })
             .collect();
         // a NaN equals nothing, itself included
-        let run = if run.is_empty() { vec![first_text(&pieces[start])] } else { run };
+        let run = if run.is_empty() {
+            vec![first_text(&pieces[start])]
+        } else {
+            run
+        };
         let mut text = String::new();
         for (i, part) in run.iter().enumerate() {
             if i > 0 {
@@ -185,8 +197,15 @@ pub(super) fn unescape(text: &str, times: usize) -> String {
             slashes += 1;
             continue;
         }
-        let taken = if matches!(c, '(' | ')' | '"') { times } else { 0 };
-        out.extend(std::iter::repeat_n('\\', usize::saturating_sub(slashes, taken)));
+        let taken = if matches!(c, '(' | ')' | '"') {
+            times
+        } else {
+            0
+        };
+        out.extend(std::iter::repeat_n(
+            '\\',
+            usize::saturating_sub(slashes, taken),
+        ));
         slashes = 0;
         out.push(c);
     }
