@@ -107,11 +107,14 @@ fn member(nodes: &[Node], spelling: Spelling) -> String {
             brackets(&inside)
         };
     }
-    // in quotes every quote is literal, with a backslash and without
-    let inside = free(nodes, spelling)
-        .replace("\\\"", "\"")
-        .replace('"', "\\\"");
-    format!("\"{inside}\"")
+    quotes(&free(nodes, spelling))
+}
+
+/// In quotes every quote is literal, with a backslash and without.
+fn quotes(inside: &str) -> String {
+    let inside = inside.replace("\\\"", "\"").replace('"', "\\\"");
+    let space = if inside.ends_with('\\') { " " } else { "" };
+    format!("\"{inside}{space}\"")
 }
 
 fn brackets(inside: &str) -> String {
