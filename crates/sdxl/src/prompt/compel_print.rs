@@ -22,9 +22,6 @@ pub(super) fn print(prompt: &Prompt, lost: &mut Vec<String>) -> String {
     }
 }
 
-/// Signs of a word that are tried with and without a backslash, at most.
-const TRIED: usize = 8;
-
 /// Which spelling of a literal word is tried first.
 #[derive(Clone, Copy, PartialEq)]
 enum Spelling {
@@ -227,15 +224,10 @@ fn plain_word(word: &str) -> bool {
 /// Brackets and quotes with the backslash that makes them text; where backslashes are before them
 /// already, with the two that reading takes away.
 fn escape(text: &str) -> String {
-    escape_first(text, usize::MAX)
-}
-
-fn escape_first(text: &str, mut count: usize) -> String {
     let mut out = String::with_capacity(text.len());
     let mut before = None;
     for c in text.chars() {
-        if matches!(c, '(' | ')' | '"') && count > 0 {
-            count -= 1;
+        if matches!(c, '(' | ')' | '"') {
             out.push_str(if before == Some('\\') { "\\\\" } else { "\\" });
         }
         out.push(c);
@@ -251,19 +243,23 @@ fn bracketable(text: &str) -> bool {
 
 /// A literal word outside of brackets, in the first spelling that reads back as that word.
 fn literal(word: &str, spelling: Spelling) -> String {
-    // a bracket without partner needs no backslash, and must not have one where a sign follows
-    // that would then weigh what is before it
-    let signs = word.matches(['(', ')', '"']).count().min(TRIED);
-    let mut spellings: Vec<String> = (0..signs).map(|count| escape_first(word, count)).collect();
-    spellings.push(escape(word));
-    if let Some(rest) = word.strip_prefix('(') {
-        spellings.push(format!("({}", escape(rest)));
-    }
-    if spelling == Spelling::Escaped {
-        spellings.reverse();
+    let (raw, escaped) = (word.to_string(), escape(word));
+    // a bracket or quote opens only where a word begins
+    let first = match word.starts_with(['(', '"']) {
+        true => format!("\\{word}"),
+        false => raw.clone(),
+    };
+    // an opening bracket without partner is text
+    let ends = match word.strip_prefix('(') {
+        Some(rest) => format!("({}", escape(rest)),
+        None => raw.clone(),
+    };
+    let spellings = match spelling {
+        Spelling::Raw => vec![raw, first, escaped, ends],
         // a quote would find its partner in some later word
-        spellings.retain(|spelling| !spelling.starts_with('"'));
-    }
+        Spelling::Escaped if word.starts_with('"') => vec![escaped, first],
+        Spelling::Escaped => vec![escaped, first, ends, raw],
+    };
     let read = spellings
         .into_iter()
         .find(|spelling| reads_as(spelling, word));
