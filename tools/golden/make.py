@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import checkpoints
+import conditioning
 import modules
 import runs
 import tokens
@@ -41,6 +42,7 @@ STAGES = {
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
     "runs": runs.make_runs,
+    "conditioning": conditioning.make_conditioning,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
 }
