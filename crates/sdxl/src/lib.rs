@@ -38,6 +38,6 @@ pub use latents::Latents;
 pub use noise::Rng;
 pub use pipeline::{Event, LoadOptions, Output, Pipeline};
 pub use recipe::Recipe;
-pub use request::{PromptSyntax, Request, Size, Tiling};
+pub use request::{PooledFrom, PromptSyntax, PromptWeighting, Request, Size, Tiling};
 pub use weights::Precision;
 pub use weights::folder::{Checkpoint, Family, Part};

@@ -1,5 +1,6 @@
 //! A loaded checkpoint, ready to make pictures.
 
+mod conditioning;
 mod generate;
 mod guidance;
 
@@ -17,6 +18,7 @@ use crate::model::vae::Vae;
 use crate::request::Request;
 use crate::scheduler::{self, Plan, SchedulerConfig, Steps};
 use crate::text::TextEncoders;
+use crate::text::embeds_file::Embeds;
 use crate::weights::folder::{Checkpoint, Family, Part};
 use crate::weights::{Loader, Precision};
 
@@ -98,7 +100,7 @@ impl Pipeline {
             memory::of_weights(&checkpoint, precision)?,
             "use --precision bf16 or f16, or a machine with more memory",
         )?;
-        let text = TextEncoders::load(&checkpoint, precision)?;
+        let text = TextEncoders::load(&checkpoint.text_parts(), precision)?;
         let config_path = checkpoint.root().join("unet/config.json");
         let unet = UNet::load(
             &checkpoint.unet,
@@ -148,7 +150,23 @@ impl Pipeline {
         observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Output> {
         let request = resolve(&self.checkpoint, self.precision, request)?;
-        generate::run(self, &request, start, observe)
+        generate::run(self, &request, None, start, observe)
+    }
+
+    /// [`Self::generate`] of prompts that are encoded already. `request.prompt` holds as many
+    /// (empty) texts as `embeds` has prompts; an absent negative side is encoded from the request.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], and sides whose lengths cannot be made equal.
+    pub fn generate_from_embeds(
+        &self,
+        request: &Request,
+        embeds: &Embeds,
+        start: Option<Latents>,
+        observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Output> {
+        let request = resolve(&self.checkpoint, self.precision, request)?;
+        generate::run(self, &request, Some(embeds), start, observe)
     }
 }
 
@@ -164,6 +182,7 @@ pub fn resolve(
     request: &Request,
 ) -> Result<Request> {
     request.check()?;
+    conditioning::check(request)?;
     if checkpoint.family() == Family::Refiner {
         return Err(Error::file(
             checkpoint.root(),

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -46,9 +47,20 @@ pub struct Recipe {
     /// The class of the scheduler that ran.
     pub scheduler_class: String,
     /// The request, with size and seed filled in.
+    #[serde(deserialize_with = "read_request")]
     pub request: Request,
     /// Which of the request's pictures this is, from 0.
     pub image_index: usize,
+}
+
+/// Reads a request; one that does not say how its prompts are read is from a version that had
+/// plain ones only.
+fn read_request<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Request, D::Error> {
+    let mut fields = Map::<String, Value>::deserialize(from)?;
+    fields
+        .entry("prompt_syntax")
+        .or_insert_with(|| Value::from("plain"));
+    serde_json::from_value(Value::Object(fields)).map_err(serde::de::Error::custom)
 }
 
 impl Recipe {
@@ -262,6 +274,22 @@ mod tests {
         assert_eq!(Recipe::read(&path).unwrap(), recipe());
         std::fs::write(&path, "{}").unwrap();
         assert!(Recipe::read(&path).is_err());
+    }
+
+    #[test]
+    fn a_recipe_without_a_syntax_is_plain() {
+        let mut old: Value = serde_json::from_str(&recipe().to_json()).unwrap();
+        assert_eq!(old["request"]["prompt_syntax"], "compel");
+        let fields = old["request"].as_object_mut().unwrap();
+        for field in ["prompt_syntax", "prompt_weighting", "pooled_from"] {
+            fields.remove(field);
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("recipe.json");
+        std::fs::write(&path, old.to_string()).unwrap();
+        let read = Recipe::read(&path).unwrap().request;
+        assert_eq!(read.prompt_syntax, crate::PromptSyntax::Plain);
+        assert_eq!(read.prompt, recipe().request.prompt);
     }
 
     #[test]

@@ -70,6 +70,34 @@ pub enum PromptSyntax {
     Plain,
 }
 
+/// What weights in prompts do to the text encoders' states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptWeighting {
+    /// What goes with the syntax: A1111's arithmetic with A1111's, else Compel's.
+    #[default]
+    Auto,
+    /// Away from the empty text by the weight; below 1, towards the prompt without the words.
+    Compel,
+    /// States times weight, each chunk then brought back to its mean.
+    A1111,
+    /// States times weight.
+    A1111NoNorm,
+    /// Away from the empty text by the weight, or towards it.
+    #[serde(rename = "comfyui")]
+    ComfyUi,
+}
+
+/// Which text the pooled vector is computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PooledFrom {
+    /// The prompt as written, signs of its language included.
+    Raw,
+    /// The words alone.
+    Clean,
+}
+
 /// When the VAE works tile by tile (slower at the seams, bounded memory).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,6 +132,14 @@ pub struct Request {
     pub negative_prompt_2: Vec<String>,
     /// How prompts are read.
     pub prompt_syntax: PromptSyntax,
+    /// What weights do.
+    pub prompt_weighting: PromptWeighting,
+    /// Whether prompts of more than 77 tokens (start and end included) are cut. `None`: plain
+    /// ones are, as in diffusers; others take as many chunks of 77 as they need.
+    pub truncate_long_prompts: Option<bool>,
+    /// What the pooled vector is of. `None`: the clean text with A1111's syntax, else the raw
+    /// text, each as its own program does.
+    pub pooled_from: Option<PooledFrom>,
     /// One seed for the whole batch, or one a picture. Empty: drawn at random.
     pub seed: Vec<u64>,
     /// Whose random numbers a seed gives.
@@ -162,6 +198,9 @@ impl Default for Request {
             negative_prompt: Vec::new(),
             negative_prompt_2: Vec::new(),
             prompt_syntax: PromptSyntax::Compel,
+            prompt_weighting: PromptWeighting::Auto,
+            truncate_long_prompts: None,
+            pooled_from: None,
             seed: Vec::new(),
             rng: Rng::TorchCpu,
             steps: 50,

@@ -1,9 +1,10 @@
 //! The whole run, top to bottom: prompts, noise, denoising loop, decoding.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
-use super::guidance::guide;
+use super::conditioning::{self, PromptPair};
+use super::guidance::{compose, guide};
 use super::{Event, Output, Pipeline, build_scheduler};
 use crate::error::{Error, Result};
 use crate::image::Picture;
@@ -14,12 +15,15 @@ use crate::noise::NoiseSource;
 use crate::request::{Request, Size, Tiling};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
+use crate::text::embeds_file::Embeds;
 use crate::weights::folder::Checkpoint;
 
-/// Makes the pictures of a resolved request (see [`super::resolve`]).
+/// Makes the pictures of a resolved request (see [`super::resolve`]), of `embeds` instead of its
+/// prompts where they are given.
 pub fn run(
     pipeline: &Pipeline,
     request: &Request,
+    embeds: Option<&Embeds>,
     start: Option<Latents>,
     observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Output> {
@@ -29,12 +33,18 @@ pub fn run(
         check_start(&pipeline.checkpoint, request, start)?;
     }
 
-    // Prompts to conditioning.
+    // Prompts to conditioning; it may differ from step to step.
     proceed(observe(Event::Encoding))?;
-    let prompts = encode(pipeline, request, observe)?;
-
-    // Schedule and noise.
     let mut scheduler = build_scheduler(&pipeline.checkpoint, request)?;
+    let total = scheduler.timesteps().len();
+    let mut warn = |text: String| {
+        // Warnings cannot stop a run; the next event can.
+        let _ = observe(Event::Warning(&text));
+    };
+    let zeros = pipeline.checkpoint.force_zeros_for_empty_prompt;
+    let prompts = conditioning::encode(&pipeline.text, request, embeds, zeros, total, &mut warn)?;
+
+    // Noise.
     let mut noise = NoiseSource::new(request.rng, &request.seed)
         .map_err(|e| Error::request(format!("seed: {e}")))?;
     let drawn = match start {
@@ -47,11 +57,10 @@ pub fn run(
 
     // The denoising loop.
     let rows = Rows::new(pipeline, request, &prompts);
-    let total = scheduler.timesteps().len();
     while let Some(timestep) = scheduler.timestep() {
         let began = Instant::now();
         let input = scheduler.scale_model_input(&latents);
-        let prediction = rows.predict(pipeline, &input, timestep);
+        let prediction = rows.predict(pipeline, &input, timestep, scheduler.index());
         latents = scheduler.step(&prediction, &latents, &mut noise)?;
         if latents.data().iter().any(|v| !v.is_finite()) {
             return Err(Error::Machine(format!(
@@ -128,57 +137,6 @@ fn proceed(flow: ControlFlow<()>) -> Result<()> {
     }
 }
 
-/// A prompt's positive and negative conditioning.
-struct PromptPair {
-    positive: Conditioning,
-    negative: Conditioning,
-}
-
-/// Encodes every prompt of the request, in order.
-fn encode(
-    pipeline: &Pipeline,
-    request: &Request,
-    observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<Vec<PromptPair>> {
-    let mut warn = |text: String| {
-        // Warnings cannot stop a run; the next event can.
-        let _ = observe(Event::Warning(&text));
-    };
-    let zeros =
-        request.negative_prompt.is_empty() && pipeline.checkpoint.force_zeros_for_empty_prompt;
-    let mut pairs: Vec<PromptPair> = Vec::new();
-    for (i, prompt) in request.prompt.iter().enumerate() {
-        let prompt_2 = pick(&request.prompt_2, i).filter(|p| !p.is_empty());
-        let positive = pipeline.text.encode(
-            prompt,
-            prompt_2.unwrap_or(prompt),
-            request.clip_skip,
-            &mut warn,
-        )?;
-        let negative = if !request.guided() || zeros {
-            Conditioning::zeros_like(&positive)
-        } else {
-            let text = pick(&request.negative_prompt, i).unwrap_or("");
-            let text_2 = pick(&request.negative_prompt_2, i)
-                .filter(|p| !p.is_empty())
-                .unwrap_or(text);
-            // clip_skip is for the positive prompt only, as in the reference.
-            pipeline.text.encode(text, text_2, None, &mut warn)?
-        };
-        pairs.push(PromptPair { positive, negative });
-    }
-    Ok(pairs)
-}
-
-/// The text for prompt `index`: a list holds none, one for all, or one each.
-fn pick(list: &[String], index: usize) -> Option<&str> {
-    match list {
-        [] => None,
-        [one] => Some(one),
-        many => many.get(index).map(String::as_str),
-    }
-}
-
 /// What every image of the run is conditioned on.
 struct Rows<'a> {
     request: &'a Request,
@@ -214,35 +172,54 @@ impl<'a> Rows<'a> {
         // Half of what is free, so that an estimate that is off does no harm. Beyond
         // eight images a larger batch no longer makes the kernels faster.
         let fit = memory::available().map_or(1, |free| free / 2 / one.max(1));
+        let parts = prompts.iter().map(PromptPair::parts).max().unwrap_or(1);
         Rows {
             request,
             prompts,
-            group: fit.clamp(1, 8) as usize,
+            group: (fit.clamp(1, 8) as usize / parts).max(1),
             ids,
             negative_ids,
         }
     }
 
     /// The guided prediction for all images, `input` `[N, H, W, C]`.
-    fn predict(&self, pipeline: &Pipeline, input: &Latents, timestep: f64) -> Latents {
+    fn predict(
+        &self,
+        pipeline: &Pipeline,
+        input: &Latents,
+        timestep: f64,
+        evaluation: usize,
+    ) -> Latents {
         let [images, height, width, _] = input.shape();
         let channels = pipeline.checkpoint.unet.out_channels;
         let mut prediction = Vec::with_capacity(images * height * width * channels);
-        for first in (0..images).step_by(self.group) {
-            let count = self.group.min(images - first);
-            prediction.extend(self.predict_group(pipeline, input, timestep, first, count));
+        let width = pipeline.checkpoint.unet.cross_attention_dim;
+        let tokens = |image: usize| self.prompt(image).tokens(width);
+        let mut first = 0;
+        while first < images {
+            // Texts of different lengths cannot go together.
+            let together = (first..images.min(first + self.group))
+                .take_while(|image| tokens(*image) == tokens(first));
+            let group = first..first + together.count();
+            first = group.end;
+            prediction.extend(self.predict_group(pipeline, input, timestep, evaluation, group));
         }
         Latents::new([images, height, width, channels], prediction)
     }
 
-    /// Images `first..first + count`, cond and uncond in one batch.
+    /// The prompt that an image is of.
+    fn prompt(&self, image: usize) -> &PromptPair {
+        &self.prompts[image / self.request.num_images]
+    }
+
+    /// Images of the range `group`, cond and uncond in one batch.
     fn predict_group(
         &self,
         pipeline: &Pipeline,
         input: &Latents,
         timestep: f64,
-        first: usize,
-        count: usize,
+        evaluation: usize,
+        group: Range<usize>,
     ) -> Vec<f32> {
         let [images, height, width, channels] = input.shape();
         let guided = self.request.guided();
@@ -250,27 +227,31 @@ impl<'a> Rows<'a> {
         let (mut values, mut text, mut ids) = (Vec::new(), Vec::new(), Vec::new());
         let size = height * width * channels;
         for (side, &positive) in sides.iter().enumerate() {
-            for image in first..first + count {
-                values.extend_from_slice(&input.data()[image * size..(image + 1) * size]);
-                let pair = &self.prompts[image / self.request.num_images];
-                text.push(if positive {
-                    &pair.positive
+            for image in group.clone() {
+                let pair = self.prompt(image);
+                let texts: Vec<&Conditioning> = if positive {
+                    let parts = pair.positive(evaluation).iter();
+                    parts.map(|(_, part)| part.as_ref()).collect()
                 } else {
-                    &pair.negative
-                });
+                    vec![pair.negative(evaluation)]
+                };
                 // In the reference's batch the texts come as n n p p but the size ids as
                 // n p n p, so with several images half of them are swapped. It shows
                 // only where negative sizes are given; matched, since numbers are.
                 let row = side * images + image;
                 let negative = guided && row.is_multiple_of(2);
-                ids.extend(if negative {
-                    self.negative_ids
-                } else {
-                    self.ids
-                });
+                for part in texts {
+                    values.extend_from_slice(&input.data()[image * size..(image + 1) * size]);
+                    text.push(part);
+                    ids.extend(if negative {
+                        self.negative_ids
+                    } else {
+                        self.ids
+                    });
+                }
             }
         }
-        let batch = sides.len() * count;
+        let batch = text.len();
         let (context, pooled) =
             Conditioning::stack(&text, pipeline.checkpoint.unet.cross_attention_dim);
         let conditioning = UNetConditioning {
@@ -284,12 +265,16 @@ impl<'a> Rows<'a> {
             .forward(&x, timestep, &conditioning)
             .to_f32_vec();
         if guided {
-            let cond = out.split_off(out.len() / 2);
-            let size = out.len() / count;
-            for (u, c) in out.chunks_exact_mut(size).zip(cond.chunks_exact(size)) {
+            let size = out.len() / batch;
+            let mut cond = out.split_off(group.len() * size);
+            for (image, u) in group.zip(out.chunks_exact_mut(size)) {
+                let parts = self.prompt(image).positive(evaluation);
+                let rest = cond.split_off(parts.len() * size);
+                let weights = parts.iter().map(|(weight, _)| *weight);
+                let c = compose(u, std::mem::replace(&mut cond, rest), weights);
                 guide(
                     u,
-                    c,
+                    &c,
                     self.request.guidance_scale,
                     self.request.guidance_rescale,
                 );

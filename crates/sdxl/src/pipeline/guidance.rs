@@ -17,6 +17,30 @@ pub fn guide(uncond: &mut [f32], cond: &[f32], scale: f32, rescale: f32) {
     }
 }
 
+/// The prediction of a prompt of several parts, `cond` holding theirs one after the other
+/// (composable diffusion, Liu et al. 2022): `uncond + Σ w · (cond - uncond)`. One part of
+/// weight 1 is returned as it is.
+pub fn compose(
+    uncond: &[f32],
+    mut cond: Vec<f32>,
+    weights: impl ExactSizeIterator<Item = f32>,
+) -> Vec<f32> {
+    let weights: Vec<f32> = weights.collect();
+    if weights == [1.0] {
+        return cond;
+    }
+    let others = cond.split_off(uncond.len());
+    for (c, u) in cond.iter_mut().zip(uncond) {
+        *c = u + weights[0] * (*c - u);
+    }
+    for (part, weight) in others.chunks_exact(uncond.len()).zip(&weights[1..]) {
+        for ((c, part), u) in cond.iter_mut().zip(part).zip(uncond) {
+            *c += weight * (part - u);
+        }
+    }
+    cond
+}
+
 /// The sample standard deviation (divided by n - 1, as torch's is).
 fn deviation(values: &[f32]) -> f64 {
     let n = values.len() as f64;
@@ -34,6 +58,17 @@ mod tests {
         let mut uncond = [1.0, -1.0, 0.5];
         guide(&mut uncond, &[2.0, -1.0, 0.0], 5.0, 0.0);
         assert_eq!(uncond, [6.0, -1.0, -2.0]);
+    }
+
+    #[test]
+    fn parts_add_up_by_weight() {
+        let uncond = [1.0, -1.0];
+        let one = compose(&uncond, vec![3.0, 0.0], [1.0].into_iter());
+        assert_eq!(one, [3.0, 0.0]);
+        let half = compose(&uncond, vec![3.0, 0.0], [0.5].into_iter());
+        assert_eq!(half, [2.0, -0.5]);
+        let two = compose(&uncond, vec![3.0, 0.0, 0.0, 1.0], [1.0, -0.5].into_iter());
+        assert_eq!(two, [3.5, -1.0]);
     }
 
     #[test]
