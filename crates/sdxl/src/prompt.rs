@@ -4,11 +4,25 @@
 //! what to encode at a step ([`Resolved`]: weighted texts, and how they join); [`Prompt::print`]
 //! writes the tree in any of the languages, which is how prompts are translated. What weights do to
 //! the numbers is not decided here but where texts are encoded ([`crate::text`]).
+//!
+//! Wildcards ([`wildcards`]) are no language: they are replaced in the text before it is read.
+
+mod a1111;
+mod a1111_print;
+mod compel;
+mod compel_print;
+mod python;
+mod resolve;
+pub mod wildcards;
 
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::request::PromptSyntax;
+
+/// Brackets inside brackets, at most. Nobody writes more, and a tree of bounded depth can be walked
+/// by recursion.
+const MAX_DEPTH: usize = 100;
 
 /// What the text encoders get for one prompt at one step: languages, edits, alternations and
 /// wildcards are gone. No parts at all mean the empty prompt.
@@ -80,52 +94,229 @@ pub struct LoraUse {
     pub weight: f64,
 }
 
-/// A prompt as read, in any of the languages.
+/// A piece of a prompt: what the languages have in common, and what one of them has alone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Node {
+    /// Literal text, without escapes.
+    Text(String),
+    /// Brackets; a weight of 1 only groups. Weights multiply from the outside in.
+    Group {
+        /// Factor for everything inside.
+        weight: f64,
+        /// What the brackets hold.
+        children: Vec<Node>,
+    },
+    /// Compel's `original.swap(edited)`. SDXL encodes the original.
+    Swap {
+        /// What is encoded.
+        original: Vec<Node>,
+        /// What would be shown instead.
+        edited: Vec<Node>,
+        /// Options by name, with their value as written; without effect on SDXL.
+        options: Vec<(String, Option<String>)>,
+    },
+    /// A LoRA; no text.
+    Lora(LoraUse),
+    /// A1111's `BREAK`.
+    Break,
+    /// A1111's `[before:after:when]`.
+    Edit {
+        /// Encoded up to and including step `when`, counted from 1.
+        before: Vec<Node>,
+        /// Encoded from then on.
+        after: Vec<Node>,
+        /// Below 1 a fraction of the steps, otherwise the number of a step.
+        when: f64,
+    },
+    /// A1111's `[a|b]`: one after the other, changing at every step.
+    Alternate(Vec<Vec<Node>>),
+}
+
+/// One of the texts that [`Join`] puts together, before it is resolved.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Item {
+    /// What it says.
+    pub body: Body,
+    /// How much it counts.
+    pub weight: f64,
+}
+
+/// A text, or several to be mixed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Body {
+    /// Nodes, one after the other.
+    Text(Vec<Node>),
+    /// Compel's `.blend()`.
+    Blend {
+        /// The texts and their weights.
+        members: Vec<(Vec<Node>, f64)>,
+        /// Whether the weights are divided by their sum.
+        normalize: bool,
+    },
+}
+
+/// A prompt as read, in any of the languages. Serialised it is the tree.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prompt {
-    text: String,
+    /// The language it was written in. It decides how neighbouring texts are put together: Compel
+    /// sets a space between them, A1111 nothing.
+    syntax: PromptSyntax,
+    join: Join,
+    items: Vec<Item>,
+    loras: Vec<LoraUse>,
+}
+
+/// A prompt written in another language.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Translation {
+    /// The prompt.
+    pub text: String,
+    /// What the language cannot say, and what stands in its place: a sentence each.
+    pub lost: Vec<String>,
 }
 
 impl Prompt {
-    /// Reads `text`.
+    /// Reads `text`, in time linear in its length.
     ///
     /// # Errors
-    /// [`crate::Error::Request`] where the language itself refuses the text, naming the place and
-    /// what to write instead. [`PromptSyntax::Plain`] never fails.
-    pub fn parse(text: &str, _syntax: PromptSyntax) -> Result<Prompt> {
+    /// [`Error::Request`] where the language itself refuses the text, and where brackets are nested
+    /// more than a hundred deep. [`PromptSyntax::Plain`] never fails.
+    pub fn parse(text: &str, syntax: PromptSyntax) -> Result<Prompt> {
+        let (items, join) = match syntax {
+            PromptSyntax::Compel => (compel::parse(text)?, Join::Concat),
+            PromptSyntax::A1111 => a1111::parse(text)?,
+            PromptSyntax::Plain => (
+                vec![Item::text(vec![Node::Text(text.into())])],
+                Join::Concat,
+            ),
+        };
+        let mut loras = Vec::new();
+        for item in &items {
+            match &item.body {
+                Body::Text(nodes) => collect_loras(nodes, &mut loras),
+                Body::Blend { members, .. } => {
+                    for (nodes, _) in members {
+                        collect_loras(nodes, &mut loras);
+                    }
+                }
+            }
+        }
         Ok(Prompt {
-            text: text.to_string(),
+            syntax,
+            join,
+            items,
+            loras,
         })
     }
 
-    /// What to encode at `step` (from 0) of `steps`: the same for all unless
-    /// [`Prompt::changes_by_step`].
-    pub fn at(&self, _step: usize, _steps: usize) -> Resolved {
-        let span = Span::Text {
-            text: self.text.clone(),
-            weight: 1.0,
-        };
-        Resolved {
-            parts: vec![Part {
-                content: Content::Text(vec![span]),
-                weight: 1.0,
-            }],
-            join: Join::Concat,
-        }
+    /// The language it was written in.
+    pub fn syntax(&self) -> PromptSyntax {
+        self.syntax
     }
 
-    /// Whether the prompt has edits or alternations.
-    pub fn changes_by_step(&self) -> bool {
-        false
+    /// The tree: the texts that [`Prompt::join`] puts together.
+    pub fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// How the items make one conditioning.
+    pub fn join(&self) -> Join {
+        self.join
     }
 
     /// The LoRAs asked for, in order.
     pub fn loras(&self) -> &[LoraUse] {
-        &[]
+        &self.loras
     }
 
-    /// The prompt in `syntax`.
-    pub fn print(&self, _syntax: PromptSyntax) -> String {
-        self.text.clone()
+    /// The prompt in `syntax`: [`Prompt::translate`] without the remarks.
+    pub fn print(&self, syntax: PromptSyntax) -> String {
+        self.translate(syntax).text
     }
+
+    /// The prompt in `syntax`. In its own language it reads back to the same parts. In another one
+    /// texts and weights are kept, while blanks beside brackets and signs may come and go, and what
+    /// the other language cannot say is replaced by what comes nearest.
+    pub fn translate(&self, syntax: PromptSyntax) -> Translation {
+        let mut lost = Vec::new();
+        let text = match syntax {
+            PromptSyntax::Compel => compel_print::print(self, &mut lost),
+            PromptSyntax::A1111 => a1111_print::print(self, &mut lost),
+            PromptSyntax::Plain => self.plain(&mut lost),
+        };
+        Translation { text, lost }
+    }
+
+    /// The words alone, as at the first step.
+    fn plain(&self, lost: &mut Vec<String>) -> String {
+        let mut texts: Vec<&str> = Vec::new();
+        let resolved = self.at(0, usize::MAX);
+        let mut weighted = resolved.parts.len() > 1 || !self.loras.is_empty();
+        let spans = resolved.parts.iter().flat_map(|part| match &part.content {
+            Content::Text(spans) => vec![spans],
+            Content::Blend { members, .. } => members.iter().map(|(spans, _)| spans).collect(),
+        });
+        for span in spans.flatten() {
+            match span {
+                Span::Text { text, weight } => {
+                    weighted |= *weight != 1.0;
+                    texts.push(text);
+                }
+                Span::Break => weighted = true,
+            }
+        }
+        if weighted || self.changes_by_step() {
+            lost.push("plain text has no weights, edits, blends or LoRAs; the words stay".into());
+        }
+        match self.syntax {
+            PromptSyntax::Plain => texts.concat(),
+            _ => texts.join(" "),
+        }
+    }
+}
+
+impl Item {
+    /// A text that counts once.
+    fn text(nodes: Vec<Node>) -> Item {
+        Item {
+            body: Body::Text(nodes),
+            weight: 1.0,
+        }
+    }
+
+    /// Whether it holds LoRAs and nothing else.
+    fn only_loras(&self) -> bool {
+        let lora = |node: &Node| matches!(node, Node::Lora(_));
+        matches!(&self.body, Body::Text(nodes) if !nodes.is_empty() && nodes.iter().all(lora))
+    }
+}
+
+fn collect_loras(nodes: &[Node], into: &mut Vec<LoraUse>) {
+    for node in nodes {
+        match node {
+            Node::Lora(lora) => into.push(lora.clone()),
+            Node::Group { children, .. } => collect_loras(children, into),
+            Node::Swap {
+                original, edited, ..
+            } => {
+                collect_loras(original, into);
+                collect_loras(edited, into);
+            }
+            Node::Edit { before, after, .. } => {
+                collect_loras(before, into);
+                collect_loras(after, into);
+            }
+            Node::Alternate(choices) => choices.iter().for_each(|c| collect_loras(c, into)),
+            Node::Text(_) | Node::Break => {}
+        }
+    }
+}
+
+fn too_deep() -> Error {
+    Error::request(format!(
+        "prompt: brackets are nested more than {MAX_DEPTH} deep; write the product of their \
+         weights on one pair instead"
+    ))
 }
