@@ -16,6 +16,8 @@ import transformers
 
 import checkpoints
 import modules
+import pixels
+import refined
 import runs
 import tokens
 import vocab
@@ -26,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 def make_checkpoints() -> None:
     checkpoints.make_base()
     checkpoints.make_refiner()
+    checkpoints.make_inpaint()
     checkpoints.make_unets()
 
 
@@ -41,6 +44,8 @@ STAGES = {
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
     "runs": runs.make_runs,
+    "pixels": pixels.make_pixels,
+    "refined": refined.make_refined,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
 }

@@ -3,6 +3,8 @@
 pub mod clip;
 pub mod tokenizer;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use crate::weights::folder::{Checkpoint, Part};
@@ -108,7 +110,7 @@ impl Conditioning {
 /// The text encoders of a checkpoint: two for a base model, the second for a refiner.
 pub struct TextEncoders {
     first: Option<Encoder>,
-    second: Encoder,
+    second: Arc<Encoder>,
 }
 
 impl TextEncoders {
@@ -127,7 +129,24 @@ impl TextEncoders {
                 "the two tokenizers have different model_max_length; they belong to different models",
             ));
         }
-        Ok(TextEncoders { first, second })
+        Ok(TextEncoders {
+            first,
+            second: Arc::new(second),
+        })
+    }
+
+    /// The second encoder alone, as a refiner has it, in memory once for both.
+    pub fn second_alone(&self) -> Self {
+        TextEncoders {
+            first: None,
+            second: Arc::clone(&self.second),
+        }
+    }
+
+    /// Whether both have one second encoder in memory.
+    #[cfg(test)]
+    pub(crate) fn share_second(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.second, &other.second)
     }
 
     /// Encodes a prompt: the last hidden layer but one of each encoder (`clip_skip` k:
