@@ -73,12 +73,13 @@ def plain_arguments(case: dict) -> dict:
     request = case["request"]
     unknown = set(request) - PLAIN - HANDLED - set(SAME_NAME)
     assert not unknown, unknown
-    given = runs.arguments(case["name"], {key: request[key] for key in request if key in PLAIN})
+    plain = {key: request[key] for key in request if key in PLAIN and request[key] is not None}
+    given = runs.arguments(case["name"], plain)
     given.setdefault("guidance_scale", 5.0)
     return given
 
 
-def cut(pipe, keys: dict) -> dict:
+def given_of(keys: dict) -> dict:
     return {key: value for key, value in keys.items() if value is not None}
 
 
@@ -107,19 +108,19 @@ def run(models: Models, case: dict) -> dict[str, torch.Tensor]:
     if "init_image" in request:
         pipe = models.pipeline(StableDiffusionXLImg2ImgPipeline, case["model"], request)
         first |= {"image": picture(pipe, request), **scores(request)}
-        first |= cut(pipe, {"strength": request.get("strength")})
+        first |= given_of({"strength": request.get("strength")})
         if not case.get("refiner"):
-            first |= cut(pipe, {"denoising_start": start})
+            first |= given_of({"denoising_start": start})
     else:
         pipe = models.pipeline(StableDiffusionXLPipeline, case["model"], request)
         first |= {key: request[key] for key in ("width", "height") if key in request}
-    first |= cut(pipe, {"denoising_end": end})
+    first |= given_of({"denoising_end": end})
     latents = pipe(**first, output_type="latent").images
 
     if case.get("refiner"):
         pipe = models.pipeline(StableDiffusionXLImg2ImgPipeline, "refiner", request)
         second = {**given, "image": latents, **scores(request)}
-        second |= cut(pipe, {"strength": request.get("refiner_strength"), "denoising_start": start})
+        second |= given_of({"strength": request.get("refiner_strength"), "denoising_start": start})
         latents = pipe(**second, output_type="latent").images
     tensors = {"latents": latents}
     if case.get("image"):

@@ -30,8 +30,8 @@ use crate::model::vae::Vae;
 use crate::request::Request;
 use crate::text::TextEncoders;
 use crate::weights::folder::{Checkpoint, Part};
-use refine::Shared;
 use crate::weights::{Loader, Precision};
+use refine::Shared;
 
 /// How to load a checkpoint.
 #[derive(Debug, Clone, Default)]

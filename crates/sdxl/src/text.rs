@@ -152,7 +152,8 @@ impl TextEncoders {
     /// Encodes a prompt: the last hidden layer but one of each encoder (`clip_skip` k:
     /// k layers earlier, less than the encoders have), side by side, and the pooled
     /// vector of the second.
-    /// `text_2` is what the second encoder reads.
+    /// `text_2` is what the second encoder reads, unless it is the only one, which, as in the
+    /// reference, reads `text`.
     pub fn encode(
         &self,
         text: &str,
@@ -161,13 +162,14 @@ impl TextEncoders {
         warn: &mut dyn FnMut(String),
     ) -> Result<Conditioning> {
         let skip = 1 + clip_skip.unwrap_or(0);
-        let second = self.second.encode(text_2, skip, warn)?;
         let Some(encoder) = &self.first else {
+            let only = self.second.encode(text, skip, warn)?;
             return Ok(Conditioning {
-                context: second.hidden,
-                pooled: second.pooled,
+                context: only.hidden,
+                pooled: only.pooled,
             });
         };
+        let second = self.second.encode(text_2, skip, warn)?;
         // The same text is cut at the same place by both: one warning is enough.
         let silent: &mut dyn FnMut(String) = &mut |_| {};
         let warn = if text == text_2 { silent } else { warn };

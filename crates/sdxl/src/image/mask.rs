@@ -148,7 +148,10 @@ mod tests {
         assert_eq!(crop_region(&mask, 64, 64, 10), [40, 30, 61, 51]);
         assert_eq!(crop_region(&mask, 128, 64, 10), [30, 30, 72, 51]);
         // At a corner the region is pushed inside.
-        assert_eq!(crop_region(&dot(100, 80, 0, 79), 64, 128, 8), [0, 62, 9, 80]);
+        assert_eq!(
+            crop_region(&dot(100, 80, 0, 79), 64, 128, 8),
+            [0, 62, 9, 80]
+        );
         let empty = Pixels::new(4, 4, 1, vec![0; 16]);
         assert_eq!(bounds(&empty), [0, 0, 4, 4]);
     }

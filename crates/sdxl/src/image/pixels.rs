@@ -179,20 +179,19 @@ mod tests {
     #[test]
     fn sixteen_bits_and_grey_become_rgb() {
         let grey = image::ImageBuffer::from_raw(2, 1, vec![0u16, 65535]).unwrap();
-        let file = encoded(
-            &DynamicImage::ImageLuma16(grey),
-            image::ImageFormat::Png,
-        );
+        let file = encoded(&DynamicImage::ImageLuma16(grey), image::ImageFormat::Png);
         let picture = Pixels::decode_rgb(&file).unwrap();
         assert_eq!(picture.data, [0, 0, 0, 255, 255, 255]);
     }
 
     #[test]
     fn turned_as_exif_says() {
-        let rgb = image::RgbImage::from_fn(16, 8, |x, _| image::Rgb([if x < 8 { 250 } else { 5 }; 3]));
+        let rgb =
+            image::RgbImage::from_fn(16, 8, |x, _| image::Rgb([if x < 8 { 250 } else { 5 }; 3]));
         let jpeg = encoded(&DynamicImage::ImageRgb8(rgb), image::ImageFormat::Jpeg);
         // An APP1 segment with one tag: orientation 6, a quarter turn clockwise.
-        let exif: &[u8] = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let exif: &[u8] =
+            b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
         let mut turned = jpeg[..2].to_vec();
         turned.extend([0xff, 0xe1, 0, (exif.len() + 2) as u8]);
         turned.extend(exif);
@@ -222,6 +221,9 @@ mod tests {
         huge.extend([1, 0, 24, 0]);
         huge.extend([0; 24]);
         let text = Pixels::decode_rgb(&huge).unwrap_err();
-        assert!(text.contains("too large") || text.contains("damaged"), "{text}");
+        assert!(
+            text.contains("too large") || text.contains("damaged"),
+            "{text}"
+        );
     }
 }

@@ -26,7 +26,8 @@ pub fn fit(picture: &Pixels, width: usize, height: usize, mode: ResizeMode) -> P
 /// Resampling with a Lanczos window of three lobes, widened by the factor of reduction.
 ///
 /// The arithmetic is Pillow's `Image.resize(..., LANCZOS)`: rows first, then columns,
-/// weights in fixed point, eight bits between the passes.
+/// weights in fixed point, eight bits between the passes. (Up to Pillow 12: later ones begin
+/// with the columns for some sizes, and differ there by one level of 255 in some pixels.)
 pub fn lanczos(picture: &Pixels, width: usize, height: usize) -> Pixels {
     let mut out = picture.clone();
     if width != out.width {
@@ -169,7 +170,12 @@ fn pad_across(picture: &Pixels, width: usize) -> Pixels {
 /// the border pixel and an eighth of its difference from the one inside.
 fn beyond(border: &[u8], inside: &[u8]) -> Vec<u8> {
     let mix = |(b, i): (&u8, &u8)| ((9 * i32::from(*b) - i32::from(*i) + 4) >> 3).clamp(0, 255);
-    border.iter().zip(inside).map(mix).map(|v| v as u8).collect()
+    border
+        .iter()
+        .zip(inside)
+        .map(mix)
+        .map(|v| v as u8)
+        .collect()
 }
 
 #[cfg(test)]

@@ -226,7 +226,9 @@ mod tests {
     use super::*;
 
     fn inputs(width: usize, height: usize, mask: Option<Vec<u8>>) -> Inputs {
-        let data = (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let data = (0..width * height * 3)
+            .map(|i| (i * 7 % 251) as u8)
+            .collect();
         Inputs {
             init_image: Some(Pixels::new(width, height, 3, data)),
             mask: mask.map(|data| Pixels::new(width, height, 1, data)),
@@ -278,7 +280,10 @@ mod tests {
             let (x, y) = (i % 16, i / 16);
             assert_eq!(*new, x < 8 || y >= 8, "{x} {y}");
         }
-        assert_eq!(canvas.original.at(0, 0), inputs.init_image.unwrap().at(0, 0));
+        assert_eq!(
+            canvas.original.at(0, 0),
+            inputs.init_image.unwrap().at(0, 0)
+        );
     }
 
     #[test]

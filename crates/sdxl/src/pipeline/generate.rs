@@ -57,9 +57,7 @@ pub fn run(
         };
         let from_noise = stage.begin == Begin::Noise;
         let rows = Rows::new(model, request, prompts, stage.size, from_noise);
-        denoise(
-            model, &rows, stage, &mut begun, &mut noise, course, observe,
-        )?;
+        denoise(model, &rows, stage, &mut begun, &mut noise, course, observe)?;
         work = Some(begun);
         last = model;
     }

@@ -181,7 +181,9 @@ mod tests {
     use super::*;
 
     fn golden(name: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
+        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../../golden")
+            .join(name)
     }
 
     #[test]

@@ -195,7 +195,14 @@ pub fn next(
     let drawn = noise.draw(finished.shape()).map_err(seed_error)?;
     let latents = scheduler.add_noise(&finished, &drawn);
     let inpainting = work.inpainting.map(|i| i.with_noise(drawn));
-    Ok(hold(pipeline, stage, Work { latents, inpainting }))
+    Ok(hold(
+        pipeline,
+        stage,
+        Work {
+            latents,
+            inpainting,
+        },
+    ))
 }
 
 /// Outside the mask, the picture with the noise that this stage starts at.

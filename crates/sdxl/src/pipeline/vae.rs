@@ -130,7 +130,12 @@ impl Posterior {
 }
 
 /// Whether `count` pictures of so many latents go through the VAE tile by tile.
-fn tiled(pipeline: &Pipeline, request: &Request, [height, width]: [usize; 2], count: usize) -> bool {
+fn tiled(
+    pipeline: &Pipeline,
+    request: &Request,
+    [height, width]: [usize; 2],
+    count: usize,
+) -> bool {
     let tile = pipeline.vae.tile_size();
     let large = height > tile || width > tile;
     let pixels = (64 * height * width * count) as u64;

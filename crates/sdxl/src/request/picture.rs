@@ -165,10 +165,16 @@ impl Request {
             ("negative_aesthetic_score", self.negative_aesthetic_score),
         ] {
             if !value.is_finite() {
-                return no(format!("{name}: {value} given; use a number, about 1 to 10"));
+                return no(format!(
+                    "{name}: {value} given; use a number, about 1 to 10"
+                ));
             }
         }
-        if self.guidance_schedule.iter().any(|scale| !scale.is_finite()) {
+        if self
+            .guidance_schedule
+            .iter()
+            .any(|scale| !scale.is_finite())
+        {
             return no("guidance_schedule: every scale must be a number".into());
         }
         if let Some([from, to]) = self.guidance_interval
@@ -185,8 +191,8 @@ impl Request {
                 self.mask_blur
             ));
         }
-        if let Some((side, pixels)) = (self.extend.sides().into_iter())
-            .find(|(_, pixels)| *pixels > MAX_SIDE)
+        if let Some((side, pixels)) =
+            (self.extend.sides().into_iter()).find(|(_, pixels)| *pixels > MAX_SIDE)
         {
             return no(format!(
                 "extend: {side}={pixels} given; use at most {MAX_SIDE}"
@@ -195,9 +201,7 @@ impl Request {
         if let Some(factor) = self.upscale
             && !(factor > 1.0 && factor <= 8.0)
         {
-            return no(format!(
-                "upscale: {factor} given; use more than 1, up to 8"
-            ));
+            return no(format!("upscale: {factor} given; use more than 1, up to 8"));
         }
         Ok(())
     }
