@@ -17,6 +17,8 @@ import transformers
 import checkpoints
 import conditioning
 import modules
+import pixels
+import refined
 import runs
 import tokens
 import vocab
@@ -27,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 def make_checkpoints() -> None:
     checkpoints.make_base()
     checkpoints.make_refiner()
+    checkpoints.make_inpaint()
     checkpoints.make_unets()
 
 
@@ -43,6 +46,8 @@ STAGES = {
     "modules": modules.make_modules,
     "runs": runs.make_runs,
     "conditioning": conditioning.make_conditioning,
+    "pixels": pixels.make_pixels,
+    "refined": refined.make_refined,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
 }

@@ -1,6 +1,11 @@
-//! Finished pictures: from the VAE's numbers to bytes.
+//! Pictures: those that come in, and from the VAE's numbers to bytes.
 
+pub mod mask;
+pub mod pixels;
 pub mod png;
+pub mod resize;
+
+pub use pixels::Pixels;
 
 /// A finished picture.
 #[derive(Debug, Clone, PartialEq, Eq)]

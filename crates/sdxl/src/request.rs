@@ -3,7 +3,12 @@
 //! Field names, units and defaults are those of diffusers'
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
+mod picture;
+
+pub use picture::{Margins, ResizeMode, UpscaleMethod};
+
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -152,6 +157,12 @@ pub struct Request {
     pub height: Option<usize>,
     /// Classifier-free guidance scale (Ho & Salimans 2022); off at 1 and below.
     pub guidance_scale: f32,
+    /// Guidance scales instead of the one: from the first step to the last, straight lines
+    /// between them. As many as steps give each step its own.
+    pub guidance_schedule: Vec<f32>,
+    /// Guidance only from the first of these fractions of the steps up to the second
+    /// (Kynkäänniemi et al. 2024); the other steps see the prompt alone and take half the time.
+    pub guidance_interval: Option<[f64; 2]>,
     /// Pulls the guided prediction back to the unguided one's contrast, 0 to 1
     /// (Lin et al. 2023, section 3.4).
     pub guidance_rescale: f32,
@@ -182,8 +193,49 @@ pub struct Request {
     pub sigmas: Vec<f64>,
     /// Stochasticity of DDIM and its kin, 0 to 1.
     pub eta: f64,
-    /// Stop when this fraction of the noise is gone, leaving noisy latents.
+    /// Stop when this fraction of the noise is gone, leaving noisy latents (to a refiner, where
+    /// there is one).
     pub denoising_end: Option<f64>,
+    /// Begin where this fraction of the noise is gone: the refiner, where there is one, else
+    /// the run, with latents given to it.
+    pub denoising_start: Option<f64>,
+    /// The fraction of the noise that the base takes away before the refiner goes on: both
+    /// `denoising_end` and `denoising_start`. 0.8 where there is a refiner and nothing else is said.
+    pub denoising_fraction: Option<f64>,
+    /// The finished picture through the refiner once more, as image to image of this strength,
+    /// instead of handing over in the middle.
+    pub refiner_strength: Option<f64>,
+    /// How beautiful a refiner should think the picture, 1 to 10.
+    pub aesthetic_score: f32,
+    /// How beautiful the picture to stay away from.
+    pub negative_aesthetic_score: f32,
+    /// The picture to start from, for image to image.
+    pub init_image: Option<PathBuf>,
+    /// What happens to a picture of another aspect ratio than `width` to `height`.
+    pub resize_mode: ResizeMode,
+    /// How much of an input picture is made new, 0 to 1: so many of the steps run. `None`: 0.3,
+    /// with a mask 0.9999, which are diffusers' defaults.
+    pub strength: Option<f64>,
+    /// Which part of `init_image` is made new: a picture of its size, white there.
+    pub mask: Option<PathBuf>,
+    /// Black of the mask for white.
+    pub invert_mask: bool,
+    /// Blurs the mask's edge, by a Gaussian of so many pixels.
+    pub mask_blur: f64,
+    /// Work on the masked part alone, with so many pixels around, enlarged to `width` x `height`;
+    /// the result is laid into the picture.
+    pub mask_crop_padding: Option<usize>,
+    /// Lay the result into the input picture where the mask is white; all other pixels come
+    /// back as they were.
+    pub keep_unmasked: bool,
+    /// Outpainting: pixels added on each side of `init_image`.
+    pub extend: Margins,
+    /// Second pass: enlarge the finished picture so many times and go over it as image to image.
+    pub upscale: Option<f64>,
+    /// Strength of the second pass.
+    pub upscale_strength: f64,
+    /// What is enlarged for the second pass.
+    pub upscale_method: UpscaleMethod,
     /// Whether the VAE decodes tile by tile.
     pub vae_tiling: Tiling,
     /// Whether the VAE decodes the pictures of a batch one by one (less memory).
@@ -207,6 +259,8 @@ impl Default for Request {
             width: None,
             height: None,
             guidance_scale: 5.0,
+            guidance_schedule: Vec::new(),
+            guidance_interval: None,
             guidance_rescale: 0.0,
             num_images: 1,
             clip_skip: None,
@@ -222,6 +276,23 @@ impl Default for Request {
             sigmas: Vec::new(),
             eta: 0.0,
             denoising_end: None,
+            denoising_start: None,
+            denoising_fraction: None,
+            refiner_strength: None,
+            aesthetic_score: 6.0,
+            negative_aesthetic_score: 2.5,
+            init_image: None,
+            resize_mode: ResizeMode::Stretch,
+            strength: None,
+            mask: None,
+            invert_mask: false,
+            mask_blur: 0.0,
+            mask_crop_padding: None,
+            keep_unmasked: false,
+            extend: Margins::default(),
+            upscale: None,
+            upscale_strength: 0.4,
+            upscale_method: UpscaleMethod::Lanczos,
             vae_tiling: Tiling::Auto,
             vae_slicing: true,
         }
@@ -229,17 +300,20 @@ impl Default for Request {
 }
 
 /// Largest numbers that make sense; beyond them a typing error is likelier than a wish.
-const MAX_SIDE: usize = 16384;
+pub(crate) const MAX_SIDE: usize = 16384;
 const MAX_STEPS: usize = 1000;
 const MAX_IMAGES: usize = 4096;
 
 impl Request {
-    /// Whether cond and uncond are both computed.
+    /// Whether cond and uncond are both computed, at some step at least.
     pub fn guided(&self) -> bool {
-        self.guidance_scale > 1.0
+        match self.guidance_schedule.as_slice() {
+            [] => self.guidance_scale > 1.0,
+            scales => scales.iter().any(|scale| *scale > 1.0),
+        }
     }
 
-    /// The pictures' size, once it is decided (see [`crate::pipeline::resolve`]).
+    /// The size that pictures are made at, once it is decided (see [`crate::pipeline::resolve`]).
     pub fn picture_size(&self) -> Size {
         Size {
             width: self.width.unwrap_or(0),
@@ -316,6 +390,7 @@ impl Request {
                 "denoising_end: {end} given; use more than 0, up to 1"
             ));
         }
+        self.check_picture()?;
         if !self.timesteps.is_empty() && !self.sigmas.is_empty() {
             return no("timesteps and sigmas are both given; give one of them".into());
         }

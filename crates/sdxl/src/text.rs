@@ -135,7 +135,7 @@ struct Known {
 /// Prompts that were encoded lately are remembered.
 pub struct TextEncoders {
     first: Option<Encoder>,
-    second: Encoder,
+    second: Arc<Encoder>,
     /// The latest last.
     known: Mutex<Vec<(String, Known)>>,
 }
@@ -160,9 +160,24 @@ impl TextEncoders {
         }
         Ok(TextEncoders {
             first,
-            second,
+            second: Arc::new(second),
             known: Mutex::default(),
         })
+    }
+
+    /// The second encoder alone, as a refiner has it, in memory once for both.
+    pub fn second_alone(&self) -> Self {
+        TextEncoders {
+            first: None,
+            second: Arc::clone(&self.second),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Whether both have one second encoder in memory.
+    #[cfg(test)]
+    pub(crate) fn share_second(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.second, &other.second)
     }
 
     /// Channels of a token's state, both encoders together.
@@ -172,8 +187,9 @@ impl TextEncoders {
 
     /// Encodes a prompt: the last hidden layer but one of each encoder (`clip_skip` k:
     /// k layers earlier, less than the encoders have), side by side, and the pooled
-    /// vector of the second. `input_2` is what the second encoder reads. An encoder that needs
-    /// fewer chunks than the other is filled up with states of the empty text.
+    /// vector of the second. `input_2` is what the second encoder reads, unless it is the only
+    /// one, which, as in the reference, reads `input`. An encoder that needs fewer chunks than
+    /// the other is filled up with states of the empty text.
     ///
     /// # Errors
     /// Text that a tokenizer refuses.
@@ -228,6 +244,7 @@ impl TextEncoders {
         options: &TextOptions,
     ) -> Result<Known> {
         let method = options.method();
+        let input_2 = if self.first.is_some() { input_2 } else { input };
         let (second, pooled) = self.second_and_pooled(input_2, options)?;
         let mut warnings = Vec::new();
         let mut say = |encoder: &Encoder, cut: &[u32]| {

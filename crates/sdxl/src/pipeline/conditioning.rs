@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::prompt::{Content, Join, Part, Prompt, Resolved, Span};
 use crate::request::Request;
@@ -15,7 +16,7 @@ pub type Weighted = (f32, Arc<Conditioning>);
 struct Side {
     /// What there is to be conditioned on: several predictions each where the prompt has `AND`.
     variants: Vec<Vec<Weighted>>,
-    /// Which of them each evaluation uses; empty if all use the first.
+    /// Which of them each step uses; empty if all use the first.
     at: Vec<usize>,
 }
 
@@ -31,9 +32,9 @@ impl Side {
         self.variants.iter().flatten().map(|(_, c)| c)
     }
 
-    fn at(&self, evaluation: usize) -> &[Weighted] {
+    fn at(&self, step: usize) -> &[Weighted] {
         let last = self.at.last().copied().unwrap_or(0);
-        let variant = self.at.get(evaluation).copied().unwrap_or(last);
+        let variant = self.at.get(step).copied().unwrap_or(last);
         &self.variants[variant]
     }
 
@@ -52,14 +53,14 @@ pub struct PromptPair {
 }
 
 impl PromptPair {
-    /// The predictions that make the positive side of an evaluation, counted from 0.
-    pub fn positive(&self, evaluation: usize) -> &[Weighted] {
-        self.positive.at(evaluation)
+    /// The predictions that make the positive side of a step, counted from 0.
+    pub fn positive(&self, step: usize) -> &[Weighted] {
+        self.positive.at(step)
     }
 
-    /// The negative side of an evaluation.
-    pub fn negative(&self, evaluation: usize) -> &Conditioning {
-        &self.negative.at(evaluation)[0].1
+    /// The negative side of a step.
+    pub fn negative(&self, step: usize) -> &Conditioning {
+        &self.negative.at(step)[0].1
     }
 
     /// Number of text tokens, for so many channels a token.
@@ -67,36 +68,39 @@ impl PromptPair {
         self.negative(0).tokens(channels)
     }
 
-    /// Most predictions that an evaluation of the positive side takes.
+    /// Most predictions that a step of the positive side takes.
     pub fn parts(&self) -> usize {
         let parts = self.positive.variants.iter().map(Vec::len);
         parts.max().unwrap_or(1)
     }
 }
 
-/// Refuses prompts that cannot be read, or not with the rest of the request.
+/// Refuses prompts that cannot be read, and encoded ones that do not go with the rest.
 ///
 /// # Errors
 /// [`Error::Request`] that says where.
-pub fn check(request: &Request) -> Result<()> {
+pub fn check(request: &Request, embeds: Option<&Embeds>, refiner: bool) -> Result<()> {
     let lists = [
-        ("prompt", &request.prompt),
-        ("prompt_2", &request.prompt_2),
-        ("negative_prompt", &request.negative_prompt),
-        ("negative_prompt_2", &request.negative_prompt_2),
+        &request.prompt,
+        &request.prompt_2,
+        &request.negative_prompt,
+        &request.negative_prompt_2,
     ];
-    for (name, list) in lists {
-        for text in list {
-            let prompt = Prompt::parse(text, request.prompt_syntax)?;
-            let composed = name.starts_with("prompt") && !is_single(&prompt.at(0, request.steps));
-            if composed && !request.guided() {
-                return Err(Error::request(format!(
-                    "{name}: AND sums differences from the negative prompt, so it needs a \
-                     guidance_scale above 1, and {} is given",
-                    request.guidance_scale
-                )));
-            }
-        }
+    for text in lists.into_iter().flatten() {
+        Prompt::parse(text, request.prompt_syntax)?;
+    }
+    let Some(embeds) = embeds else { return Ok(()) };
+    if refiner {
+        return Err(Error::request(
+            "prompt_embeds: they are of the base's two text encoders, and a refiner reads the \
+             prompt with its own; give the prompt instead",
+        ));
+    }
+    let (given, prompts) = (embeds.positive.len(), request.prompt.len());
+    if given != prompts {
+        return Err(Error::request(format!(
+            "prompt_embeds: {given} given for {prompts} prompts"
+        )));
     }
     Ok(())
 }
@@ -106,33 +110,26 @@ fn is_single(resolved: &Resolved) -> bool {
     resolved.join == Join::Concat || matches!(&resolved.parts[..], [] | [Part { weight: 1.0, .. }])
 }
 
-/// Encodes every prompt of the request, in order, or takes `embeds` instead. `zeros`: an absent
-/// negative prompt means zeros; `evaluations` is how often the UNet will be asked.
+/// Encodes every prompt of the request for `model`, in order, or takes `embeds` instead;
+/// `steps` are the steps of the whole way from noise to picture.
 ///
 /// # Errors
 /// Prompts that cannot be read or tokenized.
 pub fn encode(
-    text: &TextEncoders,
+    model: &Pipeline,
     request: &Request,
     embeds: Option<&Embeds>,
-    zeros: bool,
-    evaluations: usize,
+    steps: usize,
     warn: &mut dyn FnMut(String),
 ) -> Result<Vec<PromptPair>> {
+    let text = &model.text;
     let options = TextOptions::of(request);
     // clip_skip is for the positive prompt only, as in the reference.
     let negative_options = TextOptions {
         clip_skip: None,
         ..options
     };
-    let zeros = zeros && request.negative_prompt.is_empty();
-    let mut said: Vec<String> = Vec::new();
-    let mut warn = |text: String| {
-        if !said.contains(&text) {
-            said.push(text.clone());
-            warn(text);
-        }
-    };
+    let zeros = model.checkpoint.force_zeros_for_empty_prompt && request.negative_prompt.is_empty();
     let given = |side: &[Conditioning], i: usize| -> Option<Side> {
         let conditioning = side.get(if side.len() == 1 { 0 } else { i })?;
         Some(Side::one(Arc::new(conditioning.clone())))
@@ -141,15 +138,7 @@ pub fn encode(
     for (i, prompt) in request.prompt.iter().enumerate() {
         let mut side = |text_1: &str, text_2: Option<&str>, options: &TextOptions, negative| {
             let texts = (text_1, text_2.filter(|t| !t.is_empty()));
-            encode_side(
-                text,
-                request,
-                texts,
-                options,
-                negative,
-                evaluations,
-                &mut warn,
-            )
+            encode_side(text, request, texts, options, negative, steps, warn)
         };
         let mut positive = match embeds {
             Some(embeds) => given(&embeds.positive, i).ok_or_else(|| {
@@ -161,7 +150,12 @@ pub fn encode(
             })?,
             None => side(prompt, pick(&request.prompt_2, i), &options, false)?,
         };
-        let negative = if !request.guided() {
+        // Several parts are summed as differences from the negative side, guided or not.
+        let composed = positive
+            .variants
+            .iter()
+            .any(|v| !matches!(v[..], [(1.0, _)]));
+        let negative = if !request.guided() && !composed {
             None
         } else if let Some(side) = embeds.and_then(|e| given(&e.negative, i)) {
             Some(side)
@@ -206,7 +200,7 @@ fn encode_side(
     texts: (&str, Option<&str>),
     options: &TextOptions,
     negative: bool,
-    evaluations: usize,
+    steps: usize,
     warn: &mut dyn FnMut(String),
 ) -> Result<Side> {
     let syntax = request.prompt_syntax;
@@ -225,9 +219,9 @@ fn encode_side(
         variants: Vec::new(),
         at: Vec::new(),
     };
-    for evaluation in 0..if changes { evaluations.max(1) } else { 1 } {
+    for step in 0..if changes { steps.max(1) } else { 1 } {
         let resolve = |prompt: &Prompt| {
-            let resolved = prompt.at(evaluation, evaluations.max(1));
+            let resolved = prompt.at(step, steps.max(1));
             if negative {
                 as_text(resolved)
             } else {
@@ -246,7 +240,7 @@ fn encode_side(
     Ok(side)
 }
 
-/// What one evaluation is conditioned on.
+/// What one step is conditioned on.
 fn encode_variant(
     text: &TextEncoders,
     (raw, raw_2): (&str, Option<&str>),
