@@ -68,8 +68,8 @@ impl<'a> Rows<'a> {
         let [images, height, width, _] = input.shape();
         let channels = self.model.checkpoint.unet.out_channels;
         let mut prediction = Vec::with_capacity(images * height * width * channels);
-        let width = self.model.checkpoint.unet.cross_attention_dim;
-        let tokens = |image: usize| self.prompt(image).tokens(width);
+        let text_width = self.model.checkpoint.unet.cross_attention_dim;
+        let tokens = |image: usize| self.prompt(image).tokens(text_width);
         let mut first = 0;
         while first < images {
             // Texts of different lengths cannot go together.
