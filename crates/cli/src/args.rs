@@ -1,5 +1,7 @@
 //! The words of `sdxl generate`: every field of a request under its own name.
 
+mod picture;
+
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
@@ -90,7 +92,8 @@ pub struct GenerateArgs {
     /// Whose random numbers a seed gives: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
-    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]) instead of noise
+    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
+    /// --strength as a finished picture; with --denoising-start as another run's unfinished one
     #[arg(long, value_name = "FILE", help_heading = "Picture")]
     pub latents: Option<PathBuf>,
 
@@ -131,9 +134,12 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = defaults().eta, allow_negative_numbers = true,
           help_heading = "Sampling")]
     pub eta: f64,
-    /// Stop when this fraction of the noise is gone, leaving noisy latents
+    /// Stop when this fraction of the noise is gone, leaving noisy latents (to the refiner)
     #[arg(long, value_name = "F", help_heading = "Sampling")]
     pub denoising_end: Option<f64>,
+
+    #[command(flatten)]
+    pub picture: picture::PictureArgs,
 
     /// Size of the training picture to imitate [default: the picture's]
     #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
@@ -238,6 +244,19 @@ impl GenerateArgs {
                 })*
             };
         }
+        // These stand for one another: one that is typed is not held against a recipe's.
+        let hand_over = [
+            "denoising_end",
+            "denoising_start",
+            "denoising_fraction",
+            "refiner_strength",
+        ];
+        if hand_over.into_iter().any(given) {
+            r.denoising_end = None;
+            r.denoising_start = None;
+            r.denoising_fraction = None;
+            r.refiner_strength = None;
+        }
         take!(
             prompt,
             prompt_2,
@@ -262,6 +281,7 @@ impl GenerateArgs {
             eta,
             denoising_end
         );
+        self.picture.apply(&mut r, &given);
         if let Some(crop) = self.crops_coords_top_left {
             r.crops_coords_top_left = crop;
         }

@@ -144,6 +144,20 @@ pub fn stages(
     Ok(stages)
 }
 
+/// How often the networks are evaluated for a resolved request, all stages together.
+///
+/// # Errors
+/// Whatever [`super::resolve`] refuses.
+pub fn evaluations(
+    checkpoint: &Checkpoint,
+    refiner: Option<&Checkpoint>,
+    request: &Request,
+    inputs: &Inputs,
+) -> Result<usize> {
+    let stages = stages(checkpoint, refiner, request, inputs)?;
+    Ok(stages.iter().map(Stage::evaluations).sum())
+}
+
 /// How a run begins, after refusing what contradicts itself.
 fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
     let no = |message: &str| Err(Error::request(message));
