@@ -9,7 +9,7 @@ use sdxl::image::{mask, resize};
 use sdxl::weights::folder::read_json;
 use sdxl::{Checkpoint, Event, Latents, Output, Pipeline, Pixels, Precision, Request, ResizeMode};
 use serde_json::{Map, Value, json};
-use support::{Golden, close_values, golden};
+use support::{Golden, golden, relative_l2};
 
 const BAR: f64 = 1e-4;
 
@@ -69,6 +69,7 @@ fn run(pipeline: &Pipeline, request: &Request) -> Output {
 /// Runs every case whose name starts so, with the pipeline made for each by `choose`.
 fn check<'a>(prefix: &str, choose: impl Fn(&Value) -> &'a Pipeline) {
     let expected = Golden::open("refined/latents.safetensors");
+    let mut worst = 0.0f64;
     for case in cases(prefix) {
         let name = case["name"].as_str().unwrap();
         let output = run(choose(&case), &request_of(&case));
@@ -79,7 +80,9 @@ fn check<'a>(prefix: &str, choose: impl Fn(&Value) -> &'a Pipeline) {
         let flat = expected.flat(&format!("{name}.latents"));
         let reference = Latents::from_nchw([n, h, w, c], &flat);
         assert_eq!(output.latents.shape(), reference.shape(), "{name}");
-        close_values(name, output.latents.data(), reference.data(), BAR);
+        let error = relative_l2(name, output.latents.data(), reference.data());
+        assert!(error <= BAR, "{name}: relative L2 {error:e} above {BAR:e}");
+        worst = worst.max(error);
         let image = format!("{name}.image");
         if expected.has(&image) {
             let reference = expected.bytes(&image);
@@ -89,6 +92,7 @@ fn check<'a>(prefix: &str, choose: impl Fn(&Value) -> &'a Pipeline) {
             assert!(off.max() <= Some(1), "{name}: off by more than a level");
         }
     }
+    println!("{prefix}: relative L2 of the worst case {worst:.1e}");
 }
 
 #[test]
