@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 import runs
 from files import GOLDEN, versions, write_tensors, write_text
@@ -35,6 +35,11 @@ HANDLED = {
     "denoising_fraction",
     "refiner_strength",
     "vae_tiling",
+    "upscale",
+    "upscale_strength",
+    "upscale_method",
+    "guidance_schedule",
+    "guidance_interval",
 }
 
 
@@ -96,16 +101,90 @@ def scores(request: dict) -> dict:
     return {key: request[key] for key in SAME_NAME if key in request}
 
 
-def run(models: Models, case: dict) -> dict[str, torch.Tensor]:
+def mask_of(pipe, request: dict):
+    """The mask as a user of diffusers would make it ready."""
+    mask = MASKS[request["mask"]]
+    if request.get("invert_mask"):
+        mask = ImageOps.invert(mask)
+    if "mask_blur" in request:
+        mask = pipe.mask_processor.blur(mask, request["mask_blur"])
+    return mask
+
+
+class Guidance:
+    """Guidance scales that change from step to step: what a pipeline reads as its
+    `guidance_scale`, after counting the steps by the calls of the UNet. 1 is none."""
+
+    def __init__(self, request: dict, order: int, steps: list[int]) -> None:
+        self.request, self.order, self.steps = request, order, steps
+        self.stage, self.calls = -1, 0
+
+    def next_stage(self) -> None:
+        self.stage += 1
+        self.calls = 0
+
+    def count(self, *_):
+        self.calls += 1
+
+    def scale(self) -> float:
+        step = sum(self.steps[: self.stage]) + (self.calls - 1) // self.order
+        steps = sum(self.steps)
+        start, end = self.request.get("guidance_interval", (0.0, 1.0))
+        if not start <= step / steps < end:
+            return 1.0
+        scales = self.request.get("guidance_schedule", [self.request.get("guidance_scale", 5.0)])
+        return float(np.interp(step / max(steps - 1, 1) * (len(scales) - 1), range(len(scales)), scales))
+
+
+def with_guidance(pipe, guidance: Guidance | None):
+    """The pipeline, reading its scale from `guidance` at every step."""
+    if guidance is None:
+        return pipe
+    pipe.__class__ = type(
+        pipe.__class__.__name__,
+        (pipe.__class__,),
+        {"guidance_scale": property(lambda _: guidance.scale()), "do_classifier_free_guidance": True},
+    )
+    guidance.next_stage()
+    return pipe
+
+
+def stages_of(models: Models, case: dict, guidance: Guidance | None, lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Everything recorded of one case; appends how many steps each stage took."""
     request = case["request"]
     given = plain_arguments(case)
     fraction = request.get("denoising_fraction")
     if case.get("refiner") and not ({"denoising_end", "denoising_start", "refiner_strength"} & set(request)):
         fraction = fraction or 0.8
     end, start = request.get("denoising_end", fraction), request.get("denoising_start", fraction)
+    size = {key: request[key] for key in ("width", "height") if key in request}
+
+    def stage(pipe, arguments: dict):
+        """The last latents, or the finished pictures."""
+        kept = []
+
+        def keep(_pipe, _i, _t, tensors):
+            kept.append(tensors["latents"])
+            return {}
+
+        hook = pipe.unet.register_forward_pre_hook(guidance.count) if guidance else None
+        made = with_guidance(pipe, guidance)(**{"output_type": "latent", **arguments}, callback_on_step_end=keep).images
+        if hook:
+            hook.remove()
+        lengths.append(-(-len(kept) // pipe.scheduler.order))
+        return kept[-1], made
 
     first = dict(given)
-    if "init_image" in request:
+    if "mask" in request:
+        pipe = models.pipeline(StableDiffusionXLInpaintPipeline, case["model"], request)
+        image = PICTURES[request["init_image"]]
+        # without a size this pipeline takes the checkpoint's
+        first |= {"width": image.width, "height": image.height, **size}
+        first |= {"image": image, "mask_image": mask_of(pipe, request), **scores(request)}
+        first |= given_of({"strength": request.get("strength"), "denoising_start": start})
+        if "mask_crop_padding" in request:
+            first |= {"padding_mask_crop": request["mask_crop_padding"], "output_type": "pil"}
+    elif "init_image" in request:
         pipe = models.pipeline(StableDiffusionXLImg2ImgPipeline, case["model"], request)
         first |= {"image": picture(pipe, request), **scores(request)}
         first |= given_of({"strength": request.get("strength")})
@@ -113,21 +192,56 @@ def run(models: Models, case: dict) -> dict[str, torch.Tensor]:
             first |= given_of({"denoising_start": start})
     else:
         pipe = models.pipeline(StableDiffusionXLPipeline, case["model"], request)
-        first |= {key: request[key] for key in ("width", "height") if key in request}
+        first |= size
     first |= given_of({"denoising_end": end})
-    latents = pipe(**first, output_type="latent").images
+    latents, made = stage(pipe, first)
 
-    if case.get("refiner"):
+    def refine(latents):
         pipe = models.pipeline(StableDiffusionXLImg2ImgPipeline, "refiner", request)
         second = {**given, "image": latents, **scores(request)}
         second |= given_of({"strength": request.get("refiner_strength"), "denoising_start": start})
-        latents = pipe(**second, output_type="latent").images
+        return pipe, stage(pipe, second)[0]
+
+    two_stage = "refiner_strength" in request
+    if case.get("refiner") and not two_stage:
+        pipe, latents = refine(latents)
+    if "upscale" in request:
+        again = models.pipeline(StableDiffusionXLImg2ImgPipeline, case["model"], request)
+        larger = [int(side * 8 * request["upscale"]) // 8 * 8 for side in latents.shape[2:]]
+        if request.get("upscale_method") == "latent":
+            grid = [side // 8 for side in larger]
+            image = torch.nn.functional.interpolate(latents, size=grid, mode="bilinear")
+        else:
+            image = [one.resize(larger[::-1], Image.Resampling.LANCZOS) for one in decoded(pipe, latents, "pil")]
+        latents, _ = stage(again, {**given, "image": image, "strength": request["upscale_strength"]})
+        pipe = again
+    if case.get("refiner") and two_stage:
+        pipe, latents = refine(latents)
+
     tensors = {"latents": latents}
     if case.get("image"):
-        scaled = latents / pipe.vae.config.scaling_factor
-        with torch.no_grad():
-            tensors["image"] = pipe.image_processor.postprocess(pipe.vae.decode(scaled).sample, output_type="pt")
+        if "mask_crop_padding" in request:
+            tensors["image"] = torch.from_numpy(np.stack([np.array(one) for one in made]))
+        else:
+            tensors["image"] = torch.from_numpy((255 * decoded(pipe, latents, "np")).round().astype(np.uint8))
     return tensors
+
+
+def decoded(pipe, latents, output_type: str):
+    with torch.no_grad():
+        pictures = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return pipe.image_processor.postprocess(pictures, output_type=output_type)
+
+
+def run(models: Models, case: dict) -> dict[str, torch.Tensor]:
+    request = case["request"]
+    lengths = []
+    if not {"guidance_schedule", "guidance_interval"} & set(request):
+        return stages_of(models, case, None, lengths)
+    # a first run tells how many steps there are
+    stages_of(models, case, None, lengths)
+    order = getattr(diffusers, request.get("scheduler", "EulerDiscreteScheduler")).order
+    return stages_of(models, case, Guidance(request, order, lengths), [])
 
 
 def make_refined() -> None:
@@ -135,7 +249,7 @@ def make_refined() -> None:
     tensors, lines = {}, []
     for case in CASES:
         made = run(models, case)
-        tensors |= {f"{case['name']}.{key}": value.detach() for key, value in made.items()}
+        tensors |= {f"{case['name']}.{key}": value for key, value in made.items()}
         entry = {key: value for key, value in case.items() if key != "image"}
         entry["request"] = {key: value for key, value in entry["request"].items() if value is not None}
         lines.append(json.dumps(entry))

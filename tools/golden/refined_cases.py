@@ -49,6 +49,7 @@ def by_scheduler(kind: str, model: str, names: list[str], request: dict, **extra
 
 
 SQUARE, WIDE, ODD, LARGE = ({"init_image": name} for name in ("square", "wide", "odd", "large"))
+MASKED, WIDE_MASKED = {"mask": "square_mask"}, {"mask": "wide_mask"}
 SEVERAL = {"prompt": [CAT, FOX], "num_images": 2, "seed": 3}
 SIZES = {
     "original_size": [768, 1344],
@@ -129,6 +130,96 @@ CASES = [
     case(
         "two_stage.seeds",
         {"num_images": 2, "seed": [1, 2], "refiner_strength": 0.5, "scheduler": "EulerAncestralDiscreteScheduler"},
+        refiner=True,
+    ),
+    # inpainting: latents held to the picture, and a UNet that sees the mask
+    *(
+        one
+        for model in ("base", "inpaint")
+        for one in (
+            case(f"inpaint.{model}.default", {**SQUARE, **MASKED, "steps": 6}, model, image=True),
+            case(f"inpaint.{model}.0.6", {**SQUARE, **MASKED, "strength": 0.6}, model),
+            case(f"inpaint.{model}.1.0", {**SQUARE, **MASKED, "strength": 1.0}, model),
+            case(f"inpaint.{model}.wide", {**WIDE, **WIDE_MASKED, "strength": 0.7, "seed": 1}, model),
+            case(f"inpaint.{model}.several", {**SQUARE, **MASKED, **SEVERAL, "strength": 0.7}, model),
+            case(
+                f"inpaint.{model}.seeds",
+                {**WIDE, **WIDE_MASKED, "num_images": 2, "seed": [5, 6], "strength": 0.7},
+                model,
+            ),
+            case(f"inpaint.{model}.no_guidance", {**SQUARE, **MASKED, "strength": 0.7, "guidance_scale": 1.0}, model),
+            case(f"inpaint.{model}.inverted", {**SQUARE, **MASKED, "invert_mask": True, "strength": 0.7}, model),
+            case(f"inpaint.{model}.tiled", {**LARGE, "mask": "large_mask", "vae_tiling": "on"}, model),
+        )
+    ),
+    case("inpaint.base.blurred", {**SQUARE, **MASKED, "mask_blur": 4, "strength": 0.7}),
+    case("inpaint.base.resized", {**WIDE, **WIDE_MASKED, "width": 64, "height": 72, "strength": 0.7}),
+    case("inpaint.base.sizes", {**SQUARE, **MASKED, **SIZES, "strength": 0.7}),
+    case("inpaint.base.denoising_end", {**SQUARE, **MASKED, "denoising_end": 0.7, "strength": 0.8, "steps": 10}),
+    case("inpaint.base.denoising_start", {**SQUARE, **MASKED, "denoising_start": 0.4, "steps": 10}),
+    case("inpaint.refiner.0.6", {**SQUARE, **MASKED, "strength": 0.6}, "refiner"),
+    *(
+        case(
+            f"inpaint.{model}.crop_{padding}",
+            {**LARGE, "mask": "large_mask", "mask_crop_padding": padding, "width": 64, "height": 64, "strength": 0.7},
+            model,
+            image=True,
+        )
+        for model in ("base", "inpaint")
+        for padding in (0, 8)
+    ),
+    case(
+        "inpaint.base.crop_blurred",
+        {
+            **LARGE,
+            "mask": "large_mask",
+            "mask_crop_padding": 4,
+            "mask_blur": 3,
+            "width": 72,
+            "height": 64,
+            "strength": 0.7,
+        },
+        image=True,
+    ),
+    *by_scheduler(
+        "inpaint",
+        "base",
+        [name for name in SCHEDULERS if name != "euler"],
+        {**SQUARE, **MASKED, "strength": 0.8, "steps": 6},
+    ),
+    *by_scheduler("inpaint9", "inpaint", ["euler_a", "dpmpp_2m_sde", "ddpm"], {**SQUARE, **MASKED, "strength": 0.8}),
+    # once more at a higher size
+    case("upscale.lanczos", {"upscale": 2, "upscale_strength": 0.4, "steps": 6}),
+    case("upscale.latent", {"upscale": 2, "upscale_strength": 0.6, "upscale_method": "latent", "steps": 6}),
+    *(
+        case(
+            f"upscale.{method}_several",
+            {**SEVERAL, "width": 80, "height": 48, "upscale": 1.5, "upscale_strength": 0.5, "upscale_method": method},
+        )
+        for method in ("lanczos", "latent")
+    ),
+    case(
+        "upscale.seeds",
+        {
+            "num_images": 2,
+            "seed": [1, 2],
+            "upscale": 1.25,
+            "upscale_strength": 0.5,
+            "scheduler": "EulerAncestralDiscreteScheduler",
+        },
+    ),
+    case("upscale.ensemble", {"upscale": 1.25, "upscale_strength": 0.5, "denoising_fraction": 0.5}, refiner=True),
+    case("upscale.two_stage", {"upscale": 1.25, "upscale_strength": 0.5, "refiner_strength": 0.4}, refiner=True),
+    # guidance that changes with the steps
+    case("guidance.schedule", {"guidance_schedule": [9.0, 3.0, 5.0], "steps": 6}),
+    case("guidance.each_step", {"guidance_schedule": [8.0, 1.0, 4.0, 6.0, 2.0]}),
+    case("guidance.interval", {"guidance_interval": [0.2, 0.8]}),
+    case("guidance.interval_rescale", {"guidance_interval": [0.0, 0.5], "guidance_rescale": 0.7, **SEVERAL}),
+    case("guidance.heun", {"guidance_interval": [0.25, 0.75], "scheduler": "HeunDiscreteScheduler"}),
+    case("guidance.img2img", {**SQUARE, "strength": 0.8, "guidance_schedule": [2.0, 8.0]}),
+    case(
+        "guidance.ensemble",
+        {"guidance_interval": [0.3, 0.9], "denoising_fraction": 0.5, "steps": 10},
         refiner=True,
     ),
 ]

@@ -1,10 +1,12 @@
 //! The words of `sdxl generate`: every field of a request under its own name.
 
+mod picture;
+
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
-use sdxl::{Precision, Request, Rng, Size, Tiling};
+use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
 
 /// Defaults come from the library; the program has none of its own.
@@ -43,6 +45,65 @@ pub enum SyntaxWord {
     Plain,
 }
 
+impl SyntaxWord {
+    /// The library's word.
+    pub fn syntax(self) -> PromptSyntax {
+        match self {
+            SyntaxWord::Compel => PromptSyntax::Compel,
+            SyntaxWord::A1111 => PromptSyntax::A1111,
+            SyntaxWord::Plain => PromptSyntax::Plain,
+        }
+    }
+}
+
+/// What weights do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightingWord {
+    /// What goes with the syntax
+    Auto,
+    /// Away from the empty text; below 1, towards the prompt without the words
+    Compel,
+    /// Multiplied, and each chunk brought back to its mean
+    A1111,
+    /// Multiplied
+    A1111NoNorm,
+    /// Away from the empty text, or towards it
+    #[value(name = "comfyui")]
+    ComfyUi,
+}
+
+impl WeightingWord {
+    /// The library's word.
+    pub fn weighting(self) -> PromptWeighting {
+        match self {
+            WeightingWord::Auto => PromptWeighting::Auto,
+            WeightingWord::Compel => PromptWeighting::Compel,
+            WeightingWord::A1111 => PromptWeighting::A1111,
+            WeightingWord::A1111NoNorm => PromptWeighting::A1111NoNorm,
+            WeightingWord::ComfyUi => PromptWeighting::ComfyUi,
+        }
+    }
+}
+
+/// What the pooled vector is computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PooledWord {
+    /// The prompt as written, signs included
+    Raw,
+    /// The words alone
+    Clean,
+}
+
+impl PooledWord {
+    /// The library's word.
+    pub fn pooled_from(self) -> PooledFrom {
+        match self {
+            PooledWord::Raw => PooledFrom::Raw,
+            PooledWord::Clean => PooledFrom::Clean,
+        }
+    }
+}
+
 /// Where the networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
@@ -54,7 +115,7 @@ pub enum Device {
 #[derive(Args)]
 pub struct GenerateArgs {
     /// What the picture shows; several prompts make several pictures
-    #[arg(required_unless_present = "recipe")]
+    #[arg(required_unless_present_any = ["recipe", "prompt_embeds"])]
     pub prompt: Vec<String>,
 
     /// A prompt of its own for the second text encoder (once, or once per prompt)
@@ -70,6 +131,35 @@ pub struct GenerateArgs {
     /// How prompts are read
     #[arg(long, value_enum, default_value = "compel", help_heading = "Prompt")]
     pub prompt_syntax: SyntaxWord,
+    /// What weights in prompts do
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Prompt")]
+    pub prompt_weighting: WeightingWord,
+    /// Cut prompts of more than 77 tokens, instead of encoding them in several chunks
+    /// [default: true with plain syntax, else false]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = false,
+        default_missing_value = "true",
+        help_heading = "Prompt"
+    )]
+    pub truncate_long_prompts: Option<bool>,
+    /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
+    #[arg(long, value_enum, help_heading = "Prompt")]
+    pub pooled_from: Option<PooledWord>,
+    /// Prompts that are encoded already, instead of texts (safetensors, as `sdxl prompt
+    /// --output-embeddings` and diffusers have them: prompt_embeds, pooled_prompt_embeds)
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "prompt",
+        help_heading = "Prompt"
+    )]
+    pub prompt_embeds: Option<PathBuf>,
+    /// The same for what the picture must not show, if it is not in the file of --prompt-embeds
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
+    pub negative_prompt_embeds: Option<PathBuf>,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
     #[arg(long, value_name = "N", help_heading = "Prompt")]
     pub clip_skip: Option<usize>,
@@ -94,7 +184,8 @@ pub struct GenerateArgs {
     /// Whose random numbers a seed gives: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
-    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]) instead of noise
+    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
+    /// --strength as a finished picture; with --denoising-start as another run's unfinished one
     #[arg(long, value_name = "FILE", help_heading = "Picture")]
     pub latents: Option<PathBuf>,
 
@@ -135,9 +226,12 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = defaults().eta, allow_negative_numbers = true,
           help_heading = "Sampling")]
     pub eta: f64,
-    /// Stop when this fraction of the noise is gone, leaving noisy latents
+    /// Stop when this fraction of the noise is gone, leaving noisy latents (to the refiner)
     #[arg(long, value_name = "F", help_heading = "Sampling")]
     pub denoising_end: Option<f64>,
+
+    #[command(flatten)]
+    pub picture: picture::PictureArgs,
 
     /// Size of the training picture to imitate [default: the picture's]
     #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
@@ -242,6 +336,19 @@ impl GenerateArgs {
                 })*
             };
         }
+        // These stand for one another: one that is typed is not held against a recipe's.
+        let hand_over = [
+            "denoising_end",
+            "denoising_start",
+            "denoising_fraction",
+            "refiner_strength",
+        ];
+        if hand_over.into_iter().any(given) {
+            r.denoising_end = None;
+            r.denoising_start = None;
+            r.denoising_fraction = None;
+            r.refiner_strength = None;
+        }
         take!(
             prompt,
             prompt_2,
@@ -255,6 +362,7 @@ impl GenerateArgs {
             guidance_scale,
             guidance_rescale,
             num_images,
+            truncate_long_prompts,
             clip_skip,
             original_size,
             target_size,
@@ -266,6 +374,7 @@ impl GenerateArgs {
             eta,
             denoising_end
         );
+        self.picture.apply(&mut r, &given);
         if let Some(crop) = self.crops_coords_top_left {
             r.crops_coords_top_left = crop;
         }
@@ -273,11 +382,30 @@ impl GenerateArgs {
             r.negative_crops_coords_top_left = crop;
         }
         if given("prompt_syntax") {
-            r.prompt_syntax = match self.prompt_syntax {
-                SyntaxWord::Compel => sdxl::PromptSyntax::Compel,
-                SyntaxWord::A1111 => sdxl::PromptSyntax::A1111,
-                SyntaxWord::Plain => sdxl::PromptSyntax::Plain,
-            };
+            r.prompt_syntax = self.prompt_syntax.syntax();
+        }
+        if given("prompt_weighting") {
+            r.prompt_weighting = self.prompt_weighting.weighting();
+        }
+        if let Some(word) = self.pooled_from {
+            r.pooled_from = Some(word.pooled_from());
+        }
+        // Texts and encoded prompts stand for one another: what is typed replaces a recipe's.
+        if given("prompt") {
+            r.prompt_embeds = None;
+            r.negative_prompt_embeds = None;
+        }
+        if self.prompt_embeds.is_some() {
+            r.prompt.clear();
+            r.prompt_embeds = self.prompt_embeds.clone();
+        }
+        if given("negative_prompt") {
+            r.negative_prompt_embeds = None;
+        }
+        if self.negative_prompt_embeds.is_some() {
+            r.negative_prompt.clear();
+            r.negative_prompt_2.clear();
+            r.negative_prompt_embeds = self.negative_prompt_embeds.clone();
         }
         if given("vae_tiling") {
             r.vae_tiling = match self.vae_tiling {

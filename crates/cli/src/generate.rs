@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::ArgMatches;
 use sdxl::image::png::{self, Texts};
 use sdxl::pipeline::{self, default_precision};
-use sdxl::recipe::{self, Recipe};
-use sdxl::{Checkpoint, Event, Pipeline, Request, latents_file};
+use sdxl::recipe::{self, Recipe, RefinerRecipe};
+use sdxl::{Checkpoint, Event, Inputs, Pipeline, Request, latents_file};
 
 use crate::args::GenerateArgs;
 use crate::output::{self, Destination};
@@ -40,15 +40,19 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .clone()
         .or(replayed.as_ref().and_then(|r| r.variant.clone()));
     let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
+    let refiner_root = (args.picture.refiner.clone()).or(replayed
+        .as_ref()
+        .and_then(|r| r.refiner.clone())
+        .map(|r| r.model));
+    let refiner = (refiner_root.as_deref())
+        .map(|root| Checkpoint::open(root, variant.as_deref()))
+        .transpose()?;
     let precision = args
         .precision
         .or(replayed.as_ref().map(|r| r.precision))
         .unwrap_or_else(default_precision);
-    let request = pipeline::resolve(&checkpoint, precision, &request)?;
-    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
-    let start = args
-        .latents
-        .as_deref()
+    let mut inputs = Inputs::read(&request)?;
+    inputs.latents = (args.latents.as_deref())
         .map(latents_file::read)
         .transpose()?;
     let latents_sha256 = args
@@ -64,9 +68,16 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "this picture was started from a latents file (SHA-256 {was}); give it with --latents"
         )));
     }
-    if let Some(start) = &start {
-        pipeline::check_start(&checkpoint, &request, start)?;
+    if let Some(was) = &replayed {
+        let named = |field: &str| {
+            matches.value_source(field) == Some(clap::parser::ValueSource::CommandLine)
+        };
+        refuse_changed_inputs(was, &inputs, &named)?;
     }
+    let refiner_ref = refiner.as_ref();
+    let request = pipeline::resolve(&checkpoint, refiner_ref, precision, &request, &inputs)?;
+    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
+    let evaluations = pipeline::evaluations(&checkpoint, refiner_ref, &request, &inputs)?;
     // A replay writes the one picture that the recipe is of, unless other pictures
     // were asked for beside it.
     let only = replayed
@@ -87,7 +98,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
     }
 
-    let mut progress = Progress::new(scheduler.timesteps().len());
+    let mut progress = Progress::new(evaluations);
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
@@ -96,7 +107,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
     let mut warnings: Vec<String> = Vec::new();
     if let Some(was) = &replayed {
-        for text in differences(was, latents_sha256.as_deref()) {
+        for text in differences(was, latents_sha256.as_deref(), &inputs) {
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
         }
@@ -104,12 +115,18 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
     let hashing = {
-        let checkpoint = checkpoint.clone();
-        std::thread::spawn(move || recipe::hash_weights(&checkpoint))
+        let (checkpoint, refiner) = (checkpoint.clone(), refiner.clone());
+        std::thread::spawn(move || -> sdxl::Result<_> {
+            let refiner_files = refiner.as_ref().map(recipe::hash_weights).transpose()?;
+            Ok((recipe::hash_weights(&checkpoint)?, refiner_files))
+        })
     };
     progress.begin("loading");
-    let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
-    let result = pipeline.generate(&request, start, &mut |event| {
+    let mut pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
+    if let Some(refiner) = refiner {
+        pipeline = pipeline.with_refiner(refiner)?;
+    }
+    let result = pipeline.generate_from(&request, &inputs, &mut |event| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
         }
@@ -127,7 +144,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
     };
     // A picture is worth more than its recipe: what cannot be hashed is only said.
-    let files = match hashing.join() {
+    let (files, refiner_files) = match hashing.join() {
         Ok(Ok(files)) => files,
         failed => {
             let why = match failed {
@@ -137,18 +154,28 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             let text = format!("the recipe names no weight files: {why}");
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
-            Vec::new()
+            (Vec::new(), None)
         }
     };
+    let refiner = refiner_root.map(|root| RefinerRecipe {
+        // JSON has no other text than Unicode.
+        model: root.to_string_lossy().into_owned().into(),
+        files: refiner_files.unwrap_or_default(),
+    });
     if interrupted.load(Ordering::SeqCst) {
         progress.finish();
         return Err(sdxl::Error::Cancelled.into());
     }
     let seconds = progress.finish();
-    if let Some(was) = &replayed
-        && was.files != files
-    {
-        warn_of_other_weights(was, &files, &mut warnings);
+    if let Some(was) = &replayed {
+        let of_refiner =
+            |r: &Option<RefinerRecipe>| r.as_ref().map(|r| r.files.clone()).unwrap_or_default();
+        warn_of_other_weights(&was.files, &files, &mut warnings);
+        warn_of_other_weights(
+            &of_refiner(&was.refiner),
+            &of_refiner(&refiner),
+            &mut warnings,
+        );
     }
 
     let mut recipe = Recipe {
@@ -159,7 +186,9 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         precision,
         isa: sdxl_kernels::Isa::current().to_string(),
         latents_sha256,
+        inputs: inputs.files,
         files,
+        refiner,
         scheduler_class: scheduler.info().class.to_string(),
         request,
         image_index: 0,
@@ -211,7 +240,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 }
 
 /// What here is unlike the machine or the files that a recipe was made with.
-fn differences(was: &Recipe, latents_sha256: Option<&str>) -> Vec<String> {
+fn differences(was: &Recipe, latents_sha256: Option<&str>, inputs: &Inputs) -> Vec<String> {
     let mut found = Vec::new();
     let isa = sdxl_kernels::Isa::current().to_string();
     let version = env!("CARGO_PKG_VERSION");
@@ -232,13 +261,29 @@ fn differences(was: &Recipe, latents_sha256: Option<&str>) -> Vec<String> {
     {
         found.push("these are not the latents that the recipe started from".to_string());
     }
+    for now in &inputs.files {
+        let before = was.inputs.iter().find(|f| f.field == now.field);
+        if before.is_none_or(|f| f.sha256 != now.sha256) {
+            let field = &now.field;
+            found.push(format!(
+                "this is not the {field} that the recipe was made with"
+            ));
+        }
+    }
     found
 }
 
-fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mut Vec<String>) {
+fn warn_of_other_weights(
+    was: &[recipe::FileHash],
+    files: &[recipe::FileHash],
+    warnings: &mut Vec<String>,
+) {
+    if was == files {
+        return;
+    }
     let changed: Vec<&str> = files
         .iter()
-        .filter(|f| !was.files.contains(f))
+        .filter(|f| !was.contains(f))
         .map(|f| f.name.as_str())
         .collect();
     let text = format!(
@@ -247,6 +292,37 @@ fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mu
     );
     err!("warning: {text}");
     warnings.push(text);
+}
+
+/// Refuses a recipe's picture whose file has changed since, unless another one was `named`.
+fn refuse_changed_inputs(
+    was: &Recipe,
+    inputs: &Inputs,
+    named: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    for before in &was.inputs {
+        let now = inputs.files.iter().find(|now| now.field == before.field);
+        let flag = before.field.replace('_', "-");
+        match now {
+            Some(now) if now.sha256 == before.sha256 || named(&before.field) => {}
+            Some(now) => {
+                return Err(usage(format!(
+                    "{}: this is not the file that the recipe was made with (its SHA-256 was {}); \
+                     give that one, or another on purpose, with --{flag}",
+                    now.path.display(),
+                    before.sha256
+                )));
+            }
+            // Its path is in the recipe's request too, unless somebody wrote the recipe by hand.
+            None => {
+                return Err(usage(format!(
+                    "this recipe was made with a {} and does not name it; give it with --{flag}",
+                    before.field
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.

@@ -11,7 +11,7 @@ use crate::recipe::{hash_bytes, read_bounded};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 
-/// Most bytes a picture file may have.
+/// Most bytes an input file may have.
 const LIMIT: u64 = 1 << 30;
 
 /// An input file of a run, and what was in it.
@@ -42,21 +42,30 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Reads the pictures that `request` names.
+    /// Reads the pictures and the encoded prompts that `request` names.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that is missing, no picture, damaged or too large.
+    /// [`Error::File`] for a file that is missing, damaged, too large, or of another kind.
     pub fn read(request: &Request) -> Result<Inputs> {
         let mut files = Vec::new();
-        let mut read = |field: &str, path: &Path, decode: Decode| -> Result<Pixels> {
+        let mut bytes_of = |field: &str, path: &Path| -> Result<Vec<u8>> {
             let bytes = read_bounded(path, LIMIT)?;
-            let pixels = decode(&bytes).map_err(|message| Error::file(path, message))?;
             files.push(InputFile {
                 field: field.to_string(),
                 path: path.to_path_buf(),
                 sha256: hash_bytes(&bytes),
             });
-            Ok(pixels)
+            Ok(bytes)
+        };
+        let mut embeds = (request.prompt_embeds.as_deref())
+            .map(|path| Embeds::read(&bytes_of("prompt_embeds", path)?, path))
+            .transpose()?;
+        if let (Some(embeds), Some(path)) = (&mut embeds, &request.negative_prompt_embeds) {
+            embeds.read_negative(&bytes_of("negative_prompt_embeds", path)?, path)?;
+        }
+        let mut read = |field: &str, path: &Path, decode: Decode| -> Result<Pixels> {
+            let bytes = bytes_of(field, path)?;
+            decode(&bytes).map_err(|message| Error::file(path, message))
         };
         let init_image = (request.init_image.as_deref())
             .map(|path| read("init_image", path, Pixels::decode_rgb))
@@ -68,7 +77,7 @@ impl Inputs {
             latents: None,
             init_image,
             mask,
-            embeds: None,
+            embeds,
             files,
         })
     }

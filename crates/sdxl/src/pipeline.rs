@@ -15,7 +15,7 @@ mod vae;
 
 pub use refine::Refiner;
 pub use resolve::resolve;
-pub use stages::build_scheduler;
+pub use stages::{build_scheduler, evaluations};
 
 use std::ops::ControlFlow;
 use std::path::Path;

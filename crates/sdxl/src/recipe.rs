@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::image::png;
-use crate::request::Request;
+use crate::inputs::InputFile;
+use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
 
@@ -23,6 +24,15 @@ pub struct FileHash {
     pub bytes: u64,
     /// SHA-256 of the contents, in hexadecimal.
     pub sha256: String,
+}
+
+/// The refiner of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RefinerRecipe {
+    /// The checkpoint as it was named.
+    pub model: PathBuf,
+    /// Its weight files.
+    pub files: Vec<FileHash>,
 }
 
 /// Everything needed to make a picture again.
@@ -42,8 +52,14 @@ pub struct Recipe {
     /// SHA-256 of the latents file the run started from, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents_sha256: Option<String>,
+    /// The pictures that the run started from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputFile>,
     /// The weight files.
     pub files: Vec<FileHash>,
+    /// The refiner, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<RefinerRecipe>,
     /// The class of the scheduler that ran.
     pub scheduler_class: String,
     /// The request, with size and seed filled in.
@@ -130,6 +146,27 @@ impl Recipe {
         if let Some(skip) = r.clip_skip {
             // A1111 counts the layer that SDXL always skips.
             text.push_str(&format!(", Clip skip: {}", skip + 1));
+        }
+        if let Some(strength) = r.strength.or(r.upscale.map(|_| r.upscale_strength)) {
+            text.push_str(&format!(", Denoising strength: {strength}"));
+        }
+        if let Some(factor) = r.upscale {
+            let method = match r.upscale_method {
+                UpscaleMethod::Lanczos => "Lanczos",
+                UpscaleMethod::Latent => "Latent",
+            };
+            text.push_str(&format!(
+                ", Hires upscale: {factor}, Hires upscaler: {method}"
+            ));
+        }
+        if r.mask_blur > 0.0 {
+            text.push_str(&format!(", Mask blur: {}", r.mask_blur));
+        }
+        if let Some(name) = self.refiner.as_ref().and_then(|r| r.model.file_name()) {
+            text.push_str(&format!(", Refiner: {}", name.to_string_lossy()));
+            if let Some(end) = r.denoising_fraction.or(r.denoising_end) {
+                text.push_str(&format!(", Refiner switch at: {end}"));
+            }
         }
         text.push_str(&format!(", Version: sdxl {}", self.version));
         text
@@ -250,6 +287,8 @@ mod tests {
             precision: Precision::F32,
             isa: "avx2".into(),
             latents_sha256: None,
+            inputs: Vec::new(),
+            refiner: None,
             files: vec![FileHash {
                 name: "unet/diffusion_pytorch_model.safetensors".into(),
                 bytes: 3,

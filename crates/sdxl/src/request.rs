@@ -137,6 +137,12 @@ pub struct Request {
     pub negative_prompt_2: Vec<String>,
     /// How prompts are read.
     pub prompt_syntax: PromptSyntax,
+    /// File of prompts that are encoded already, to be given instead of `prompt`; see
+    /// [`crate::text::embeds_file`].
+    pub prompt_embeds: Option<PathBuf>,
+    /// File of encoded negative prompts. `None`: those in `prompt_embeds`, else
+    /// `negative_prompt`.
+    pub negative_prompt_embeds: Option<PathBuf>,
     /// What weights do.
     pub prompt_weighting: PromptWeighting,
     /// Whether prompts of more than 77 tokens (start and end included) are cut. `None`: plain
@@ -250,6 +256,8 @@ impl Default for Request {
             negative_prompt: Vec::new(),
             negative_prompt_2: Vec::new(),
             prompt_syntax: PromptSyntax::Compel,
+            prompt_embeds: None,
+            negative_prompt_embeds: None,
             prompt_weighting: PromptWeighting::Auto,
             truncate_long_prompts: None,
             pooled_from: None,
@@ -332,8 +340,19 @@ impl Request {
     /// [`Error::Request`] naming the field, what was given and what is possible.
     pub fn check(&self) -> Result<()> {
         let no = |message: String| Err(Error::request(message));
-        if self.prompt.is_empty() {
+        if self.prompt_embeds.is_some() {
+            if self.prompt.iter().any(|text| !text.is_empty()) {
+                return no("prompt and prompt_embeds are both given; give one of them".into());
+            }
+        } else if self.negative_prompt_embeds.is_some() {
+            return no("negative_prompt_embeds: there are no prompt_embeds to go with them".into());
+        } else if self.prompt.is_empty() {
             return no("prompt: there is none; say what the picture should show".into());
+        }
+        if self.negative_prompt_embeds.is_some() && !self.negative_prompt.is_empty() {
+            return no(
+                "negative_prompt and negative_prompt_embeds are both given; give one of them".into(),
+            );
         }
         let prompts = self.prompt.len();
         for (name, list) in [
@@ -341,7 +360,7 @@ impl Request {
             ("negative_prompt", &self.negative_prompt),
             ("negative_prompt_2", &self.negative_prompt_2),
         ] {
-            if list.len() > 1 && list.len() != prompts {
+            if prompts > 0 && list.len() > 1 && list.len() != prompts {
                 return no(format!(
                     "{name}: {} given for {prompts} prompts; give one, or one for each",
                     list.len()
@@ -362,7 +381,9 @@ impl Request {
                 self.num_images
             ));
         }
-        if self.seed.len() > 1 && self.seed.len() != self.images() {
+        // How many prompts a file of encoded ones has is seen when it has been read.
+        let counted = prompts > 0;
+        if counted && self.seed.len() > 1 && self.seed.len() != self.images() {
             return no(format!(
                 "seed: {} seeds given for {} pictures; give one, or one for each",
                 self.seed.len(),

@@ -473,6 +473,7 @@ fn encoded_prompts_stand_in_for_their_texts() {
     let negative = encode(&text, &request.negative_prompt[0], &request);
     let inputs = Inputs {
         embeds: Some(Embeds {
+            channels: text.channels(),
             positive: vec![Conditioning::clone(&positive)],
             negative: vec![Conditioning::clone(&negative)],
         }),

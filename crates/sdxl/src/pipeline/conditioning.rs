@@ -8,6 +8,7 @@ use crate::prompt::{Content, Join, Part, Prompt, Resolved, Span};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
+use crate::weights::folder::Checkpoint;
 
 /// A conditioning and how much its prediction counts.
 pub type Weighted = (f32, Arc<Conditioning>);
@@ -79,7 +80,12 @@ impl PromptPair {
 ///
 /// # Errors
 /// [`Error::Request`] that says where.
-pub fn check(request: &Request, embeds: Option<&Embeds>, refiner: bool) -> Result<()> {
+pub fn check(
+    checkpoint: &Checkpoint,
+    refiner: bool,
+    request: &Request,
+    embeds: Option<&Embeds>,
+) -> Result<()> {
     let lists = [
         &request.prompt,
         &request.prompt_2,
@@ -102,7 +108,10 @@ pub fn check(request: &Request, embeds: Option<&Embeds>, refiner: bool) -> Resul
             "prompt_embeds: {given} given for {prompts} prompts"
         )));
     }
-    Ok(())
+    embeds.check(
+        checkpoint.unet.cross_attention_dim,
+        checkpoint.text_encoder_2.projection_dim,
+    )
 }
 
 /// Whether one prediction, unweighted, is all there is to it.

@@ -33,11 +33,15 @@ pub fn resolve(
     inputs: &Inputs,
 ) -> Result<Request> {
     request.check()?;
-    conditioning::check(request, inputs.embeds.as_ref(), refiner.is_some())?;
     if let Some(refiner) = refiner {
         check_refiner(checkpoint, refiner)?;
     }
     let mut request = request.clone();
+    if let (true, Some(embeds)) = (request.prompt.is_empty(), &inputs.embeds) {
+        request.prompt = vec![String::new(); embeds.positive.len()];
+    }
+    let embeds = inputs.embeds.as_ref();
+    conditioning::check(checkpoint, refiner.is_some(), &request, embeds)?;
     decide_size(checkpoint, &mut request, inputs);
     // Once more with what was decided: the checkpoint's size may be no multiple of 8.
     request.check()?;

@@ -112,13 +112,17 @@ pub fn stages(
             start,
             ..Cut::default()
         };
-        stages.push(stage(
-            Network::Refiner,
-            Begin::HandOver,
-            size,
-            refiner,
-            cut,
-        )?);
+        let second = stage(Network::Refiner, Begin::HandOver, size, refiner, cut)?;
+        // Schedulers scale noisy latents in different ways: those of another would be no
+        // picture's.
+        let [ours, theirs] = [&stages[0], &second].map(|s| s.scheduler.info().class);
+        if ours != theirs {
+            return Err(Error::request(format!(
+                "scheduler: the base's is {ours} and the refiner's {theirs}, which cannot take over \
+                 its latents; choose one for both with --scheduler"
+            )));
+        }
+        stages.push(second);
     }
     let size = request.upscaled_size();
     if request.upscale.is_some() {
@@ -142,6 +146,20 @@ pub fn stages(
         stages.push(stage(Network::Refiner, Begin::Again, size, refiner, cut)?);
     }
     Ok(stages)
+}
+
+/// How often the networks are evaluated for a resolved request, all stages together.
+///
+/// # Errors
+/// Whatever [`super::resolve`] refuses.
+pub fn evaluations(
+    checkpoint: &Checkpoint,
+    refiner: Option<&Checkpoint>,
+    request: &Request,
+    inputs: &Inputs,
+) -> Result<usize> {
+    let stages = stages(checkpoint, refiner, request, inputs)?;
+    Ok(stages.iter().map(Stage::evaluations).sum())
 }
 
 /// How a run begins, after refusing what contradicts itself.

@@ -9,151 +9,165 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::Conditioning;
 use crate::error::{Error, Result};
-use crate::recipe::read_bounded;
-
-/// Most bytes such a file may have: thousands of long prompts.
-const LIMIT: u64 = 4 << 30;
 
 /// Prompts encoded elsewhere or before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeds {
+    /// Channels of a token's state.
+    pub channels: usize,
     /// One conditioning a prompt, all of one length; at least one.
     pub positive: Vec<Conditioning>,
-    /// One a prompt or one for all; none if the file has none.
+    /// One a prompt or one for all; none if nothing was given.
     pub negative: Vec<Conditioning>,
 }
 
 impl Embeds {
-    /// Reads a file. Every state has `channels` channels and every pooled vector `dim`.
+    /// Reads the contents of a file that is called `path`.
     ///
     /// # Errors
-    /// [`Error::File`] that names the tensor which is missing or has another shape or type, or
-    /// values that are not finite.
-    pub fn read(path: &Path, channels: usize, dim: usize) -> Result<Embeds> {
-        let bytes = read_bounded(path, LIMIT)?;
-        let file = SafeTensors::deserialize(&bytes)
-            .map_err(|e| Error::file(path, format!("this is not a whole safetensors file: {e}")))?;
-        let positive = read_side(&file, path, "", channels, dim)?;
-        let negative = match file.tensor("negative_prompt_embeds") {
-            Ok(_) => read_side(&file, path, "negative_", channels, dim)?,
-            Err(_) => Vec::new(),
+    /// [`Error::File`] that names the tensor which is missing or has a shape or type that cannot
+    /// be, or values that are not finite.
+    pub fn read(bytes: &[u8], path: &Path) -> Result<Embeds> {
+        let file = open(bytes, path)?;
+        let (channels, positive) = read_side(&file, path, "")?;
+        let negative = if file.tensor("negative_prompt_embeds").is_ok() {
+            read_side(&file, path, "negative_")?
+        } else {
+            (channels, Vec::new())
         };
-        if negative.len() > 1 && negative.len() != positive.len() {
-            return Err(Error::file(
-                path,
-                format!(
-                    "it has {} prompts and {} negative ones; there must be one, or one for each",
-                    positive.len(),
-                    negative.len()
-                ),
-            ));
-        }
-        Ok(Embeds { positive, negative })
+        let mut embeds = Embeds {
+            channels,
+            positive,
+            negative: Vec::new(),
+        };
+        embeds.set_negative(negative, path)?;
+        Ok(embeds)
     }
 
     /// Takes the negative side from another file: its `negative_` tensors, or its plain ones
     /// where it has no others.
     ///
     /// # Errors
-    /// As [`Embeds::read`], and a number of prompts that does not fit.
-    pub fn read_negative(&mut self, path: &Path, channels: usize, dim: usize) -> Result<()> {
-        let bytes = read_bounded(path, LIMIT)?;
-        let file = SafeTensors::deserialize(&bytes)
-            .map_err(|e| Error::file(path, format!("this is not a whole safetensors file: {e}")))?;
-        let prefix = match file.tensor("negative_prompt_embeds") {
-            Ok(_) => "negative_",
-            Err(_) => "",
-        };
-        let negative = read_side(&file, path, prefix, channels, dim)?;
-        if negative.len() > 1 && negative.len() != self.positive.len() {
+    /// As [`Embeds::read`], and tensors that do not go with the positive side.
+    pub fn read_negative(&mut self, bytes: &[u8], path: &Path) -> Result<()> {
+        let file = open(bytes, path)?;
+        let has_negative = file.tensor("negative_prompt_embeds").is_ok();
+        let prefix = if has_negative { "negative_" } else { "" };
+        self.set_negative(read_side(&file, path, prefix)?, path)
+    }
+
+    fn set_negative(&mut self, side: (usize, Vec<Conditioning>), path: &Path) -> Result<()> {
+        let (channels, negative) = side;
+        let prompts = self.positive.len();
+        if negative.len() > 1 && negative.len() != prompts {
             return Err(Error::file(
                 path,
                 format!(
-                    "it has {} negative prompts for {} prompts; give one, or one for each",
-                    negative.len(),
-                    self.positive.len()
+                    "it has {} negative prompts for {prompts} prompts; give one, or one for each",
+                    negative.len()
                 ),
+            ));
+        }
+        let dims = |side: &[Conditioning]| side.first().map(|c| c.pooled.len());
+        let other = dims(&negative).is_some_and(|dim| Some(dim) != dims(&self.positive));
+        if channels != self.channels || other {
+            return Err(Error::file(
+                path,
+                "its negative prompts have other sizes than the prompts; they were made with \
+                 another model",
             ));
         }
         self.negative = negative;
         Ok(())
     }
+
+    /// Refuses sizes that a model does not take: `channels` a token, `dim` a pooled vector.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with both.
+    pub fn check(&self, channels: usize, dim: usize) -> Result<()> {
+        let pooled = self.positive.first().map_or(0, |c| c.pooled.len());
+        if (self.channels, pooled) == (channels, dim) {
+            return Ok(());
+        }
+        Err(Error::request(format!(
+            "prompt_embeds: {} channels and {pooled} pooled ones are given, but this checkpoint takes \
+             {channels} and {dim}; they were made with another kind of model",
+            self.channels
+        )))
+    }
 }
 
+fn open<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
+    SafeTensors::deserialize(bytes)
+        .map_err(|e| Error::file(path, format!("this is not a whole safetensors file: {e}")))
+}
+
+/// Channels, and one conditioning a prompt.
 fn read_side(
     file: &SafeTensors<'_>,
     path: &Path,
     prefix: &str,
-    channels: usize,
-    dim: usize,
-) -> Result<Vec<Conditioning>> {
-    let get = |name: &str| -> Result<(Vec<usize>, Vec<f32>)> {
-        let tensor = file
-            .tensor(name)
-            .map_err(|_| Error::file(path, format!("it has no tensor `{name}`")))?;
-        let data = tensor.data();
-        let values: Vec<f32> = match tensor.dtype() {
-            Dtype::F32 => (data.as_chunks::<4>().0.iter())
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-            Dtype::F16 => (data.as_chunks::<2>().0.iter())
-                .map(|b| f16::from_le_bytes(*b).to_f32())
-                .collect(),
-            Dtype::BF16 => (data.as_chunks::<2>().0.iter())
-                .map(|b| bf16::from_le_bytes(*b).to_f32())
-                .collect(),
-            other => {
-                return Err(Error::file(
-                    path,
-                    format!("`{name}` must be F32, F16 or BF16, not {other:?}"),
-                ));
-            }
-        };
-        if values.iter().any(|v| !v.is_finite()) {
-            return Err(Error::file(
-                path,
-                format!("`{name}` has values that are not finite"),
-            ));
-        }
-        Ok((tensor.shape().to_vec(), values))
-    };
+) -> Result<(usize, Vec<Conditioning>)> {
     let (name, pooled_name) = (
         format!("{prefix}prompt_embeds"),
         format!("{prefix}pooled_prompt_embeds"),
     );
-    let (shape, states) = get(&name)?;
-    let (pooled_shape, pooled) = get(&pooled_name)?;
-    let &[prompts, tokens, width] = &shape[..] else {
+    let (shape, states) = values(file, path, &name)?;
+    let (pooled_shape, pooled) = values(file, path, &pooled_name)?;
+    let ([prompts, tokens, channels], [others, dim]) = (&shape[..], &pooled_shape[..]) else {
         return Err(Error::file(
             path,
-            format!("`{name}` must have three axes, not {shape:?}"),
+            format!(
+                "`{name}` must have three axes and `{pooled_name}` two, not {shape:?} and \
+                 {pooled_shape:?}"
+            ),
         ));
     };
-    if prompts == 0 || tokens == 0 || width != channels {
+    if prompts != others || [prompts, tokens, channels, dim].contains(&&0) {
         return Err(Error::file(
             path,
             format!(
-                "`{name}` has the shape {shape:?}, but this checkpoint takes [prompts, tokens, \
-                 {channels}]; it was made with another kind of model"
+                "`{name}` {shape:?} and `{pooled_name}` {pooled_shape:?} do not go together; they \
+                 must be [prompts, tokens, channels] and [prompts, dim]"
             ),
         ));
     }
-    if pooled_shape != [prompts, dim] {
-        return Err(Error::file(
-            path,
-            format!(
-                "`{pooled_name}` has the shape {pooled_shape:?}, but [{prompts}, {dim}] goes with \
-                 this checkpoint and `{name}`"
-            ),
-        ));
-    }
-    Ok((states.chunks_exact(tokens * width))
-        .zip(pooled.chunks_exact(dim))
+    let all = (states.chunks_exact(tokens * channels))
+        .zip(pooled.chunks_exact(*dim))
         .map(|(context, pooled)| Conditioning {
             context: context.to_vec(),
             pooled: pooled.to_vec(),
-        })
-        .collect())
+        });
+    Ok((*channels, all.collect()))
+}
+
+/// Shape and values of a tensor.
+fn values(file: &SafeTensors<'_>, path: &Path, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+    let tensor = file
+        .tensor(name)
+        .map_err(|_| Error::file(path, format!("it has no tensor `{name}`")))?;
+    let data = tensor.data();
+    let values: Vec<f32> = match tensor.dtype() {
+        Dtype::F32 => (data.as_chunks::<4>().0.iter())
+            .map(|b| f32::from_le_bytes(*b))
+            .collect(),
+        Dtype::F16 => (data.as_chunks::<2>().0.iter())
+            .map(|b| f16::from_le_bytes(*b).to_f32())
+            .collect(),
+        Dtype::BF16 => (data.as_chunks::<2>().0.iter())
+            .map(|b| bf16::from_le_bytes(*b).to_f32())
+            .collect(),
+        other => {
+            let text = format!("`{name}` must be F32, F16 or BF16, not {other:?}");
+            return Err(Error::file(path, text));
+        }
+    };
+    if values.iter().any(|v| !v.is_finite()) {
+        let text = format!("`{name}` has values that are not finite");
+        return Err(Error::file(path, text));
+    }
+    Ok((tensor.shape().to_vec(), values))
 }
 
 /// The bytes of a file with `prompts` of one length as its positive side, `f32`.
@@ -196,32 +210,34 @@ mod tests {
     }
 
     #[test]
-    fn a_file_reads_back_and_wrong_shapes_are_refused() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("a.safetensors");
+    fn a_file_reads_back_and_what_does_not_fit_is_refused() {
+        let path = Path::new("a.safetensors");
         let both = [conditioning(1.0), conditioning(2.0)];
-        std::fs::write(&path, to_bytes(&[&both[0], &both[1]], 4).unwrap()).unwrap();
-        let read = Embeds::read(&path, 4, 2).unwrap();
+        let bytes = to_bytes(&[&both[0], &both[1]], 4).unwrap();
+        let read = Embeds::read(&bytes, path).unwrap();
         assert_eq!(read.positive, both);
         assert!(read.negative.is_empty());
+        read.check(4, 2).unwrap();
         for (channels, dim) in [(6, 2), (4, 3)] {
-            let error = Embeds::read(&path, channels, dim).unwrap_err();
-            assert!(error.is_usage(), "{error}");
-            assert!(error.to_string().contains("has the shape"), "{error}");
+            let error = read.check(channels, dim).unwrap_err();
+            assert!(error.to_string().contains("another kind"), "{error}");
         }
 
         let mut one = read.clone();
         one.positive.truncate(1);
-        // Its plain tensors serve as negatives, but not two for one.
-        let error = one.read_negative(&path, 4, 2).unwrap_err();
+        // A file's plain tensors serve as negatives, but not two for one.
+        let error = one.read_negative(&bytes, path).unwrap_err();
         assert!(error.to_string().contains("2 negative prompts"), "{error}");
         let mut two = read.clone();
-        two.read_negative(&path, 4, 2).unwrap();
+        two.read_negative(&bytes, path).unwrap();
         assert_eq!(two.negative, both);
+        let narrow = to_bytes(&[&both[0]], 2).unwrap();
+        let error = two.read_negative(&narrow, path).unwrap_err();
+        assert!(error.to_string().contains("other sizes"), "{error}");
 
-        std::fs::write(&path, to_bytes(&[&conditioning(f32::INFINITY)], 4).unwrap()).unwrap();
-        assert!(Embeds::read(&path, 4, 2).is_err());
-        std::fs::write(&path, b"no tensors").unwrap();
-        assert!(Embeds::read(&path, 4, 2).is_err());
+        let endless = to_bytes(&[&conditioning(f32::INFINITY)], 4).unwrap();
+        let error = Embeds::read(&endless, path).unwrap_err();
+        assert!(error.to_string().contains("not finite"), "{error}");
+        assert!(Embeds::read(&bytes[..bytes.len() - 1], path).is_err());
     }
 }
