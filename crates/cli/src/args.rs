@@ -136,14 +136,7 @@ pub struct GenerateArgs {
     pub prompt_weighting: WeightingWord,
     /// Cut prompts of more than 77 tokens, instead of encoding them in several chunks
     /// [default: true with plain syntax, else false]
-    #[arg(
-        long,
-        value_name = "true|false",
-        num_args = 0..=1,
-        require_equals = false,
-        default_missing_value = "true",
-        help_heading = "Prompt"
-    )]
+    #[arg(long, value_name = "true|false", help_heading = "Prompt")]
     pub truncate_long_prompts: Option<bool>,
     /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
     #[arg(long, value_enum, help_heading = "Prompt")]

@@ -28,6 +28,7 @@ mod generate;
 mod info;
 mod output;
 mod progress;
+mod prompt;
 mod schedulers;
 mod show;
 
@@ -47,6 +48,8 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Generate(Box<args::GenerateArgs>),
+    /// Show what a prompt says: its tree, its tokens and their weights
+    Prompt(Box<prompt::PromptArgs>),
     /// Print how a picture was made, from the picture itself
     Show(show::ShowArgs),
     /// List the schedulers, or show the numbers one would use
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
     };
     let (json, result) = match (&cli.command, matches.subcommand()) {
         (Command::Generate(args), Some((_, given))) => (args.json, generate::run(args, given)),
+        (Command::Prompt(args), _) => (args.json, prompt::run(args)),
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),

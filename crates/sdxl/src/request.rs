@@ -351,7 +351,8 @@ impl Request {
         }
         if self.negative_prompt_embeds.is_some() && !self.negative_prompt.is_empty() {
             return no(
-                "negative_prompt and negative_prompt_embeds are both given; give one of them".into(),
+                "negative_prompt and negative_prompt_embeds are both given; give one of them"
+                    .into(),
             );
         }
         let prompts = self.prompt.len();

@@ -100,6 +100,7 @@ impl Tokenizer {
             PreTokenizerWrapper::Split(words),
             PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
         ])));
+        inner.with_decoder(Some(ByteLevel::default()));
         // Where two roles share a text, the last one decides whether it is looked for
         // in the text as typed or as normalised (lower-cased): the reference's order.
         let mut added: Vec<AddedToken> = Vec::new();
