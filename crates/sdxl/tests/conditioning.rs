@@ -191,6 +191,25 @@ fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Condition
     text.encode(input, input, &options, &mut |_| {}).unwrap()
 }
 
+#[test]
+fn a_text_without_end_is_refused() {
+    let text = encoders(&golden("base"));
+    let prompt = "cat ".repeat(75 * 101);
+    let resolved = Prompt::parse(&prompt, PromptSyntax::Plain)
+        .unwrap()
+        .at(0, 1);
+    let input = TextInput {
+        raw: &prompt,
+        parts: &resolved.parts,
+    };
+    let error = text
+        .encode(input, input, &options(false), &mut |_| {})
+        .unwrap_err();
+    assert!(error.to_string().contains("101 chunks"), "{error}");
+    text.encode(input, input, &options(true), &mut |_| {})
+        .unwrap();
+}
+
 /// Prompts where the library fails by accident do what they plainly mean.
 #[test]
 fn where_the_library_fails() {

@@ -32,6 +32,10 @@ fn picture_path(name: &str) -> String {
 /// are names.
 fn request_of(case: &Value) -> Request {
     let mut fields: Map<String, Value> = case["request"].as_object().unwrap().clone();
+    // Compared with diffusers, which reads prompts as they stand.
+    fields
+        .entry("prompt_syntax")
+        .or_insert_with(|| json!("plain"));
     for (key, value) in &mut fields {
         let list = [
             "prompt",

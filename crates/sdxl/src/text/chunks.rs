@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::tokenizer::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::prompt::Span;
 
 /// Where a text that is too long for one chunk is divided.
@@ -20,6 +20,9 @@ pub enum Splitting {
 
 /// A1111's `comma_padding_backtrack`: how far back a comma may be.
 const BACKTRACK: usize = 20;
+
+/// Chunks that a text may need; a longer one is a mistake.
+const MAX_CHUNKS: usize = 100;
 
 /// A span as the tokenizer reads it.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,7 +68,7 @@ impl Layout {
     /// breaks, if prompts are cut.
     ///
     /// # Errors
-    /// Text that the tokenizer refuses.
+    /// Text that the tokenizer refuses, or that needs more than a hundred chunks.
     pub fn new(
         tokenizer: &Tokenizer,
         spans: &[Span],
@@ -114,6 +117,13 @@ impl Layout {
                 Splitting::Sentences => parts.extend(by_sentences(tokenizer, &section)),
                 Splitting::Commas => parts.extend(by_commas(tokenizer, &section)),
             }
+        }
+        if parts.len() > MAX_CHUNKS {
+            return Err(Error::request(format!(
+                "prompt: it needs {} chunks of {room} tokens, and at most {MAX_CHUNKS} are encoded; \
+                 shorten it, or cut it with truncate_long_prompts",
+                parts.len()
+            )));
         }
         let chunks = (parts.iter())
             .map(|part| {
