@@ -141,6 +141,12 @@ pub struct GenerateArgs {
     /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
     #[arg(long, value_enum, help_heading = "Prompt")]
     pub pooled_from: Option<PooledWord>,
+    /// Make the choices `{red|green|blue}` in prompts, by the seed, for every picture
+    #[arg(long, help_heading = "Prompt")]
+    pub wildcards: bool,
+    /// The same, and take `__name__` from a line of name.txt in this folder
+    #[arg(long, value_name = "DIR", help_heading = "Prompt")]
+    pub wildcards_dir: Option<PathBuf>,
     /// Prompts that are encoded already, instead of texts (safetensors, as `sdxl prompt
     /// --output-embeddings` and diffusers have them: prompt_embeds, pooled_prompt_embeds)
     #[arg(
@@ -413,6 +419,9 @@ impl GenerateArgs {
         for option in &self.scheduler_option {
             let (key, value) = scheduler_option(option)?;
             r.scheduler_options.insert(key, value);
+        }
+        if self.wildcards || self.wildcards_dir.is_some() {
+            r.expand_wildcards(self.wildcards_dir.as_deref())?;
         }
         Ok(r)
     }

@@ -210,6 +210,42 @@ fn an_encoded_prompt_makes_the_same_picture() {
 }
 
 #[test]
+fn wildcards_are_chosen_by_seed_and_recorded() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("wild")).unwrap();
+    fs::write(dir.path().join("wild/colour.txt"), "red\n# no\ngreen\n").unwrap();
+    let prompt = "a __colour__ {cat|dog|bird|fish}";
+    let model = golden("base");
+    let run = |more: &[&str]| {
+        let mut all = vec!["generate", "--model", model.to_str().unwrap(), "--json"];
+        all.extend(["--precision", "f32", "--steps", "1", "--overwrite"]);
+        all.extend(["--output", "out.png", "--num-images", "4"]);
+        all.extend(more);
+        let made: Value = serde_json::from_str(&ok(&sdxl(dir.path(), &all))).unwrap();
+        made["request"].clone()
+    };
+    let args = [prompt, "--seed", "5", "--wildcards-dir", "wild"];
+    let request = run(&args);
+    let prompts: Vec<&str> = (request["prompt"].as_array().unwrap().iter())
+        .map(|p| p.as_str().unwrap())
+        .collect();
+    assert_eq!(prompts.len(), 4);
+    for made in &prompts {
+        assert!(made.starts_with("a red ") || made.starts_with("a green "));
+        assert!(!made.contains(['_', '{', '|']), "{made}");
+    }
+    assert!(prompts.iter().any(|p| *p != prompts[0]));
+    assert_eq!(run(&args), request);
+    // Without being asked for, signs are text.
+    assert_eq!(run(&[prompt, "--seed", "5"])["prompt"][0], prompt);
+
+    let args = ["generate", "a __sea__", "--wildcards-dir", "wild"];
+    let missing = sdxl(dir.path(), &args);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("sea"));
+}
+
+#[test]
 fn syntaxes_differ_and_recipes_keep_theirs() {
     let dir = TempDir::new().unwrap();
     let prompt = "a (red:1.4) fox";

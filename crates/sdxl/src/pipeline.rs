@@ -14,6 +14,7 @@ mod start;
 mod vae;
 
 pub use refine::Refiner;
+pub(crate) use resolve::fresh_seed;
 pub use resolve::resolve;
 pub use stages::{build_scheduler, evaluations};
 

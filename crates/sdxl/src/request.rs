@@ -4,6 +4,7 @@
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
 mod picture;
+mod wildcards;
 
 pub use picture::{Margins, ResizeMode, UpscaleMethod};
 

@@ -171,7 +171,7 @@ fn check_memory(checkpoint: &Checkpoint, precision: Precision, request: &Request
 }
 
 /// A seed nobody chose: from the clock, below 2^32 so that other tools can use it too.
-fn fresh_seed() -> u64 {
+pub(crate) fn fresh_seed() -> u64 {
     let nanos = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos() as u64);
