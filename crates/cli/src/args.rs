@@ -154,7 +154,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
     pub negative_crops_coords_top_left: Option<[usize; 2]>,
 
-    /// Checkpoint folder (the one that holds model_index.json)
+    /// Checkpoint folder (the one that holds model_index.json) [default: the demo model
+    /// that this program carries]
     #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
     pub model: Option<PathBuf>,
     /// Use weight files of this variant, such as fp16

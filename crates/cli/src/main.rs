@@ -26,6 +26,8 @@ macro_rules! err {
 mod args;
 mod generate;
 mod info;
+mod model;
+mod models;
 mod output;
 mod progress;
 mod schedulers;
@@ -53,6 +55,8 @@ enum Command {
     Schedulers(schedulers::SchedulersArgs),
     /// Describe a checkpoint and say what is missing
     Info(info::InfoArgs),
+    /// Checkpoints on this machine
+    Models(models::ModelsArgs),
 }
 
 /// A mistake in what was asked, found by this program rather than by the library.
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
+        (Command::Models(args), _) => (false, models::run(args)),
         (Command::Generate(args), None) => (args.json, Err(usage("no arguments"))),
     };
     let Err(error) = result else {
