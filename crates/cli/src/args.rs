@@ -202,7 +202,7 @@ pub struct GenerateArgs {
     /// Make the picture of this recipe (a PNG of ours, or JSON) again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
-    /// Leave out the invisible watermark (this version embeds none in any case)
+    /// Leave out the invisible watermark that pictures from 256 pixels on carry
     #[arg(long, help_heading = "Output")]
     pub no_watermark: bool,
     /// Print one JSON object about the result, and nothing else, on standard output
@@ -283,6 +283,9 @@ impl GenerateArgs {
         }
         if given("vae_slicing") {
             r.vae_slicing = self.vae_slicing == Switch::On;
+        }
+        if self.no_watermark {
+            r.watermark = false;
         }
         for option in &self.scheduler_option {
             let (key, value) = scheduler_option(option)?;

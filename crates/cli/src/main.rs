@@ -32,6 +32,7 @@ mod output;
 mod progress;
 mod schedulers;
 mod show;
+mod watermark;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ enum Command {
     Schedulers(schedulers::SchedulersArgs),
     /// Describe a checkpoint and say what is missing
     Info(info::InfoArgs),
+    /// Look for the invisible watermark, or put it into a picture
+    Watermark(watermark::WatermarkArgs),
     /// Checkpoints on this machine
     Models(models::ModelsArgs),
 }
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
+        (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
         (Command::Models(args), _) => (false, models::run(args)),
         (Command::Generate(args), None) => (args.json, Err(usage("no arguments"))),
     };
