@@ -6,10 +6,11 @@
 //! coefficient (the block's first is left alone) is moved to the middle of one half of its
 //! 36-wide interval: the lower half for a 0, the upper for a 1. Blocks take the bits in turn.
 //!
-//! Three properties of that method are kept although they are odd, since other bits would
-//! be no watermark: there is no cosine transform in it, in spite of its name; the details of
-//! rows and columns change places on the way back; and it does not survive its own
-//! rounding perfectly, so a reader finds a few of the 48 bits wrong.
+//! Three properties of that method are kept although they are odd, since other pixels would be
+//! another watermark: there is no cosine transform in it, in spite of its name; the details of
+//! rows and columns change places on the way back; and diffusers marks numbers whose U is
+//! centred on 0, where the decoder reads bytes whose U is centred on 128, so that the decoder
+//! gets many of the 48 bits wrong. [`detect`] reads both ways.
 
 /// The 48 bits, first bit first.
 const MESSAGE: u64 = 0b101100111110110010010000011110111011000110011110;
@@ -183,7 +184,8 @@ pub struct Detection {
     /// How many of them are the message's.
     pub matching: usize,
     /// By how many standard deviations the blocks that should hold a 1 hold one more often
-    /// than the blocks that should hold a 0 do. A picture without a watermark is near 0.
+    /// than the blocks that should hold a 0 do, in the better of the two ways to read them. A
+    /// picture without a watermark is near 0.
     pub z: f64,
 }
 
@@ -202,6 +204,7 @@ pub fn detect(rgb: &[u8], width: usize, height: usize) -> Option<Detection> {
     if !fits(width, height) {
         return None;
     }
+    let (columns, rows) = (width / 4 * 2, height / 4 * 2);
     // The decoder works on bytes: U rounded to a byte by OpenCV's integer arithmetic, then in
     // `f64`, where the rounding of equal sums decides which is the largest.
     let u: Vec<f64> = (rgb.as_chunks::<3>().0.iter())
@@ -212,39 +215,75 @@ pub fn detect(rgb: &[u8], width: usize, height: usize) -> Option<Detection> {
             f64::from(round((b - y) * 8061 + (128 << 14)).clamp(0, 255))
         })
         .collect();
-    let (columns, rows) = (width / 4 * 2, height / 4 * 2);
     let haar = std::f64::consts::FRAC_1_SQRT_2;
-    let coarse = |at: usize| {
+    let of_bytes = Votes::count(columns, rows, |at| {
         let corner = at / columns * 2 * width + at % columns * 2;
         let down = |x: usize| u[x] * haar + u[x + width] * haar;
         (down(corner) * haar + down(corner + 1) * haar).abs()
-    };
-    let (mut ones, mut seen) = ([0usize; BITS], [0usize; BITS]);
-    for (number, block) in blocks(columns, rows).enumerate() {
-        let value = coarse(largest(block, columns, coarse));
-        let scale = f64::from(SCALE);
-        seen[number % BITS] += 1;
-        ones[number % BITS] += usize::from(value % scale > 0.5 * scale);
-    }
-    // The majority of a bit's blocks; the odd threshold is the decoder's.
-    let bits = std::array::from_fn(|i| ones[i] as f64 / seen[i].max(1) as f64 * 255.0 > 127.0);
-    let matching = (0..BITS).filter(|&i| bits[i] == bit(i)).count();
-    let sum = |of: &[usize; BITS], wanted: bool| -> f64 {
-        (0..BITS)
-            .filter(|&i| bit(i) == wanted)
-            .map(|i| of[i] as f64)
-            .sum()
-    };
-    let (with, without) = (sum(&seen, true).max(1.0), sum(&seen, false).max(1.0));
-    let (a, b) = (sum(&ones, true) / with, sum(&ones, false) / without);
-    let share = (sum(&ones, true) + sum(&ones, false)) / (with + without);
-    // Two proportions compared; a picture of one colour has no spread at all.
-    let spread = (share * (1.0 - share) * (1.0 / with + 1.0 / without)).sqrt();
+    });
+    // But diffusers marked numbers in which no colour is U = 0 and not 128, so that decoder
+    // reads every negative U the wrong way round. Read as it was written:
+    let u: Vec<f32> = (rgb.as_chunks::<3>().0.iter())
+        .map(|pixel| to_yuv(pixel.map(f32::from))[1])
+        .collect();
+    let bands = Bands::of(&u, width, height);
+    let as_written = Votes::count(columns, rows, |at| f64::from(bands.coarse[at].abs()));
+    let bits = of_bytes.bits();
     Some(Detection {
         bits,
-        matching,
-        z: if spread > 0.0 { (a - b) / spread } else { 0.0 },
+        matching: (0..BITS).filter(|&i| bits[i] == bit(i)).count(),
+        z: of_bytes.z().max(as_written.z()),
     })
+}
+
+/// What the blocks of a picture say.
+struct Votes {
+    /// Blocks of each bit that hold a 1.
+    ones: [usize; BITS],
+    /// Blocks of each bit.
+    all: [usize; BITS],
+}
+
+impl Votes {
+    /// `size` gives the absolute value of a coarse coefficient.
+    fn count(columns: usize, rows: usize, size: impl Fn(usize) -> f64) -> Votes {
+        let (mut ones, mut all) = ([0; BITS], [0; BITS]);
+        for (number, block) in blocks(columns, rows).enumerate() {
+            let value = size(largest(block, columns, &size));
+            let scale = f64::from(SCALE);
+            all[number % BITS] += 1;
+            ones[number % BITS] += usize::from(value % scale > 0.5 * scale);
+        }
+        Votes { ones, all }
+    }
+
+    /// The majority of each bit's blocks; the odd threshold is the decoder's.
+    fn bits(&self) -> [bool; BITS] {
+        std::array::from_fn(|i| self.ones[i] as f64 / self.all[i].max(1) as f64 * 255.0 > 127.0)
+    }
+
+    /// See [`Detection::z`]: two proportions compared.
+    fn z(&self) -> f64 {
+        let sum = |of: &[usize; BITS], wanted: bool| -> f64 {
+            (0..BITS)
+                .filter(|&i| bit(i) == wanted)
+                .map(|i| of[i] as f64)
+                .sum()
+        };
+        let (with, without) = (
+            sum(&self.all, true).max(1.0),
+            sum(&self.all, false).max(1.0),
+        );
+        let (a, b) = (sum(&self.ones, true), sum(&self.ones, false));
+        let share = (a + b) / (with + without);
+        let spread = (share * (1.0 - share) * (1.0 / with + 1.0 / without)).sqrt();
+        // A picture of one colour has no spread at all.
+        if spread > 0.0 {
+            (a / with - b / without) / spread
+        } else {
+            0.0
+        }
+    }
 }
 
 #[cfg(test)]
