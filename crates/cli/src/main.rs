@@ -28,6 +28,7 @@ mod generate;
 mod info;
 mod output;
 mod progress;
+mod schedule_plot;
 mod schedulers;
 mod show;
 
@@ -91,11 +92,13 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let (json, result) = match (&cli.command, matches.subcommand()) {
-        (Command::Generate(args), Some((_, given))) => (args.json, generate::run(args, given)),
+        (Command::Generate(args), Some((_, given))) => {
+            (args.picture.json, generate::run(args, given))
+        }
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
-        (Command::Generate(args), None) => (args.json, Err(usage("no arguments"))),
+        (Command::Generate(args), None) => (args.picture.json, Err(usage("no arguments"))),
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;
