@@ -85,6 +85,10 @@ pub struct GenerateArgs {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
     pub steps: usize,
+    /// PNG file, or folder for them; with several pictures FILE gets a number
+    /// [default: sdxl-SEED.png here]
+    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
+    pub output: Option<PathBuf>,
     /// Also write the final latents (safetensors)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub output_latents: Option<PathBuf>,
@@ -208,14 +212,11 @@ pub struct PictureArgs {
     )]
     pub vae_slicing: Switch,
 
-    /// PNG file, or folder for them; with several pictures FILE gets a number
-    /// [default: sdxl-SEED.png here]
-    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
-    pub output: Option<PathBuf>,
     /// Replace files that exist
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Make the picture of this recipe (a PNG of ours, or JSON) again; flags given beside it win
+    /// Start from the recipe of a picture (a PNG of ours, or JSON): alone it makes the same
+    /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
     /// Leave out the invisible watermark (this version embeds none in any case)

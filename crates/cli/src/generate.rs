@@ -73,10 +73,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map(|r| r.image_index)
         .filter(|i| *i < request.images());
     let written = if only.is_some() { 1 } else { request.images() };
-    let destination = Destination::new(args.output.as_deref(), written, args.overwrite)?;
+    let destination = Destination::new(own.output.as_deref(), written, args.overwrite)?;
     if let Some(path) = &own.output_latents {
         output::check_file(path, args.overwrite)?;
-        if args.output.as_ref() == Some(path) {
+        if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
                 path.display()

@@ -27,6 +27,7 @@ mod args;
 mod generate;
 mod info;
 mod output;
+mod plot;
 mod progress;
 mod schedule_plot;
 mod schedulers;
@@ -48,6 +49,8 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Generate(Box<args::GenerateArgs>),
+    /// Compare schedulers, steps or any other field on one labelled sheet
+    Plot(Box<plot::PlotArgs>),
     /// Print how a picture was made, from the picture itself
     Show(show::ShowArgs),
     /// List the schedulers, or show the numbers one would use
@@ -95,10 +98,11 @@ fn main() -> ExitCode {
         (Command::Generate(args), Some((_, given))) => {
             (args.picture.json, generate::run(args, given))
         }
+        (Command::Plot(args), Some((_, given))) => (args.picture.json, plot::run(args, given)),
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
-        (Command::Generate(args), None) => (args.picture.json, Err(usage("no arguments"))),
+        (Command::Generate(_) | Command::Plot(_), None) => (false, Err(usage("no arguments"))),
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;

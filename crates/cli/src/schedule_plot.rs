@@ -233,7 +233,7 @@ fn line(out: &mut String, index: usize, values: &[f64], across: &Axis, place: im
 /// crowd.
 fn decades(low: f64, high: f64) -> Vec<Tick> {
     let (first, last) = (low.log10().floor() as i32, high.log10().floor() as i32);
-    let factors: &[u32] = if last - first > 5 { &[1] } else { &[1, 2, 5] };
+    let factors: &[u32] = if last - first > 4 { &[1] } else { &[1, 2, 5] };
     let mut ticks = Vec::new();
     for power in first..=last {
         for &factor in factors {
