@@ -43,6 +43,7 @@ STAGES = {
     "runs": runs.make_runs,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
+    "watermark": program("watermark.py"),
 }
 
 

@@ -178,7 +178,8 @@ pub struct PictureArgs {
     #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
     pub negative_crops_coords_top_left: Option<[usize; 2]>,
 
-    /// Checkpoint folder (the one that holds model_index.json)
+    /// Checkpoint folder (the one that holds model_index.json) [default: the demo model
+    /// that this program carries]
     #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
     pub model: Option<PathBuf>,
     /// Use weight files of this variant, such as fp16
@@ -219,7 +220,7 @@ pub struct PictureArgs {
     /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
-    /// Leave out the invisible watermark (this version embeds none in any case)
+    /// Leave out the invisible watermark that pictures from 256 pixels on carry
     #[arg(long, help_heading = "Output")]
     pub no_watermark: bool,
     /// Print one JSON object about the result, and nothing else, on standard output
@@ -332,6 +333,9 @@ impl PictureArgs {
         }
         if given("vae_slicing") {
             r.vae_slicing = self.vae_slicing == Switch::On;
+        }
+        if self.no_watermark {
+            r.watermark = false;
         }
         for option in &self.scheduler_option {
             let (key, value) = scheduler_option(option)?;

@@ -12,6 +12,7 @@ use sdxl::recipe::{self, Recipe};
 use sdxl::{Checkpoint, Event, Pipeline, Request, latents_file};
 
 use crate::args::GenerateArgs;
+use crate::model::{self, Model};
 use crate::output::{self, Destination};
 use crate::progress::Progress;
 use crate::usage;
@@ -26,21 +27,16 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map_or_else(Request::default, |r| r.request.clone());
     let request = own.request(base, matches)?;
     request.check()?;
-    let root = args
+    let named = args
         .model
-        .clone()
-        .or(replayed.as_ref().map(|r| r.model.clone()))
-        .ok_or_else(|| {
-            usage(
-                "no checkpoint: add --model DIR, the folder of an SDXL checkpoint that holds \
-                 model_index.json (such as a download of stabilityai/stable-diffusion-xl-base-1.0)",
-            )
-        })?;
+        .as_deref()
+        .or(replayed.as_ref().map(|r| r.model.as_path()));
+    let model = Model::find(named)?;
     let variant = args
         .variant
         .clone()
         .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
+    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
     let precision = args
         .precision
         .or(replayed.as_ref().map(|r| r.precision))
@@ -85,6 +81,9 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let mut progress = Progress::new(scheduler.timesteps().len());
+    if named.is_none() {
+        progress.say(model::DEMO_NOTICE);
+    }
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
@@ -151,7 +150,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let mut recipe = Recipe {
         version: env!("CARGO_PKG_VERSION").to_string(),
         // JSON has no other text than Unicode.
-        model: root.to_string_lossy().into_owned().into(),
+        model: model.name().to_string_lossy().into_owned().into(),
         variant,
         precision,
         isa: sdxl_kernels::Isa::current().to_string(),

@@ -26,12 +26,15 @@ macro_rules! err {
 mod args;
 mod generate;
 mod info;
+mod model;
+mod models;
 mod output;
 mod plot;
 mod progress;
 mod schedule_plot;
 mod schedulers;
 mod show;
+mod watermark;
 
 use std::process::ExitCode;
 
@@ -57,6 +60,10 @@ enum Command {
     Schedulers(schedulers::SchedulersArgs),
     /// Describe a checkpoint and say what is missing
     Info(info::InfoArgs),
+    /// Look for the invisible watermark, or put it into a picture
+    Watermark(watermark::WatermarkArgs),
+    /// Checkpoints on this machine
+    Models(models::ModelsArgs),
 }
 
 /// A mistake in what was asked, found by this program rather than by the library.
@@ -102,6 +109,8 @@ fn main() -> ExitCode {
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
+        (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
+        (Command::Models(args), _) => (false, models::run(args)),
         (Command::Generate(_) | Command::Plot(_), None) => (false, Err(usage("no arguments"))),
     };
     let Err(error) = result else {

@@ -14,19 +14,21 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{ArgMatches, Args};
-use sdxl::image::png::{self as png_file, Texts};
+use sdxl::image::png::{self, Texts};
+use sdxl::image::read::RgbImage;
 use sdxl::pipeline::{self, default_precision};
 use sdxl::recipe::{self, Recipe};
-use sdxl::{Checkpoint, Event, Picture, Pipeline, Request};
+use sdxl::{Checkpoint, Event, Picture, Pipeline, Request, image};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
 use crate::generate::interrupt_flag;
+use crate::model::{self, Model};
 use crate::output;
 use crate::progress::Progress;
 use crate::usage;
 use axes::Axis;
-use sheet::{Grid, Rgb, Sheet};
+use sheet::{Grid, Sheet};
 
 /// Most pictures of a sheet; beyond them a typing error is likelier than a wish.
 const MAX_CELLS: usize = 4096;
@@ -103,7 +105,7 @@ struct Cell {
     /// Evaluations that it takes.
     evaluations: usize,
     /// The picture, once it is there.
-    picture: Option<Rgb>,
+    picture: Option<RgbImage>,
 }
 
 /// Runs the command.
@@ -114,23 +116,23 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let (base, axes) = request(own, matches, replayed.as_ref())?;
     check_output(own)?;
-    let root = args
+    let named = args
         .model
-        .clone()
-        .or(replayed.as_ref().map(|r| r.model.clone()))
-        .ok_or_else(|| usage("no checkpoint: add --model DIR, the folder of an SDXL checkpoint"))?;
+        .as_deref()
+        .or(replayed.as_ref().map(|r| r.model.as_path()));
+    let model = Model::find(named)?;
     let variant = args
         .variant
         .clone()
         .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
+    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
     let precision = args
         .precision
         .or(replayed.as_ref().map(|r| r.precision))
         .unwrap_or_else(default_precision);
     let mut shared = Recipe {
         version: env!("CARGO_PKG_VERSION").to_string(),
-        model: root.to_string_lossy().into_owned().into(),
+        model: model.name().to_string_lossy().into_owned().into(),
         variant,
         precision,
         isa: sdxl_kernels::Isa::current().to_string(),
@@ -161,7 +163,7 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
     let interrupted = interrupt_flag()?;
     shared.files = recipe::hash_weights(&checkpoint)?;
-    let configs = hash_configs(&root)?;
+    let configs = hash_configs(model.folder())?;
     let folder = own.output.with_extension("cells");
     for cell in &mut cells {
         cell.recipe.files = shared.files.clone();
@@ -169,6 +171,9 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         cell.picture = read(cell);
     }
     let kept: Vec<bool> = cells.iter().map(|c| c.picture.is_some()).collect();
+    if named.is_none() {
+        err!("{}", model::DEMO_NOTICE);
+    }
     make(&mut cells, checkpoint, &folder, &interrupted)?;
 
     let title = title(&shared, &axes, &cells);
@@ -352,23 +357,11 @@ fn key(recipe: &Recipe, configs: &str) -> String {
 }
 
 /// The picture of an earlier run, if it is there and whole.
-fn read(cell: &Cell) -> Option<Rgb> {
-    let file = std::io::BufReader::new(std::fs::File::open(&cell.path).ok()?);
-    let mut reader = png::Decoder::new(file).read_info().ok()?;
+fn read(cell: &Cell) -> Option<RgbImage> {
     let size = cell.recipe.request.picture_size();
-    let (width, height) = (reader.info().width as usize, reader.info().height as usize);
-    let is_ours = (width, height) == (size.width, size.height)
-        && reader.output_color_type() == (png::ColorType::Rgb, png::BitDepth::Eight);
-    if !is_ours {
-        return None;
-    }
-    let mut data = vec![0; reader.output_buffer_size()?];
-    reader.next_frame(&mut data).ok()?;
-    Some(Rgb {
-        width,
-        height,
-        data,
-    })
+    image::read::read(&cell.path)
+        .ok()
+        .filter(|picture| (picture.width, picture.height) == (size.width, size.height))
 }
 
 /// Makes the pictures that are not there yet, and keeps each as soon as it is done.
@@ -445,13 +438,13 @@ fn make(
             recipe: Some(cell.recipe.to_json()),
         };
         let mut bytes = Vec::new();
-        png_file::write(&mut bytes, &picture, &texts)?;
+        png::write(&mut bytes, &picture, &texts)?;
         // Whatever is there under this name is a broken copy of the same.
         output::write_file(&cell.path, &bytes, true)?;
-        cell.picture = Some(Rgb {
+        cell.picture = Some(RgbImage {
             width: picture.width,
             height: picture.height,
-            data: picture.rgb,
+            rgb: picture.rgb,
         });
         done += cell.evaluations;
         made += 1;
@@ -523,8 +516,8 @@ fn arrange(cell_size: usize, title: Vec<String>, axes: &[Axis], cells: &[Cell]) 
     let grids = headings.iter().enumerate().map(|(i, heading)| Grid {
         heading: heading.clone(),
         pictures: (cells.iter().skip(i).step_by(headings.len()))
-            .filter_map(|cell| cell.picture.clone())
-            .map(|picture| picture.reduced(cell_size))
+            .filter_map(|cell| cell.picture.as_ref())
+            .map(|picture| sheet::reduced(picture, cell_size))
             .collect(),
     });
     Sheet {
@@ -536,7 +529,7 @@ fn arrange(cell_size: usize, title: Vec<String>, axes: &[Axis], cells: &[Cell]) 
 }
 
 /// Writes the sheet with what it was made of.
-fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: Rgb) -> anyhow::Result<()> {
+fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: RgbImage) -> anyhow::Result<()> {
     let fields: Vec<&str> = axes.iter().map(|a| a.field.as_str()).collect();
     let recipe = serde_json::json!({
         "version": shared.version,
@@ -560,11 +553,11 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: Rgb) -> anyhow::
     let sheet = Picture {
         width: drawn.width,
         height: drawn.height,
-        rgb: drawn.data,
+        rgb: drawn.rgb,
         seed: shared.request.seed.first().copied().unwrap_or(0),
         prompt_index: 0,
     };
     let mut bytes = Vec::new();
-    png_file::write(&mut bytes, &sheet, &texts)?;
+    png::write(&mut bytes, &sheet, &texts)?;
     output::write_file(&own.output, &bytes, own.picture.overwrite)
 }

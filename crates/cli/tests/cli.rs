@@ -335,9 +335,9 @@ fn mistakes_are_named_with_exit_code_2() {
         assert!(said.contains(words), "`{words}` not in: {said}");
         assert!(!said.contains("panicked"), "{said}");
     }
-    let no_model = sdxl(dir.path(), &["generate", "a cat"]);
-    assert_eq!(no_model.status.code(), Some(2));
-    assert!(text(&no_model.stderr).contains("--model"));
+    let no_folder = sdxl(dir.path(), &["generate", "a cat", "--model", "none"]);
+    assert_eq!(no_folder.status.code(), Some(2));
+    assert!(text(&no_folder.stderr).contains("none"));
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         0,

@@ -1,6 +1,7 @@
 //! Finished pictures: from the VAE's numbers to bytes.
 
 pub mod png;
+pub mod read;
 
 /// A finished picture.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -153,6 +153,9 @@ pub struct Request {
     pub vae_tiling: Tiling,
     /// Whether the VAE decodes the pictures of a batch one by one (less memory).
     pub vae_slicing: bool,
+    /// Whether pictures carry the invisible watermark (those large enough for it: see
+    /// [`crate::watermark`]).
+    pub watermark: bool,
 }
 
 impl Default for Request {
@@ -186,6 +189,7 @@ impl Default for Request {
             denoising_end: None,
             vae_tiling: Tiling::Auto,
             vae_slicing: true,
+            watermark: true,
         }
     }
 }

@@ -3,24 +3,14 @@
 use noto_sans_mono_bitmap::{
     FontWeight, RasterHeight, RasterizedChar, get_raster, get_raster_width,
 };
-
-/// A picture to be put on a sheet: RGB, row by row from the top.
-#[derive(Clone)]
-pub struct Rgb {
-    /// Pixels a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Three bytes a pixel.
-    pub data: Vec<u8>,
-}
+use sdxl::image::read::RgbImage;
 
 /// Pictures in rows and columns.
 pub struct Grid {
     /// A line above it; empty for none.
     pub heading: String,
     /// Row by row.
-    pub pictures: Vec<Rgb>,
+    pub pictures: Vec<RgbImage>,
 }
 
 /// Everything that a sheet shows.
@@ -48,7 +38,7 @@ const FAINT: u8 = 0x60;
 
 impl Sheet {
     /// Draws it.
-    pub fn draw(&self) -> Rgb {
+    pub fn draw(&self) -> RgbImage {
         let pictures = || self.grids.iter().flat_map(|g| &g.pictures);
         let cell_width = pictures().map(|p| p.width).max().unwrap_or(1);
         let cell_height = pictures().map(|p| p.height).max().unwrap_or(1);
@@ -125,40 +115,34 @@ impl Sheet {
     }
 }
 
-impl Rgb {
-    /// The picture no larger than `longest` pixels on its longer side, each pixel the mean of the
-    /// area that it covers.
-    pub fn reduced(self, longest: usize) -> Rgb {
-        let side = self.width.max(self.height);
-        if side <= longest {
-            return self;
-        }
-        let scaled = |n: usize| ((n * longest + side / 2) / side).max(1);
-        let (width, height) = (scaled(self.width), scaled(self.height));
-        let (across, down) = (covers(self.width, width), covers(self.height, height));
-        let mut data = Vec::with_capacity(3 * width * height);
-        for rows in &down {
-            for columns in &across {
-                let mut sums = [0.0f32; 4];
-                for &(y, tall) in rows {
-                    for &(x, wide) in columns {
-                        let weight = tall * wide;
-                        let pixel = &self.data[3 * (y * self.width + x)..][..3];
-                        for (sum, &v) in sums.iter_mut().zip(pixel) {
-                            *sum += weight * f32::from(v);
-                        }
-                        sums[3] += weight;
+/// The picture no larger than `longest` pixels on its longer side, each pixel the mean of the area
+/// that it covers.
+pub fn reduced(picture: &RgbImage, longest: usize) -> RgbImage {
+    let side = picture.width.max(picture.height);
+    if side <= longest {
+        return picture.clone();
+    }
+    let scaled = |n: usize| ((n * longest + side / 2) / side).max(1);
+    let (width, height) = (scaled(picture.width), scaled(picture.height));
+    let (across, down) = (covers(picture.width, width), covers(picture.height, height));
+    let mut rgb = Vec::with_capacity(3 * width * height);
+    for rows in &down {
+        for columns in &across {
+            let mut sums = [0.0f32; 4];
+            for &(y, tall) in rows {
+                for &(x, wide) in columns {
+                    let weight = tall * wide;
+                    let pixel = &picture.rgb[3 * (y * picture.width + x)..][..3];
+                    for (sum, &v) in sums.iter_mut().zip(pixel) {
+                        *sum += weight * f32::from(v);
                     }
+                    sums[3] += weight;
                 }
-                data.extend(sums[..3].iter().map(|s| (s / sums[3]).round() as u8));
             }
-        }
-        Rgb {
-            width,
-            height,
-            data,
+            rgb.extend(sums[..3].iter().map(|s| (s / sums[3]).round() as u8));
         }
     }
+    RgbImage { width, height, rgb }
 }
 
 /// For each of `to` equal parts of a line of `from` pixels, the pixels in it and how much of them.
@@ -261,14 +245,14 @@ fn is_joint(before: char, after: char) -> bool {
 }
 
 /// A sheet in the making.
-struct Canvas(Rgb);
+struct Canvas(RgbImage);
 
 impl Canvas {
     fn new(width: usize, height: usize) -> Canvas {
-        Canvas(Rgb {
+        Canvas(RgbImage {
             width,
             height,
-            data: vec![255; 3 * width * height],
+            rgb: vec![255; 3 * width * height],
         })
     }
 
@@ -297,15 +281,15 @@ impl Canvas {
             return;
         }
         let (cover, ink) = (u32::from(cover), u32::from(ink));
-        for v in &mut self.0.data[3 * (y * self.0.width + x)..][..3] {
+        for v in &mut self.0.rgb[3 * (y * self.0.width + x)..][..3] {
             *v = ((u32::from(*v) * (255 - cover) + ink * cover + 127) / 255) as u8;
         }
     }
 
-    fn put(&mut self, picture: &Rgb, (x, y): (usize, usize)) {
-        for (i, row) in picture.data.chunks_exact(3 * picture.width).enumerate() {
+    fn put(&mut self, picture: &RgbImage, (x, y): (usize, usize)) {
+        for (i, row) in picture.rgb.chunks_exact(3 * picture.width).enumerate() {
             let start = 3 * ((y + i) * self.0.width + x);
-            self.0.data[start..start + row.len()].copy_from_slice(row);
+            self.0.rgb[start..start + row.len()].copy_from_slice(row);
         }
     }
 }
@@ -314,11 +298,11 @@ impl Canvas {
 mod tests {
     use super::*;
 
-    fn flat(width: usize, height: usize, colour: [u8; 3]) -> Rgb {
-        Rgb {
+    fn flat(width: usize, height: usize, colour: [u8; 3]) -> RgbImage {
+        RgbImage {
             width,
             height,
-            data: colour.repeat(width * height),
+            rgb: colour.repeat(width * height),
         }
     }
 
@@ -342,16 +326,16 @@ mod tests {
     #[test]
     fn pictures_keep_their_mean_when_reduced() {
         let mut picture = flat(10, 4, [0, 100, 200]);
-        for (i, v) in picture.data.iter_mut().enumerate() {
+        for (i, v) in picture.rgb.iter_mut().enumerate() {
             *v = v.wrapping_add((i % 7) as u8);
         }
         let mean =
-            |p: &Rgb| p.data.iter().map(|&v| f64::from(v)).sum::<f64>() / p.data.len() as f64;
+            |p: &RgbImage| p.rgb.iter().map(|&v| f64::from(v)).sum::<f64>() / p.rgb.len() as f64;
         let before = mean(&picture);
-        let small = picture.clone().reduced(3);
+        let small = reduced(&picture, 3);
         assert_eq!((small.width, small.height), (3, 1));
         assert!((mean(&small) - before).abs() < 1.0);
-        assert_eq!(picture.clone().reduced(10).data, picture.data);
+        assert_eq!(reduced(&picture, 10), picture);
     }
 
     #[test]
@@ -369,8 +353,8 @@ mod tests {
                 .collect(),
         };
         let drawn = sheet.draw();
-        assert_eq!(drawn.data.len(), 3 * drawn.width * drawn.height);
-        let pixels: Vec<[u8; 3]> = drawn.data.as_chunks::<3>().0.to_vec();
+        assert_eq!(drawn.rgb.len(), 3 * drawn.width * drawn.height);
+        let pixels: Vec<[u8; 3]> = drawn.rgb.as_chunks::<3>().0.to_vec();
         let firsts: Vec<usize> = (1..=4)
             .map(|i| {
                 let count = pixels.iter().filter(|p| **p == colour(i)).count();

@@ -14,6 +14,7 @@ use crate::noise::NoiseSource;
 use crate::request::{Request, Size, Tiling};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
+use crate::watermark;
 use crate::weights::folder::Checkpoint;
 
 /// Makes the pictures of a resolved request (see [`super::resolve`]).
@@ -353,7 +354,7 @@ fn decode(
     };
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
-    for values in decoded.iter().map(Tensor::to_f32_vec) {
+    for mut values in decoded.iter().map(Tensor::to_f32_vec) {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::Machine(format!(
                 "the VAE's numbers left the range of {}, which would be a black picture; try \
@@ -361,7 +362,13 @@ fn decode(
                 pipeline.precision
             )));
         }
-        bytes.extend(values.chunks_exact(pixels).map(crate::image::to_u8));
+        for picture in values.chunks_exact_mut(pixels) {
+            // Before rounding, as the reference does it.
+            if request.watermark {
+                watermark::embed(picture, 8 * width, 8 * height);
+            }
+            bytes.push(crate::image::to_u8(picture));
+        }
     }
     Ok(bytes)
 }
