@@ -18,13 +18,14 @@ use crate::progress::Progress;
 use crate::usage;
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    let args = &own.picture;
     // Everything that can be refused is refused before any weights are read.
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let base = replayed
         .as_ref()
         .map_or_else(Request::default, |r| r.request.clone());
-    let request = args.request(base, matches)?;
+    let request = own.request(base, matches)?;
     request.check()?;
     let named = args
         .model
@@ -42,12 +43,8 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .unwrap_or_else(default_precision);
     let request = pipeline::resolve(&checkpoint, precision, &request)?;
     let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
-    let start = args
-        .latents
-        .as_deref()
-        .map(latents_file::read)
-        .transpose()?;
-    let latents_sha256 = args
+    let start = own.latents.as_deref().map(latents_file::read).transpose()?;
+    let latents_sha256 = own
         .latents
         .as_deref()
         .map(|path| recipe::hash_file(path).map(|(_, hash)| hash))
@@ -72,10 +69,10 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map(|r| r.image_index)
         .filter(|i| *i < request.images());
     let written = if only.is_some() { 1 } else { request.images() };
-    let destination = Destination::new(args.output.as_deref(), written, args.overwrite)?;
-    if let Some(path) = &args.output_latents {
+    let destination = Destination::new(own.output.as_deref(), written, args.overwrite)?;
+    if let Some(path) = &own.output_latents {
         output::check_file(path, args.overwrite)?;
-        if args.output.as_ref() == Some(path) {
+        if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
                 path.display()
@@ -185,14 +182,14 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "height": picture.height,
         }));
     }
-    if let Some(path) = &args.output_latents {
+    if let Some(path) = &own.output_latents {
         let bytes = latents_file::to_bytes(&made.latents)?;
         output::write_file(path, &bytes, args.overwrite)?;
     }
     if args.json {
         let object = serde_json::json!({
             "images": written_files,
-            "latents": args.output_latents.as_ref().map(|p| p.to_string_lossy()),
+            "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
             "precision": precision,
             "isa": recipe.isa,
@@ -249,7 +246,7 @@ fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mu
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
-fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
     ctrlc::set_handler(move || {
