@@ -208,7 +208,7 @@ fn lists_of_steps_and_numbers_of_steps_take_each_others_place() {
         let made = sdxl(dir.path(), &[&["generate", "--json"], args].concat());
         let said = text(&made.stderr);
         assert!(made.status.success(), "{said}");
-        let last = said.lines().filter(|l| l.starts_with("step ")).next_back();
+        let last = said.lines().rfind(|l| l.starts_with("step "));
         let object: Value = serde_json::from_slice(&made.stdout).unwrap();
         let path = object["images"][0]["path"].as_str().unwrap().to_string();
         (
