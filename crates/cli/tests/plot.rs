@@ -134,6 +134,9 @@ fn a_sheet_shows_what_generate_makes() {
     assert_eq!(axes[0]["field"], "scheduler");
     assert_eq!(axes[1]["values"], serde_json::json!([2, 3]));
     assert_eq!(shown["recipe"]["request"]["prompt"][0], "a cat");
+    let again = sdxl(dir.path(), &["generate", "--recipe", "sheet.png"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(text(&again.stderr).contains("sheet of many pictures"));
 }
 
 #[test]

@@ -73,6 +73,13 @@ impl Recipe {
         let unusable =
             |e: serde_json::Error| Error::file(path, format!("its recipe cannot be used: {e}"));
         let mut recipe: serde_json::Value = serde_json::from_str(&text).map_err(unusable)?;
+        if recipe.get("axes").is_some() {
+            return Err(Error::file(
+                path,
+                "this is a sheet of many pictures; each of them has a recipe of its own, in the \
+                 folder of the sheet's name with .cells",
+            ));
+        }
         if let Some(request) = recipe.get_mut("request").and_then(|r| r.as_object_mut()) {
             // Recipes older than the watermark were made without it.
             request.entry("watermark").or_insert(false.into());
