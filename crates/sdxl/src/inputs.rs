@@ -6,12 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::image::Pixels;
+use crate::image::read::MAX_FILE;
 use crate::latents::Latents;
 use crate::recipe::{hash_bytes, read_bounded};
 use crate::request::Request;
-
-/// Most bytes a picture file may have.
-const LIMIT: u64 = 1 << 30;
 
 /// An input file of a run, and what was in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +44,7 @@ impl Inputs {
     pub fn read(request: &Request) -> Result<Inputs> {
         let mut files = Vec::new();
         let mut read = |field: &str, path: &Path, decode: Decode| -> Result<Pixels> {
-            let bytes = read_bounded(path, LIMIT)?;
+            let bytes = read_bounded(path, MAX_FILE)?;
             let pixels = decode(&bytes).map_err(|message| Error::file(path, message))?;
             files.push(InputFile {
                 field: field.to_string(),
