@@ -50,6 +50,7 @@ STAGES = {
     "refined": refined.make_refined,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
+    "watermark": program("watermark.py"),
 }
 
 

@@ -1,6 +1,6 @@
 //! The words of `sdxl generate`: every field of a request under its own name.
 
-mod picture;
+mod start;
 
 use std::path::PathBuf;
 
@@ -111,13 +111,82 @@ pub enum Device {
     Cpu,
 }
 
+/// Numbers with commas between them, or the name of a list.
+#[derive(Debug, Clone)]
+pub struct Numbers(pub Vec<f64>);
+
+impl Numbers {
+    /// What `--timesteps` takes.
+    pub fn timesteps(text: &str) -> Result<Self, String> {
+        sdxl::request::timesteps(text).map(Numbers)
+    }
+
+    /// What `--sigmas` takes.
+    pub fn sigmas(text: &str) -> Result<Self, String> {
+        sdxl::request::sigmas(text).map(Numbers)
+    }
+}
+
 /// `sdxl generate`
 #[derive(Args)]
 pub struct GenerateArgs {
     /// What the picture shows; several prompts make several pictures
     #[arg(required_unless_present_any = ["recipe", "prompt_embeds"])]
     pub prompt: Vec<String>,
+    /// Make the choices `{red|green|blue}` in prompts, by the seed, for every picture
+    #[arg(long, help_heading = "Prompt")]
+    pub wildcards: bool,
+    /// The same, and take `__name__` from a line of name.txt in this folder
+    #[arg(long, value_name = "DIR", help_heading = "Prompt")]
+    pub wildcards_dir: Option<PathBuf>,
+    /// Prompts that are encoded already, instead of texts (safetensors, as `sdxl prompt
+    /// --output-embeddings` and diffusers have them: prompt_embeds, pooled_prompt_embeds)
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "prompt",
+        help_heading = "Prompt"
+    )]
+    pub prompt_embeds: Option<PathBuf>,
+    /// The same for what the picture must not show, if it is not in the file of --prompt-embeds
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
+    pub negative_prompt_embeds: Option<PathBuf>,
+    /// Pictures per prompt
+    #[arg(long, value_name = "N", default_value_t = defaults().num_images, help_heading = "Picture")]
+    pub num_images: usize,
+    /// Seed, or one seed per picture [default: drawn from the clock]
+    #[arg(
+        long,
+        value_name = "N[,N...]",
+        value_delimiter = ',',
+        help_heading = "Picture"
+    )]
+    pub seed: Vec<u64>,
+    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
+    /// --strength as a finished picture; with --denoising-start as another run's unfinished one
+    #[arg(long, value_name = "FILE", help_heading = "Picture")]
+    pub latents: Option<PathBuf>,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
+    pub steps: usize,
+    /// PNG file, or folder for them; with several pictures FILE gets a number
+    /// [default: sdxl-SEED.png here]
+    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Also write the final latents (safetensors)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output_latents: Option<PathBuf>,
+    /// Pictures to start from, refiners, second passes.
+    #[command(flatten)]
+    pub start: start::StartArgs,
+    /// What `sdxl plot` takes too.
+    #[command(flatten)]
+    pub picture: PictureArgs,
+}
 
+/// What every command takes that makes pictures from prompts.
+#[derive(Args)]
+pub struct PictureArgs {
     /// A prompt of its own for the second text encoder (once, or once per prompt)
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt_2: Vec<String>,
@@ -141,24 +210,6 @@ pub struct GenerateArgs {
     /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
     #[arg(long, value_enum, help_heading = "Prompt")]
     pub pooled_from: Option<PooledWord>,
-    /// Make the choices `{red|green|blue}` in prompts, by the seed, for every picture
-    #[arg(long, help_heading = "Prompt")]
-    pub wildcards: bool,
-    /// The same, and take `__name__` from a line of name.txt in this folder
-    #[arg(long, value_name = "DIR", help_heading = "Prompt")]
-    pub wildcards_dir: Option<PathBuf>,
-    /// Prompts that are encoded already, instead of texts (safetensors, as `sdxl prompt
-    /// --output-embeddings` and diffusers have them: prompt_embeds, pooled_prompt_embeds)
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "prompt",
-        help_heading = "Prompt"
-    )]
-    pub prompt_embeds: Option<PathBuf>,
-    /// The same for what the picture must not show, if it is not in the file of --prompt-embeds
-    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
-    pub negative_prompt_embeds: Option<PathBuf>,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
     #[arg(long, value_name = "N", help_heading = "Prompt")]
     pub clip_skip: Option<usize>,
@@ -169,28 +220,10 @@ pub struct GenerateArgs {
     /// Height in pixels, a multiple of 8 [default: the checkpoint's]
     #[arg(long, value_name = "H", help_heading = "Picture")]
     pub height: Option<usize>,
-    /// Pictures per prompt
-    #[arg(long, value_name = "N", default_value_t = defaults().num_images, help_heading = "Picture")]
-    pub num_images: usize,
-    /// Seed, or one seed per picture [default: drawn from the clock]
-    #[arg(
-        long,
-        value_name = "N[,N...]",
-        value_delimiter = ',',
-        help_heading = "Picture"
-    )]
-    pub seed: Vec<u64>,
     /// Whose random numbers a seed gives: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
-    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
-    /// --strength as a finished picture; with --denoising-start as another run's unfinished one
-    #[arg(long, value_name = "FILE", help_heading = "Picture")]
-    pub latents: Option<PathBuf>,
 
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
-    pub steps: usize,
     /// Classifier-free guidance; off at 1 and below
     #[arg(long, value_name = "G", default_value_t = defaults().guidance_scale,
           allow_negative_numbers = true, help_heading = "Sampling")]
@@ -205,22 +238,16 @@ pub struct GenerateArgs {
     /// A key of scheduler_config.json to set, such as use_karras_sigmas=true
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Sampling")]
     pub scheduler_option: Vec<String>,
-    /// Visit these timesteps instead of --steps evenly spaced ones
-    #[arg(
-        long,
-        value_name = "T,T,...",
-        value_delimiter = ',',
-        help_heading = "Sampling"
-    )]
-    pub timesteps: Vec<f64>,
-    /// Visit these noise levels; the last one is the result's (0 for a finished picture)
-    #[arg(
-        long,
-        value_name = "S,S,...",
-        value_delimiter = ',',
-        help_heading = "Sampling"
-    )]
-    pub sigmas: Vec<f64>,
+    /// Visit these timesteps instead of --steps evenly spaced ones (`ays`: the ten of
+    /// "Align Your Steps")
+    #[arg(long, value_name = "T,T,...|ays", value_parser = Numbers::timesteps,
+          help_heading = "Sampling")]
+    pub timesteps: Option<Numbers>,
+    /// Visit these noise levels; the last one is the result's (0 for a finished picture;
+    /// `ays`: those of "Align Your Steps")
+    #[arg(long, value_name = "S,S,...|ays", value_parser = Numbers::sigmas,
+          help_heading = "Sampling")]
+    pub sigmas: Option<Numbers>,
     /// Stochasticity of DDIM and its kin, 0 to 1
     #[arg(long, default_value_t = defaults().eta, allow_negative_numbers = true,
           help_heading = "Sampling")]
@@ -228,9 +255,6 @@ pub struct GenerateArgs {
     /// Stop when this fraction of the noise is gone, leaving noisy latents (to the refiner)
     #[arg(long, value_name = "F", help_heading = "Sampling")]
     pub denoising_end: Option<f64>,
-
-    #[command(flatten)]
-    pub picture: picture::PictureArgs,
 
     /// Size of the training picture to imitate [default: the picture's]
     #[arg(long, value_name = "WxH", help_heading = "Size conditioning")]
@@ -251,7 +275,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
     pub negative_crops_coords_top_left: Option<[usize; 2]>,
 
-    /// Checkpoint folder (the one that holds model_index.json)
+    /// Checkpoint folder (the one that holds model_index.json) [default: the demo model
+    /// that this program carries]
     #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
     pub model: Option<PathBuf>,
     /// Use weight files of this variant, such as fp16
@@ -285,20 +310,14 @@ pub struct GenerateArgs {
     )]
     pub vae_slicing: Switch,
 
-    /// PNG file, or folder for them; with several pictures FILE gets a number
-    /// [default: sdxl-SEED.png here]
-    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
-    pub output: Option<PathBuf>,
-    /// Also write the final latents (safetensors)
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub output_latents: Option<PathBuf>,
     /// Replace files that exist
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Make the picture of this recipe (a PNG of ours, or JSON) again; flags given beside it win
+    /// Start from the recipe of a picture (a PNG of ours, or JSON): alone it makes the same
+    /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
-    /// Leave out the invisible watermark (this version embeds none in any case)
+    /// Leave out the invisible watermark that pictures from 256 pixels on carry
     #[arg(long, help_heading = "Output")]
     pub no_watermark: bool,
     /// Print one JSON object about the result, and nothing else, on standard output
@@ -323,17 +342,20 @@ pub fn scheduler_option(option: &str) -> anyhow::Result<(String, Value)> {
     Ok((key.trim().to_string(), value))
 }
 
+/// Whether an argument was typed, rather than left at its default.
+pub fn given(matches: &ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(ValueSource::CommandLine)
+}
+
 impl GenerateArgs {
     /// The request: `base` (a recipe's, or the defaults) with whatever was typed.
     pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
-        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let given = |id: &str| given(matches, id);
         let mut r = base;
-        macro_rules! take {
-            ($($field:ident),*) => {
-                $(if given(stringify!($field)) {
-                    r.$field = self.$field.clone();
-                })*
-            };
+        if given("steps") {
+            // In the place of a recipe's timesteps or sigmas, if it had some.
+            r.timesteps.clear();
+            r.sigmas.clear();
         }
         // These stand for one another: one that is typed is not held against a recipe's.
         let hand_over = [
@@ -348,47 +370,16 @@ impl GenerateArgs {
             r.denoising_fraction = None;
             r.refiner_strength = None;
         }
-        take!(
-            prompt,
-            prompt_2,
-            negative_prompt,
-            negative_prompt_2,
-            seed,
-            rng,
-            steps,
-            width,
-            height,
-            guidance_scale,
-            guidance_rescale,
-            num_images,
-            truncate_long_prompts,
-            clip_skip,
-            original_size,
-            target_size,
-            negative_original_size,
-            negative_target_size,
-            scheduler,
-            timesteps,
-            sigmas,
-            eta,
-            denoising_end
-        );
-        self.picture.apply(&mut r, &given);
-        if let Some(crop) = self.crops_coords_top_left {
-            r.crops_coords_top_left = crop;
+        let mut r = self.picture.request(r, matches)?;
+        self.start.apply(&mut r, &given);
+        macro_rules! take {
+            ($($field:ident),*) => {
+                $(if given(stringify!($field)) {
+                    r.$field = self.$field.clone();
+                })*
+            };
         }
-        if let Some(crop) = self.negative_crops_coords_top_left {
-            r.negative_crops_coords_top_left = crop;
-        }
-        if given("prompt_syntax") {
-            r.prompt_syntax = self.prompt_syntax.syntax();
-        }
-        if given("prompt_weighting") {
-            r.prompt_weighting = self.prompt_weighting.weighting();
-        }
-        if let Some(word) = self.pooled_from {
-            r.pooled_from = Some(word.pooled_from());
-        }
+        take!(prompt, seed, num_images, steps);
         // Texts and encoded prompts stand for one another: what is typed replaces a recipe's.
         if given("prompt") {
             r.prompt_embeds = None;
@@ -406,6 +397,69 @@ impl GenerateArgs {
             r.negative_prompt_2.clear();
             r.negative_prompt_embeds = self.negative_prompt_embeds.clone();
         }
+        if self.wildcards || self.wildcards_dir.is_some() {
+            r.expand_wildcards(self.wildcards_dir.as_deref())?;
+        }
+        if given("steps") {
+            r.check_steps_agree()?;
+        }
+        Ok(r)
+    }
+}
+
+impl PictureArgs {
+    /// `base` with whatever was typed.
+    pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
+        let given = |id: &str| given(matches, id);
+        let mut r = base;
+        macro_rules! take {
+            ($($field:ident),*) => {
+                $(if given(stringify!($field)) {
+                    r.$field = self.$field.clone();
+                })*
+            };
+        }
+        take!(
+            prompt_2,
+            negative_prompt,
+            negative_prompt_2,
+            rng,
+            width,
+            height,
+            guidance_scale,
+            guidance_rescale,
+            truncate_long_prompts,
+            clip_skip,
+            original_size,
+            target_size,
+            negative_original_size,
+            negative_target_size,
+            scheduler,
+            eta,
+            denoising_end
+        );
+        if self.timesteps.is_some() || self.sigmas.is_some() {
+            // In the place of a recipe's steps.
+            let list = |numbers: &Option<Numbers>| numbers.clone().map_or_else(Vec::new, |n| n.0);
+            r.timesteps = list(&self.timesteps);
+            r.sigmas = list(&self.sigmas);
+            r.steps = defaults().steps;
+        }
+        if let Some(crop) = self.crops_coords_top_left {
+            r.crops_coords_top_left = crop;
+        }
+        if let Some(crop) = self.negative_crops_coords_top_left {
+            r.negative_crops_coords_top_left = crop;
+        }
+        if given("prompt_syntax") {
+            r.prompt_syntax = self.prompt_syntax.syntax();
+        }
+        if given("prompt_weighting") {
+            r.prompt_weighting = self.prompt_weighting.weighting();
+        }
+        if let Some(word) = self.pooled_from {
+            r.pooled_from = Some(word.pooled_from());
+        }
         if given("vae_tiling") {
             r.vae_tiling = match self.vae_tiling {
                 TilingWord::Auto => Tiling::Auto,
@@ -416,12 +470,12 @@ impl GenerateArgs {
         if given("vae_slicing") {
             r.vae_slicing = self.vae_slicing == Switch::On;
         }
+        if self.no_watermark {
+            r.watermark = false;
+        }
         for option in &self.scheduler_option {
             let (key, value) = scheduler_option(option)?;
             r.scheduler_options.insert(key, value);
-        }
-        if self.wildcards || self.wildcards_dir.is_some() {
-            r.expand_wildcards(self.wildcards_dir.as_deref())?;
         }
         Ok(r)
     }

@@ -11,51 +11,49 @@ use sdxl::pipeline::{self, default_precision};
 use sdxl::recipe::{self, Recipe, RefinerRecipe};
 use sdxl::{Checkpoint, Event, Inputs, Pipeline, Request, latents_file};
 
-use crate::args::GenerateArgs;
+use crate::args::{self, GenerateArgs};
+use crate::model::{self, Model};
 use crate::output::{self, Destination};
 use crate::progress::Progress;
 use crate::usage;
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    let args = &own.picture;
     // Everything that can be refused is refused before any weights are read.
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let base = replayed
         .as_ref()
         .map_or_else(Request::default, |r| r.request.clone());
-    let request = args.request(base, matches)?;
+    let request = own.request(base, matches)?;
     request.check()?;
-    let root = args
+    let named = args
         .model
-        .clone()
-        .or(replayed.as_ref().map(|r| r.model.clone()))
-        .ok_or_else(|| {
-            usage(
-                "no checkpoint: add --model DIR, the folder of an SDXL checkpoint that holds \
-                 model_index.json (such as a download of stabilityai/stable-diffusion-xl-base-1.0)",
-            )
-        })?;
+        .as_deref()
+        .or(replayed.as_ref().map(|r| r.model.as_path()));
+    let model = Model::find(named)?;
     let variant = args
         .variant
         .clone()
         .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
-    let refiner_root = (args.picture.refiner.clone()).or(replayed
+    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
+    let refiner_named = (own.start.refiner.as_deref()).or(replayed
         .as_ref()
-        .and_then(|r| r.refiner.clone())
-        .map(|r| r.model));
-    let refiner = (refiner_root.as_deref())
-        .map(|root| Checkpoint::open(root, variant.as_deref()))
+        .and_then(|r| r.refiner.as_ref())
+        .map(|r| r.model.as_path()));
+    let refiner_model = refiner_named
+        .map(|named| Model::find(Some(named)))
+        .transpose()?;
+    let refiner = (refiner_model.as_ref())
+        .map(|model| Checkpoint::open(model.folder(), variant.as_deref()))
         .transpose()?;
     let precision = args
         .precision
         .or(replayed.as_ref().map(|r| r.precision))
         .unwrap_or_else(default_precision);
     let mut inputs = Inputs::read(&request)?;
-    inputs.latents = (args.latents.as_deref())
-        .map(latents_file::read)
-        .transpose()?;
-    let latents_sha256 = args
+    inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;
+    let latents_sha256 = own
         .latents
         .as_deref()
         .map(|path| recipe::hash_file(path).map(|(_, hash)| hash))
@@ -69,10 +67,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         )));
     }
     if let Some(was) = &replayed {
-        let named = |field: &str| {
-            matches.value_source(field) == Some(clap::parser::ValueSource::CommandLine)
-        };
-        refuse_changed_inputs(was, &inputs, &named)?;
+        refuse_changed_inputs(was, &inputs, &|field| args::given(matches, field))?;
     }
     let refiner_ref = refiner.as_ref();
     let request = pipeline::resolve(&checkpoint, refiner_ref, precision, &request, &inputs)?;
@@ -87,10 +82,10 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map(|r| r.image_index)
         .filter(|i| *i < request.images());
     let written = if only.is_some() { 1 } else { request.images() };
-    let destination = Destination::new(args.output.as_deref(), written, args.overwrite)?;
-    if let Some(path) = &args.output_latents {
+    let destination = Destination::new(own.output.as_deref(), written, args.overwrite)?;
+    if let Some(path) = &own.output_latents {
         output::check_file(path, args.overwrite)?;
-        if args.output.as_ref() == Some(path) {
+        if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
                 path.display()
@@ -99,6 +94,9 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let mut progress = Progress::new(evaluations);
+    if named.is_none() {
+        progress.say(model::DEMO_NOTICE);
+    }
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
@@ -157,9 +155,8 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             (Vec::new(), None)
         }
     };
-    let refiner = refiner_root.map(|root| RefinerRecipe {
-        // JSON has no other text than Unicode.
-        model: root.to_string_lossy().into_owned().into(),
+    let refiner = refiner_model.map(|model| RefinerRecipe {
+        model: model.name().to_string_lossy().into_owned().into(),
         files: refiner_files.unwrap_or_default(),
     });
     if interrupted.load(Ordering::SeqCst) {
@@ -181,7 +178,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let mut recipe = Recipe {
         version: env!("CARGO_PKG_VERSION").to_string(),
         // JSON has no other text than Unicode.
-        model: root.to_string_lossy().into_owned().into(),
+        model: model.name().to_string_lossy().into_owned().into(),
         variant,
         precision,
         isa: sdxl_kernels::Isa::current().to_string(),
@@ -215,14 +212,14 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "height": picture.height,
         }));
     }
-    if let Some(path) = &args.output_latents {
+    if let Some(path) = &own.output_latents {
         let bytes = latents_file::to_bytes(&made.latents)?;
         output::write_file(path, &bytes, args.overwrite)?;
     }
     if args.json {
         let object = serde_json::json!({
             "images": written_files,
-            "latents": args.output_latents.as_ref().map(|p| p.to_string_lossy()),
+            "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
             "precision": precision,
             "isa": recipe.isa,
@@ -326,7 +323,7 @@ fn refuse_changed_inputs(
 }
 
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
-fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
     ctrlc::set_handler(move || {

@@ -202,6 +202,44 @@ fn a_recipe_makes_the_picture_again() {
 }
 
 #[test]
+fn lists_of_steps_and_numbers_of_steps_take_each_others_place() {
+    let dir = TempDir::new().unwrap();
+    let steps = |args: &[&str]| {
+        let made = sdxl(dir.path(), &[&["generate", "--json"], args].concat());
+        let said = text(&made.stderr);
+        assert!(made.status.success(), "{said}");
+        let last = said.lines().rfind(|l| l.starts_with("step "));
+        let object: Value = serde_json::from_slice(&made.stdout).unwrap();
+        let path = object["images"][0]["path"].as_str().unwrap().to_string();
+        (
+            path,
+            last.unwrap()
+                .split([' ', '/', ','])
+                .nth(2)
+                .unwrap()
+                .to_string(),
+        )
+    };
+    let model = golden("base");
+    let start = [
+        "a cat",
+        "--model",
+        model.to_str().unwrap(),
+        "--precision",
+        "f32",
+    ];
+    let (path, count) = steps(&[&start[..], &["--timesteps", "900,500,100"]].concat());
+    assert_eq!(count, "3");
+    let (path, count) = steps(&["--recipe", &path, "--steps", "2"]);
+    assert_eq!(count, "2");
+    let (path, count) = steps(&["--recipe", &path, "--sigmas", "9,3,1,0.5,0"]);
+    assert_eq!(count, "4");
+    let (path, count) = steps(&["--recipe", &path, "--timesteps", "AYS", "--steps", "10"]);
+    assert_eq!(count, "10");
+    assert_eq!(steps(&["--recipe", &path]).1, "10");
+}
+
+#[test]
 fn latents_go_out_and_in() {
     let dir = TempDir::new().unwrap();
     let args = [
@@ -247,7 +285,7 @@ fn latents_go_out_and_in() {
 #[test]
 fn mistakes_are_named_with_exit_code_2() {
     let dir = TempDir::new().unwrap();
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 20] = [
         (
             &["a", "b", "--num-images", "9223372036854775808"],
             "num_images",
@@ -279,6 +317,15 @@ fn mistakes_are_named_with_exit_code_2() {
         (&["a cat", "--device", "cuda"], "cuda"),
         (&["a cat", "--recipe", "none.png"], "none.png"),
         (&["a cat", "--clip-skip", "9"], "clip_skip"),
+        (
+            &["a cat", "--steps", "50", "--timesteps", "ays"],
+            "steps: 50 given, but timesteps lists 10",
+        ),
+        (
+            &["a cat", "--steps", "4", "--sigmas", "5,1,0"],
+            "steps: 4 given, but sigmas lists 3",
+        ),
+        (&["a cat", "--timesteps", "fast"], "nor the name `ays`"),
         (&[], "PROMPT"),
     ];
     for (args, words) in cases {
@@ -288,9 +335,9 @@ fn mistakes_are_named_with_exit_code_2() {
         assert!(said.contains(words), "`{words}` not in: {said}");
         assert!(!said.contains("panicked"), "{said}");
     }
-    let no_model = sdxl(dir.path(), &["generate", "a cat"]);
-    assert_eq!(no_model.status.code(), Some(2));
-    assert!(text(&no_model.stderr).contains("--model"));
+    let no_folder = sdxl(dir.path(), &["generate", "a cat", "--model", "none"]);
+    assert_eq!(no_folder.status.code(), Some(2));
+    assert!(text(&no_folder.stderr).contains("none"));
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         0,

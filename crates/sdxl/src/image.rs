@@ -3,6 +3,7 @@
 pub mod mask;
 pub mod pixels;
 pub mod png;
+pub mod read;
 pub mod resize;
 
 pub use pixels::Pixels;

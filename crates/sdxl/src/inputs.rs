@@ -6,13 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::image::Pixels;
+use crate::image::read::MAX_FILE;
 use crate::latents::Latents;
 use crate::recipe::{hash_bytes, read_bounded};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
-
-/// Most bytes an input file may have.
-const LIMIT: u64 = 1 << 30;
 
 /// An input file of a run, and what was in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +47,7 @@ impl Inputs {
     pub fn read(request: &Request) -> Result<Inputs> {
         let mut files = Vec::new();
         let mut bytes_of = |field: &str, path: &Path| -> Result<Vec<u8>> {
-            let bytes = read_bounded(path, LIMIT)?;
+            let bytes = read_bounded(path, MAX_FILE)?;
             files.push(InputFile {
                 field: field.to_string(),
                 path: path.to_path_buf(),

@@ -31,6 +31,7 @@ pub mod schedule;
 pub mod scheduler;
 pub mod tensor;
 pub mod text;
+pub mod watermark;
 pub mod weights;
 
 pub use error::{Error, Result};

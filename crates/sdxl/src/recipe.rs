@@ -98,8 +98,21 @@ impl Recipe {
             String::from_utf8(bytes)
                 .map_err(|_| Error::file(path, "this is neither a PNG nor a recipe as JSON"))?
         };
-        serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("its recipe cannot be used: {e}")))
+        let unusable =
+            |e: serde_json::Error| Error::file(path, format!("its recipe cannot be used: {e}"));
+        let mut recipe: serde_json::Value = serde_json::from_str(&text).map_err(unusable)?;
+        if recipe.get("axes").is_some() {
+            return Err(Error::file(
+                path,
+                "this is a sheet of many pictures; each of them has a recipe of its own, in the \
+                 folder of the sheet's name with .cells",
+            ));
+        }
+        if let Some(request) = recipe.get_mut("request").and_then(|r| r.as_object_mut()) {
+            // Recipes older than the watermark were made without it.
+            request.entry("watermark").or_insert(false.into());
+        }
+        serde_json::from_value(recipe).map_err(unusable)
     }
 
     /// The recipe as JSON, as it is stored in pictures.

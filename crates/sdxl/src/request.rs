@@ -12,11 +12,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::noise::Rng;
+use crate::schedule::{AYS_SDXL_SIGMAS, AYS_SDXL_TIMESTEPS};
 
 /// A width and a height in pixels, written `1024x768`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,9 +195,13 @@ pub struct Request {
     pub scheduler: Option<String>,
     /// Keys of `scheduler_config.json` to set, by name.
     pub scheduler_options: Map<String, Value>,
-    /// Timesteps to visit instead of `steps` evenly spaced ones.
+    /// Timesteps to visit instead of `steps` evenly spaced ones; in JSON a list, or a name
+    /// (see [`timesteps`]).
+    #[serde(deserialize_with = "timesteps_or_name")]
     pub timesteps: Vec<f64>,
-    /// Noise levels to visit instead of `steps` computed ones.
+    /// Noise levels to visit instead of `steps` computed ones; in JSON a list, or a name
+    /// (see [`sigmas`]).
+    #[serde(deserialize_with = "sigmas_or_name")]
     pub sigmas: Vec<f64>,
     /// Stochasticity of DDIM and its kin, 0 to 1.
     pub eta: f64,
@@ -247,6 +252,9 @@ pub struct Request {
     pub vae_tiling: Tiling,
     /// Whether the VAE decodes the pictures of a batch one by one (less memory).
     pub vae_slicing: bool,
+    /// Whether pictures carry the invisible watermark (those large enough for it: see
+    /// [`crate::watermark`]).
+    pub watermark: bool,
 }
 
 impl Default for Request {
@@ -304,7 +312,60 @@ impl Default for Request {
             upscale_method: UpscaleMethod::Lanczos,
             vae_tiling: Tiling::Auto,
             vae_slicing: true,
+            watermark: true,
         }
+    }
+}
+
+/// Timesteps from text: a name, or numbers with commas between them. `ays` is the list for
+/// SDXL of "Align Your Steps" (Sabour, Fidler & Kreis 2024), ten steps.
+///
+/// # Errors
+/// Text that is neither, with what it should be.
+pub fn timesteps(text: &str) -> std::result::Result<Vec<f64>, String> {
+    numbers(text, &AYS_SDXL_TIMESTEPS)
+}
+
+/// Noise levels from text, as [`timesteps`] reads them.
+///
+/// # Errors
+/// Text that is neither, with what it should be.
+pub fn sigmas(text: &str) -> std::result::Result<Vec<f64>, String> {
+    numbers(text, &AYS_SDXL_SIGMAS)
+}
+
+fn numbers(text: &str, ays: &[f64]) -> std::result::Result<Vec<f64>, String> {
+    if text.trim().eq_ignore_ascii_case("ays") {
+        return Ok(ays.to_vec());
+    }
+    let numbers: std::result::Result<Vec<f64>, _> =
+        text.split(',').map(|part| part.trim().parse()).collect();
+    numbers.map_err(|_| {
+        format!("`{text}` is not a list of numbers with commas between them, nor the name `ays`")
+    })
+}
+
+/// What JSON may hold where a list of numbers can have a name.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ListOrName {
+    List(Vec<f64>),
+    Name(String),
+}
+
+fn timesteps_or_name<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<f64>, D::Error> {
+    match ListOrName::deserialize(from)? {
+        ListOrName::List(list) => Ok(list),
+        ListOrName::Name(name) => timesteps(&name).map_err(serde::de::Error::custom),
+    }
+}
+
+fn sigmas_or_name<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Vec<f64>, D::Error> {
+    match ListOrName::deserialize(from)? {
+        ListOrName::List(list) => Ok(list),
+        ListOrName::Name(name) => sigmas(&name).map_err(serde::de::Error::custom),
     }
 }
 
@@ -333,6 +394,36 @@ impl Request {
     /// Number of pictures the request makes.
     pub fn images(&self) -> usize {
         self.prompt.len().saturating_mul(self.num_images)
+    }
+
+    /// Rejects a number of steps that contradicts the timesteps or sigmas beside it.
+    /// [`Self::check`] does so too, except for the default number of steps, which cannot be
+    /// told from none; a front end that knows that it was asked for calls this.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with both numbers.
+    pub fn check_steps_agree(&self) -> Result<()> {
+        let agree = match (self.timesteps.len(), self.sigmas.len()) {
+            (0, 0) => true,
+            (0, sigmas) => {
+                // With the level of the result or without: which, the scheduler knows.
+                sigmas == self.steps || sigmas == self.steps + 1
+            }
+            (timesteps, _) => timesteps == self.steps,
+        };
+        if agree {
+            return Ok(());
+        }
+        let (name, list) = if self.timesteps.is_empty() {
+            ("sigmas", &self.sigmas)
+        } else {
+            ("timesteps", &self.timesteps)
+        };
+        Err(Error::request(format!(
+            "steps: {} given, but {name} lists {} values, which decide the steps; leave one out",
+            self.steps,
+            list.len()
+        )))
     }
 
     /// Accepts or rejects the request as far as that can be told without a checkpoint.
@@ -421,6 +512,10 @@ impl Request {
             if list.iter().any(|v| !v.is_finite() || *v < 0.0) {
                 return no(format!("{name}: every value must be 0 or more"));
             }
+        }
+        // The default says nothing: it stands wherever nobody asked for a number of steps.
+        if self.steps != Request::default().steps {
+            self.check_steps_agree()?;
         }
         for (name, size) in [
             ("original_size", self.original_size),

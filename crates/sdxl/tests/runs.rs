@@ -120,9 +120,19 @@ fn runs_of_the_reference() {
     let plain: Vec<Value> = (runs().into_iter())
         .filter(|r| r.get("weights").is_none())
         .collect();
-    assert!(plain.len() > 60);
+    assert!(plain.len() > 80);
     for run in plain {
         check(&pipeline, &run);
+    }
+}
+
+#[test]
+fn every_scheduler_has_a_picture_of_the_reference() {
+    for info in sdxl::scheduler::all() {
+        let run = run_named(&format!("class_{}", info.class));
+        assert_eq!(run["request"]["scheduler"], info.class);
+        let expected = Golden::open(&format!("runs/class_{}.safetensors", info.class));
+        assert!(expected.has("image"), "{}", info.class);
     }
 }
 

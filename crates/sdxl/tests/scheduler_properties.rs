@@ -568,6 +568,16 @@ fn bad_names_and_options_are_refused_with_advice() {
             "fixed_small or",
         ),
         (
+            "sa_solver",
+            &[("variance_type", json!("learned_range"))],
+            "the UNet answers with no variance",
+        ),
+        (
+            "deis",
+            &[("use_dynamic_shifting", json!(true))],
+            "other families of models",
+        ),
+        (
             "lcm",
             &[("original_inference_steps", json!(3))],
             "more than the 3 of the distillation",

@@ -1,14 +1,6 @@
 //! Pictures that come in: decoded within limits, upright, without transparency.
 
-use std::io::Cursor;
-
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
-
-/// Most pixels a side of an input picture may have.
-const MAX_SIDE: u32 = 16384;
-/// Most bytes that decoding one may take.
-const MAX_BYTES: u64 = 1 << 30;
+use super::read::decode;
 
 /// A picture in memory, 8 bits a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,44 +111,12 @@ fn luma([r, g, b]: [u8; 3]) -> u8 {
     ((sum + 0x8000) >> 16) as u8
 }
 
-fn decode(file: &[u8]) -> Result<DynamicImage, String> {
-    let unreadable = |e: image::ImageError| match e {
-        image::ImageError::Limits(_) => format!(
-            "this picture is too large: at most {MAX_SIDE} pixels a side and {} MiB decoded",
-            MAX_BYTES >> 20
-        ),
-        image::ImageError::Unsupported(_) => format!(
-            "this is no picture that can be read here (PNG, JPEG, WebP, GIF, BMP, TIFF, TGA, QOI, \
-             PNM or ICO): {e}"
-        ),
-        _ => format!("this picture is damaged: {e}"),
-    };
-    let mut reader = ImageReader::new(Cursor::new(file))
-        .with_guessed_format()
-        .map_err(|e| format!("this picture cannot be read: {e}"))?;
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits.clone());
-    let mut decoder = reader.into_decoder().map_err(unreadable)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    // Not every decoder keeps the limits itself.
-    let (width, height) = decoder.dimensions();
-    limits
-        .check_dimensions(width, height)
-        .and_then(|()| limits.reserve(decoder.total_bytes()))
-        .map_err(unreadable)?;
-    if width == 0 || height == 0 {
-        return Err("this picture has no pixels".into());
-    }
-    let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use image::DynamicImage;
+
     use super::*;
 
     fn encoded(image: &DynamicImage, format: image::ImageFormat) -> Vec<u8> {
@@ -209,7 +169,7 @@ mod tests {
         let image = DynamicImage::new_rgb8(40, 40);
         let file = encoded(&image, image::ImageFormat::Png);
         let text = Pixels::decode_rgb(&file[..file.len() / 2]).unwrap_err();
-        assert!(text.contains("damaged"), "{text}");
+        assert!(text.contains("broken"), "{text}");
         // A header that promises 100000 x 100000 pixels.
         let mut huge = b"BM".to_vec();
         huge.extend(54u32.to_le_bytes());
@@ -222,7 +182,7 @@ mod tests {
         huge.extend([0; 24]);
         let text = Pixels::decode_rgb(&huge).unwrap_err();
         assert!(
-            text.contains("too large") || text.contains("damaged"),
+            text.contains("too large") || text.contains("broken"),
             "{text}"
         );
     }

@@ -83,7 +83,7 @@ pub fn run(
             index: first + 1,
             total: images,
         }))?;
-        for (offset, rgb) in decode(last, request, &latents, first, group)?
+        for (offset, rgb) in decode(last, request, &latents, first, group, request.watermark)?
             .into_iter()
             .enumerate()
         {

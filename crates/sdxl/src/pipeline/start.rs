@@ -229,7 +229,7 @@ fn enlarge(
     }
     let mut pictures = Vec::with_capacity(images);
     for i in 0..images {
-        for rgb in decode(last, request, &latents, i, 1)? {
+        for rgb in decode(last, request, &latents, i, 1, false)? {
             let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
             pictures.push(lanczos(&picture, size.width, size.height).to_signed());
         }

@@ -6,8 +6,10 @@ use crate::latents::Latents;
 use crate::memory;
 use crate::request::{Request, Tiling};
 use crate::tensor::Tensor;
+use crate::watermark;
 
-/// The RGB bytes of up to `count` images from `first`.
+/// The RGB bytes of up to `count` images from `first`, with the invisible watermark where
+/// `watermark` says so.
 ///
 /// # Errors
 /// [`Error::Machine`] for numbers that leave the range of the precision.
@@ -17,6 +19,7 @@ pub fn decode(
     latents: &Latents,
     first: usize,
     count: usize,
+    watermark: bool,
 ) -> Result<Vec<Vec<u8>>> {
     let config = pipeline.vae.config();
     let [images, height, width, channels] = latents.shape();
@@ -42,7 +45,7 @@ pub fn decode(
     };
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
-    for values in decoded.iter().map(Tensor::to_f32_vec) {
+    for mut values in decoded.iter().map(Tensor::to_f32_vec) {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::Machine(format!(
                 "the VAE's numbers left the range of {}, which would be a black picture; try \
@@ -50,7 +53,13 @@ pub fn decode(
                 pipeline.precision
             )));
         }
-        bytes.extend(values.chunks_exact(pixels).map(crate::image::to_u8));
+        for picture in values.chunks_exact_mut(pixels) {
+            // Before rounding, as the reference does it.
+            if watermark {
+                watermark::embed(picture, 8 * width, 8 * height);
+            }
+            bytes.push(crate::image::to_u8(picture));
+        }
     }
     Ok(bytes)
 }
