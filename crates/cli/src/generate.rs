@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::ArgMatches;
-use sdxl::image::png::{self, Texts};
-use sdxl::pipeline::{self, default_precision};
+use sdxl::image::png;
+use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe};
-use sdxl::{Checkpoint, Event, Pipeline, Request, latents_file};
+use sdxl::{Event, Pipeline, Request, latents_file};
 
 use crate::args::GenerateArgs;
-use crate::model::{self, Model};
+use crate::model::Chosen;
 use crate::output::{self, Destination};
 use crate::progress::Progress;
 use crate::usage;
@@ -27,22 +27,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map_or_else(Request::default, |r| r.request.clone());
     let request = own.request(base, matches)?;
     request.check()?;
-    let named = args
-        .model
-        .as_deref()
-        .or(replayed.as_ref().map(|r| r.model.as_path()));
-    let model = Model::find(named)?;
-    let variant = args
-        .variant
-        .clone()
-        .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
-    let precision = args
-        .precision
-        .or(replayed.as_ref().map(|r| r.precision))
-        .unwrap_or_else(default_precision);
-    let request = pipeline::resolve(&checkpoint, precision, &request)?;
-    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
+    let chosen = Chosen::new(args, replayed.as_ref())?;
+    let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
+    let request = pipeline::resolve(checkpoint, precision, &request)?;
+    let scheduler = pipeline::build_scheduler(checkpoint, &request)?;
     let start = own.latents.as_deref().map(latents_file::read).transpose()?;
     let latents_sha256 = own
         .latents
@@ -58,7 +46,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         )));
     }
     if let Some(start) = &start {
-        pipeline::check_start(&checkpoint, &request, start)?;
+        pipeline::check_start(checkpoint, &request, start)?;
     }
     // A replay writes the one picture that the recipe is of, unless other pictures
     // were asked for beside it.
@@ -81,8 +69,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let mut progress = Progress::new(scheduler.timesteps().len());
-    if named.is_none() {
-        progress.say(model::DEMO_NOTICE);
+    if let Some(notice) = chosen.notice {
+        progress.say(notice);
     }
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
@@ -104,7 +92,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         std::thread::spawn(move || recipe::hash_weights(&checkpoint))
     };
     progress.begin("loading");
-    let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
+    let pipeline = Pipeline::from_checkpoint(checkpoint.clone(), precision)?;
     let result = pipeline.generate(&request, start, &mut |event| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
@@ -148,17 +136,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let mut recipe = Recipe {
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        // JSON has no other text than Unicode.
-        model: model.name().to_string_lossy().into_owned().into(),
-        variant,
-        precision,
-        isa: sdxl_kernels::Isa::current().to_string(),
         latents_sha256,
         files,
         scheduler_class: scheduler.info().class.to_string(),
-        request,
-        image_index: 0,
+        ..chosen.recipe(request)
     };
     let mut written_files = Vec::new();
     for (index, picture) in made.images.iter().enumerate() {
@@ -166,12 +147,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             continue;
         }
         recipe.image_index = index;
-        let texts = Texts {
-            parameters: Some(recipe.parameters()),
-            recipe: Some(recipe.to_json()),
-        };
         let mut bytes = Vec::new();
-        png::write(&mut bytes, picture, &texts)?;
+        png::write(&mut bytes, picture, &recipe.texts())?;
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
         written_files.push(serde_json::json!({

@@ -16,14 +16,14 @@ use anyhow::Context;
 use clap::{ArgMatches, Args};
 use sdxl::image::png::{self, Texts};
 use sdxl::image::read::RgbImage;
-use sdxl::pipeline::{self, default_precision};
+use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe};
 use sdxl::{Checkpoint, Event, Picture, Pipeline, Request, image};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
 use crate::generate::interrupt_flag;
-use crate::model::{self, Model};
+use crate::model::Chosen;
 use crate::output;
 use crate::progress::Progress;
 use crate::usage;
@@ -116,37 +116,14 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let (base, axes) = request(own, matches, replayed.as_ref())?;
     check_output(own)?;
-    let named = args
-        .model
-        .as_deref()
-        .or(replayed.as_ref().map(|r| r.model.as_path()));
-    let model = Model::find(named)?;
-    let variant = args
-        .variant
-        .clone()
-        .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
-    let precision = args
-        .precision
-        .or(replayed.as_ref().map(|r| r.precision))
-        .unwrap_or_else(default_precision);
-    let mut shared = Recipe {
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        model: model.name().to_string_lossy().into_owned().into(),
-        variant,
-        precision,
-        isa: sdxl_kernels::Isa::current().to_string(),
-        latents_sha256: None,
-        files: Vec::new(),
-        scheduler_class: String::new(),
-        request: base,
-        image_index: 0,
-    };
+    let chosen = Chosen::new(args, replayed.as_ref())?;
+    let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
+    let mut shared = chosen.recipe(base);
     let mut cells = Vec::new();
     for (name, request) in combinations(&shared.request, &axes)? {
         let said = || format!("picture `{name}`");
-        let request = pipeline::resolve(&checkpoint, precision, &request).with_context(said)?;
-        let scheduler = pipeline::build_scheduler(&checkpoint, &request).with_context(said)?;
+        let request = pipeline::resolve(checkpoint, precision, &request).with_context(said)?;
+        let scheduler = pipeline::build_scheduler(checkpoint, &request).with_context(said)?;
         cells.push(Cell {
             recipe: Recipe {
                 scheduler_class: scheduler.info().class.to_string(),
@@ -162,8 +139,8 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_size(own, &axes, &cells)?;
 
     let interrupted = interrupt_flag()?;
-    shared.files = recipe::hash_weights(&checkpoint)?;
-    let configs = hash_configs(model.folder())?;
+    shared.files = recipe::hash_weights(checkpoint)?;
+    let configs = hash_configs(chosen.model.folder())?;
     let folder = own.output.with_extension("cells");
     for cell in &mut cells {
         cell.recipe.files = shared.files.clone();
@@ -171,8 +148,8 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         cell.picture = read(cell);
     }
     let kept: Vec<bool> = cells.iter().map(|c| c.picture.is_some()).collect();
-    if named.is_none() {
-        err!("{}", model::DEMO_NOTICE);
+    if let Some(notice) = chosen.notice {
+        err!("{notice}");
     }
     make(&mut cells, checkpoint, &folder, &interrupted)?;
 
@@ -280,11 +257,7 @@ fn combinations(base: &Request, axes: &[Axis]) -> anyhow::Result<Vec<(String, Re
 }
 
 fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
-    let is_png = own
-        .output
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("png"));
-    if !is_png {
+    if !output::ends_in(&own.output, "png") {
         return Err(usage(format!(
             "--output {}: the sheet is written as PNG; name the file *.png",
             own.output.display()
@@ -367,7 +340,7 @@ fn read(cell: &Cell) -> Option<RgbImage> {
 /// Makes the pictures that are not there yet, and keeps each as soon as it is done.
 fn make(
     cells: &mut [Cell],
-    checkpoint: Checkpoint,
+    checkpoint: &Checkpoint,
     folder: &Path,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<()> {
@@ -392,7 +365,7 @@ fn make(
     let precision = first.recipe.precision;
     progress.say(&format!("precision: {precision}"));
     progress.begin("loading");
-    let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
+    let pipeline = Pipeline::from_checkpoint(checkpoint.clone(), precision)?;
     let (mut done, mut made) = (0, 0);
     let mut warned: Vec<String> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {
@@ -433,12 +406,8 @@ fn make(
         let Some(picture) = output.images.into_iter().next() else {
             anyhow::bail!("picture `{}`: nothing was made", cell.name);
         };
-        let texts = Texts {
-            parameters: Some(cell.recipe.parameters()),
-            recipe: Some(cell.recipe.to_json()),
-        };
         let mut bytes = Vec::new();
-        png::write(&mut bytes, &picture, &texts)?;
+        png::write(&mut bytes, &picture, &cell.recipe.texts())?;
         // Whatever is there under this name is a broken copy of the same.
         output::write_file(&cell.path, &bytes, true)?;
         cell.picture = Some(RgbImage {

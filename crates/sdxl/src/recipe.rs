@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::image::png;
+use crate::image::png::{self, Texts};
 use crate::request::Request;
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
@@ -91,6 +91,14 @@ impl Recipe {
     pub fn to_json(&self) -> String {
         // A recipe has string keys and finite numbers only, so this cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// What goes into a picture: the recipe itself, and the text that other tools read.
+    pub fn texts(&self) -> Texts {
+        Texts {
+            parameters: Some(self.parameters()),
+            recipe: Some(self.to_json()),
+        }
     }
 
     /// The text that A1111 writes under `parameters` and other tools read.
