@@ -347,6 +347,15 @@ pub fn given(matches: &ArgMatches, id: &str) -> bool {
     matches.value_source(id) == Some(ValueSource::CommandLine)
 }
 
+/// Sets the fields of a request that were typed to what was typed.
+macro_rules! take {
+    ($from:ident, $matches:ident => $request:ident: $($field:ident),*) => {
+        $(if given($matches, stringify!($field)) {
+            $request.$field = $from.$field.clone();
+        })*
+    };
+}
+
 impl GenerateArgs {
     /// The request: `base` (a recipe's, or the defaults) with whatever was typed.
     pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
@@ -372,14 +381,7 @@ impl GenerateArgs {
         }
         let mut r = self.picture.request(r, matches)?;
         self.start.apply(&mut r, &given);
-        macro_rules! take {
-            ($($field:ident),*) => {
-                $(if given(stringify!($field)) {
-                    r.$field = self.$field.clone();
-                })*
-            };
-        }
-        take!(prompt, seed, num_images, steps);
+        take!(self, matches => r: prompt, seed, num_images, steps);
         // Texts and encoded prompts stand for one another: what is typed replaces a recipe's.
         if given("prompt") {
             r.prompt_embeds = None;
@@ -412,14 +414,7 @@ impl PictureArgs {
     pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
         let given = |id: &str| given(matches, id);
         let mut r = base;
-        macro_rules! take {
-            ($($field:ident),*) => {
-                $(if given(stringify!($field)) {
-                    r.$field = self.$field.clone();
-                })*
-            };
-        }
-        take!(
+        take!(self, matches => r:
             prompt_2,
             negative_prompt,
             negative_prompt_2,

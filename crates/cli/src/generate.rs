@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::ArgMatches;
-use sdxl::image::png::{self, Texts};
-use sdxl::pipeline::{self, default_precision};
-use sdxl::recipe::{self, Recipe, RefinerRecipe};
-use sdxl::{Checkpoint, Event, Inputs, Pipeline, Request, latents_file};
+use sdxl::image::png;
+use sdxl::pipeline;
+use sdxl::recipe::{self, FileHash, Recipe};
+use sdxl::{Event, Inputs, Request, latents_file};
 
 use crate::args::{self, GenerateArgs};
-use crate::model::{self, Model};
+use crate::model::Chosen;
 use crate::output::{self, Destination};
 use crate::progress::Progress;
 use crate::usage;
@@ -27,30 +27,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map_or_else(Request::default, |r| r.request.clone());
     let request = own.request(base, matches)?;
     request.check()?;
-    let named = args
-        .model
-        .as_deref()
-        .or(replayed.as_ref().map(|r| r.model.as_path()));
-    let model = Model::find(named)?;
-    let variant = args
-        .variant
-        .clone()
-        .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
-    let refiner_named = (own.start.refiner.as_deref()).or(replayed
-        .as_ref()
-        .and_then(|r| r.refiner.as_ref())
-        .map(|r| r.model.as_path()));
-    let refiner_model = refiner_named
-        .map(|named| Model::find(Some(named)))
-        .transpose()?;
-    let refiner = (refiner_model.as_ref())
-        .map(|model| Checkpoint::open(model.folder(), variant.as_deref()))
-        .transpose()?;
-    let precision = args
-        .precision
-        .or(replayed.as_ref().map(|r| r.precision))
-        .unwrap_or_else(default_precision);
+    let chosen = Chosen::new(args, own.start.refiner.as_deref(), replayed.as_ref())?;
+    let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
     let mut inputs = Inputs::read(&request)?;
     inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;
     let latents_sha256 = own
@@ -69,10 +47,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     if let Some(was) = &replayed {
         refuse_changed_inputs(was, &inputs, &|field| args::given(matches, field))?;
     }
-    let refiner_ref = refiner.as_ref();
-    let request = pipeline::resolve(&checkpoint, refiner_ref, precision, &request, &inputs)?;
-    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
-    let evaluations = pipeline::evaluations(&checkpoint, refiner_ref, &request, &inputs)?;
+    let refiner = chosen.refiner();
+    let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)?;
+    let scheduler = pipeline::build_scheduler(checkpoint, &request)?;
+    let evaluations = pipeline::evaluations(checkpoint, refiner, &request, &inputs)?;
     // A replay writes the one picture that the recipe is of, unless other pictures
     // were asked for beside it.
     let only = replayed
@@ -94,8 +72,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let mut progress = Progress::new(evaluations);
-    if named.is_none() {
-        progress.say(model::DEMO_NOTICE);
+    if let Some(notice) = chosen.notice {
+        progress.say(notice);
     }
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
@@ -113,17 +91,14 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
     let hashing = {
-        let (checkpoint, refiner) = (checkpoint.clone(), refiner.clone());
+        let (checkpoint, refiner) = (checkpoint.clone(), refiner.cloned());
         std::thread::spawn(move || -> sdxl::Result<_> {
             let refiner_files = refiner.as_ref().map(recipe::hash_weights).transpose()?;
             Ok((recipe::hash_weights(&checkpoint)?, refiner_files))
         })
     };
     progress.begin("loading");
-    let mut pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
-    if let Some(refiner) = refiner {
-        pipeline = pipeline.with_refiner(refiner)?;
-    }
+    let pipeline = chosen.pipeline()?;
     let result = pipeline.generate_from(&request, &inputs, &mut |event| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
@@ -155,53 +130,38 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             (Vec::new(), None)
         }
     };
-    let refiner = refiner_model.map(|model| RefinerRecipe {
-        model: model.name().to_string_lossy().into_owned().into(),
-        files: refiner_files.unwrap_or_default(),
-    });
     if interrupted.load(Ordering::SeqCst) {
         progress.finish();
         return Err(sdxl::Error::Cancelled.into());
     }
     let seconds = progress.finish();
-    if let Some(was) = &replayed {
-        let of_refiner =
-            |r: &Option<RefinerRecipe>| r.as_ref().map(|r| r.files.clone()).unwrap_or_default();
-        warn_of_other_weights(&was.files, &files, &mut warnings);
-        warn_of_other_weights(
-            &of_refiner(&was.refiner),
-            &of_refiner(&refiner),
-            &mut warnings,
-        );
-    }
-
     let mut recipe = Recipe {
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        // JSON has no other text than Unicode.
-        model: model.name().to_string_lossy().into_owned().into(),
-        variant,
-        precision,
-        isa: sdxl_kernels::Isa::current().to_string(),
         latents_sha256,
         inputs: inputs.files,
         files,
-        refiner,
         scheduler_class: scheduler.info().class.to_string(),
-        request,
-        image_index: 0,
+        ..chosen.recipe(request)
     };
+    if let (Some(refiner), Some(files)) = (&mut recipe.refiner, refiner_files) {
+        refiner.files = files;
+    }
+    if let Some(was) = &replayed {
+        let of_refiner = |r: &Recipe| -> Vec<FileHash> {
+            r.refiner
+                .as_ref()
+                .map_or_else(Vec::new, |r| r.files.clone())
+        };
+        warn_of_other_weights(&was.files, &recipe.files, &mut warnings);
+        warn_of_other_weights(&of_refiner(was), &of_refiner(&recipe), &mut warnings);
+    }
     let mut written_files = Vec::new();
     for (index, picture) in made.images.iter().enumerate() {
         if only.is_some_and(|one| one != index) {
             continue;
         }
         recipe.image_index = index;
-        let texts = Texts {
-            parameters: Some(recipe.parameters()),
-            recipe: Some(recipe.to_json()),
-        };
         let mut bytes = Vec::new();
-        png::write(&mut bytes, picture, &texts)?;
+        png::write(&mut bytes, picture, &recipe.texts())?;
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
         written_files.push(serde_json::json!({
@@ -270,11 +230,7 @@ fn differences(was: &Recipe, latents_sha256: Option<&str>, inputs: &Inputs) -> V
     found
 }
 
-fn warn_of_other_weights(
-    was: &[recipe::FileHash],
-    files: &[recipe::FileHash],
-    warnings: &mut Vec<String>,
-) {
+fn warn_of_other_weights(was: &[FileHash], files: &[FileHash], warnings: &mut Vec<String>) {
     if was == files {
         return;
     }

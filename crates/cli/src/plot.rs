@@ -16,14 +16,14 @@ use anyhow::Context;
 use clap::{ArgMatches, Args};
 use sdxl::image::png::{self, Texts};
 use sdxl::image::read::RgbImage;
-use sdxl::pipeline::{self, default_precision};
-use sdxl::recipe::{self, Recipe};
-use sdxl::{Checkpoint, Event, Inputs, Picture, Pipeline, Request, image};
+use sdxl::pipeline;
+use sdxl::recipe::{self, Recipe, RefinerRecipe};
+use sdxl::{Event, Inputs, Picture, Request, image};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
 use crate::generate::interrupt_flag;
-use crate::model::{self, Model};
+use crate::model::Chosen;
 use crate::output;
 use crate::progress::Progress;
 use crate::usage;
@@ -102,6 +102,8 @@ struct Cell {
     recipe: Recipe,
     /// Where it is kept.
     path: PathBuf,
+    /// What it starts from besides its seed.
+    inputs: Inputs,
     /// Evaluations that it takes.
     evaluations: usize,
     /// The picture, once it is there.
@@ -116,51 +118,28 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let (base, axes) = request(own, matches, replayed.as_ref())?;
     check_output(own)?;
-    let named = args
-        .model
-        .as_deref()
-        .or(replayed.as_ref().map(|r| r.model.as_path()));
-    let model = Model::find(named)?;
-    let variant = args
-        .variant
-        .clone()
-        .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
-    let precision = args
-        .precision
-        .or(replayed.as_ref().map(|r| r.precision))
-        .unwrap_or_else(default_precision);
-    let mut shared = Recipe {
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        model: model.name().to_string_lossy().into_owned().into(),
-        variant,
-        precision,
-        isa: sdxl_kernels::Isa::current().to_string(),
-        latents_sha256: None,
-        inputs: Vec::new(),
-        files: Vec::new(),
-        refiner: None,
-        scheduler_class: String::new(),
-        request: base,
-        image_index: 0,
-    };
+    let chosen = Chosen::new(args, None, replayed.as_ref())?;
+    let (checkpoint, refiner) = (&chosen.checkpoint, chosen.refiner());
+    let precision = chosen.precision;
+    let mut shared = chosen.recipe(base);
     let mut cells = Vec::new();
     for (name, request) in combinations(&shared.request, &axes)? {
         let said = || format!("picture `{name}`");
         let inputs = Inputs::read(&request).with_context(said)?;
-        let request = pipeline::resolve(&checkpoint, None, precision, &request, &inputs)
+        let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)
             .with_context(said)?;
-        let scheduler = pipeline::build_scheduler(&checkpoint, &request).with_context(said)?;
+        let scheduler = pipeline::build_scheduler(checkpoint, &request).with_context(said)?;
         cells.push(Cell {
-            evaluations: pipeline::evaluations(&checkpoint, None, &request, &inputs)
+            evaluations: pipeline::evaluations(checkpoint, refiner, &request, &inputs)
                 .with_context(said)?,
             recipe: Recipe {
                 scheduler_class: scheduler.info().class.to_string(),
-                inputs: inputs.files,
+                inputs: inputs.files.clone(),
                 request,
                 ..shared.clone()
             },
             path: PathBuf::new(),
+            inputs,
             picture: None,
             name,
         });
@@ -168,19 +147,23 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_size(own, &axes, &cells)?;
 
     let interrupted = interrupt_flag()?;
-    shared.files = recipe::hash_weights(&checkpoint)?;
-    let configs = hash_configs(model.folder())?;
+    shared.files = recipe::hash_weights(checkpoint)?;
+    if let (Some(recipe), Some(checkpoint)) = (&mut shared.refiner, refiner) {
+        recipe.files = recipe::hash_weights(checkpoint)?;
+    }
+    let configs = hash_configs(chosen.model.folder())?;
     let folder = own.output.with_extension("cells");
     for cell in &mut cells {
         cell.recipe.files = shared.files.clone();
+        cell.recipe.refiner = shared.refiner.clone();
         cell.path = folder.join(format!("{}.png", key(&cell.recipe, &configs)));
         cell.picture = read(cell);
     }
     let kept: Vec<bool> = cells.iter().map(|c| c.picture.is_some()).collect();
-    if named.is_none() {
-        err!("{}", model::DEMO_NOTICE);
+    if let Some(notice) = chosen.notice {
+        err!("{notice}");
     }
-    make(&mut cells, checkpoint, &folder, &interrupted)?;
+    make(&mut cells, &chosen, &folder, &interrupted)?;
 
     let title = title(&shared, &axes, &cells);
     let drawn = arrange(own.cell_size, title, &axes, &cells).draw();
@@ -286,11 +269,7 @@ fn combinations(base: &Request, axes: &[Axis]) -> anyhow::Result<Vec<(String, Re
 }
 
 fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
-    let is_png = own
-        .output
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("png"));
-    if !is_png {
+    if !output::ends_in(&own.output, "png") {
         return Err(usage(format!(
             "--output {}: the sheet is written as PNG; name the file *.png",
             own.output.display()
@@ -356,6 +335,10 @@ fn hash_configs(root: &Path) -> anyhow::Result<String> {
 fn key(recipe: &Recipe, configs: &str) -> String {
     let nameless = Recipe {
         model: PathBuf::new(),
+        refiner: recipe.refiner.clone().map(|refiner| RefinerRecipe {
+            model: PathBuf::new(),
+            ..refiner
+        }),
         ..recipe.clone()
     };
     let digest = Sha256::digest(format!("{}\n{configs}", nameless.to_json()));
@@ -373,7 +356,7 @@ fn read(cell: &Cell) -> Option<RgbImage> {
 /// Makes the pictures that are not there yet, and keeps each as soon as it is done.
 fn make(
     cells: &mut [Cell],
-    checkpoint: Checkpoint,
+    chosen: &Chosen,
     folder: &Path,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<()> {
@@ -398,12 +381,12 @@ fn make(
     let precision = first.recipe.precision;
     progress.say(&format!("precision: {precision}"));
     progress.begin("loading");
-    let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
+    let pipeline = chosen.pipeline()?;
     let (mut done, mut made) = (0, 0);
     let mut warned: Vec<String> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {
         progress.say(&format!("picture {} of {count}: {}", made + 1, cell.name));
-        let result = pipeline.generate(&cell.recipe.request, None, &mut |event| {
+        let result = pipeline.generate_from(&cell.recipe.request, &cell.inputs, &mut |event| {
             match event {
                 // Every picture of a prompt has the same.
                 Event::Warning(text) if warned.iter().any(|w| w == text) => {}
@@ -439,12 +422,8 @@ fn make(
         let Some(picture) = output.images.into_iter().next() else {
             anyhow::bail!("picture `{}`: nothing was made", cell.name);
         };
-        let texts = Texts {
-            parameters: Some(cell.recipe.parameters()),
-            recipe: Some(cell.recipe.to_json()),
-        };
         let mut bytes = Vec::new();
-        png::write(&mut bytes, &picture, &texts)?;
+        png::write(&mut bytes, &picture, &cell.recipe.texts())?;
         // Whatever is there under this name is a broken copy of the same.
         output::write_file(&cell.path, &bytes, true)?;
         cell.picture = Some(RgbImage {

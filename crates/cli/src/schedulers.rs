@@ -144,10 +144,7 @@ fn show(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
         runs.push((name, built));
     }
     if let Some(path) = &args.plot {
-        let is_svg = path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("svg"));
-        if !is_svg {
+        if !output::ends_in(path, "svg") {
             return Err(usage(format!(
                 "--plot {}: it is drawn as SVG; name the file *.svg",
                 path.display()

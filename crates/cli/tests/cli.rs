@@ -1,29 +1,14 @@
 //! The program as a user meets it: the binary is run on the tiny checkpoint.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use support::{golden, read_png, sdxl, text};
 use tempfile::TempDir;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../golden")
-        .join(path)
-}
-
-fn sdxl(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdxl"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 /// Runs `generate` on the tiny base checkpoint, two steps unless told otherwise.
 fn generate(folder: &Path, args: &[&str]) -> Output {
@@ -35,15 +20,6 @@ fn generate(folder: &Path, args: &[&str]) -> Output {
     }
     all.extend(args);
     sdxl(folder, &all)
-}
-
-/// The pixels and the texts of a PNG: the file without its `IDAT` compression.
-fn pixels(path: &Path) -> Vec<u8> {
-    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut out = vec![0; reader.output_buffer_size().unwrap()];
-    reader.next_frame(&mut out).unwrap();
-    out
 }
 
 #[test]
@@ -181,7 +157,7 @@ fn a_recipe_makes_the_picture_again() {
         ],
     );
     assert!(changed.status.success(), "{}", text(&changed.stderr));
-    assert_ne!(pixels(&first), pixels(&dir.path().join("other.png")));
+    assert_ne!(read_png(&first), read_png(&dir.path().join("other.png")));
 
     let shown = text(&sdxl(dir.path(), &["show", "pet-1.png"]).stdout);
     assert!(shown.starts_with("a cat, 猫\nNegative prompt: rain\nSteps: 2, Sampler: Euler,"));
@@ -196,8 +172,8 @@ fn a_recipe_makes_the_picture_again() {
     let args = ["generate", "--recipe", "r.json", "--output", "json.png"];
     assert!(sdxl(dir.path(), &args).status.success());
     assert_eq!(
-        pixels(&dir.path().join("json.png")),
-        pixels(&dir.path().join("pet-1.png"))
+        read_png(&dir.path().join("json.png")),
+        read_png(&dir.path().join("pet-1.png"))
     );
 }
 
@@ -261,8 +237,8 @@ fn latents_go_out_and_in() {
     let made = from("b.png");
     assert!(made.status.success(), "{}", text(&made.stderr));
     assert_ne!(
-        pixels(&dir.path().join("b.png")),
-        pixels(&dir.path().join("a.png"))
+        read_png(&dir.path().join("b.png")),
+        read_png(&dir.path().join("a.png"))
     );
 
     let wrong = generate(

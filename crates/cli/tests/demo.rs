@@ -1,34 +1,19 @@
 //! The demo model inside the program, as somebody meets it who has nothing else.
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::Value;
+use support::{read_png, sdxl, text};
 use tempfile::TempDir;
 
-/// Runs the program in `folder`, with its cache there too.
-fn sdxl(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdxl"))
-        .args(args)
-        .current_dir(folder)
-        .env("HOME", folder.join("home"))
-        .env("XDG_CACHE_HOME", folder.join("cache"))
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
+/// The pixels of a picture of the demo's size.
 fn pixels(path: &Path) -> Vec<u8> {
-    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut out = vec![0; reader.output_buffer_size().unwrap()];
-    let info = reader.next_frame(&mut out).unwrap();
-    assert_eq!((info.width, info.height), (96, 96));
-    out
+    let (width, height, rgb) = read_png(path);
+    assert_eq!((width, height), (96, 96));
+    rgb
 }
 
 fn colour_at(pixels: &[u8], x: usize, y: usize) -> [u8; 3] {

@@ -1,27 +1,14 @@
 //! Contact sheets and drawn schedules, by running the binary on the tiny checkpoint.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use support::{golden, read_png, sdxl, text};
 use tempfile::TempDir;
-
-fn base() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/base")
-}
-
-fn sdxl(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdxl"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 /// What every picture here has in common: small, and the reference's precision.
 const SMALL: [&str; 6] = ["--precision", "f32", "--width", "40", "--height", "32"];
@@ -34,7 +21,7 @@ fn with_model<'a>(command: &'a str, model: &'a str, args: &[&'a str]) -> Vec<&'a
 }
 
 fn plot(folder: &Path, args: &[&str]) -> Output {
-    let model = base();
+    let model = golden("base");
     sdxl(folder, &with_model("plot", model.to_str().unwrap(), args))
 }
 
@@ -44,14 +31,10 @@ struct Pixels {
 }
 
 fn pixels(path: &Path) -> Pixels {
-    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut data = vec![0; reader.output_buffer_size().unwrap()];
-    reader.next_frame(&mut data).unwrap();
-    let width = reader.info().width as usize;
+    let (width, _, rgb) = read_png(path);
     Pixels {
         width,
-        rows: data.chunks(3 * width).map(<[u8]>::to_vec).collect(),
+        rows: rgb.chunks(3 * width).map(<[u8]>::to_vec).collect(),
     }
 }
 
@@ -105,7 +88,7 @@ fn a_sheet_shows_what_generate_makes() {
         places.push(place.unwrap_or_else(|| panic!("{} is not there", picture["name"])));
 
         // The same request through `generate`.
-        let model = base();
+        let model = golden("base");
         let out = format!("{i}.png");
         let scheduler = ["euler", "heun", "DPM++ 2M Karras"][i / 2];
         let args = ["a cat", "--seed", "0", "--scheduler", scheduler];
@@ -178,7 +161,7 @@ fn only_what_is_missing_is_made() {
     let copy = dir.path().join("copy");
     let copied = Command::new("cp")
         .arg("-rL")
-        .arg(base())
+        .arg(golden("base"))
         .arg(&copy)
         .status();
     assert!(copied.unwrap().success());
@@ -306,7 +289,7 @@ fn an_interrupt_keeps_what_is_done() {
     use std::process::Stdio;
 
     let dir = TempDir::new().unwrap();
-    let model = base();
+    let model = golden("base");
     let args = ["--prompt", "a cat", "--steps", "1,400"];
     let mut child = Command::new(env!("CARGO_BIN_EXE_sdxl"))
         .args(with_model("plot", model.to_str().unwrap(), &args))

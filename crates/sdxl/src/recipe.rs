@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::image::png;
+use crate::image::png::{self, Texts};
 use crate::inputs::InputFile;
 use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
@@ -119,6 +119,14 @@ impl Recipe {
     pub fn to_json(&self) -> String {
         // A recipe has string keys and finite numbers only, so this cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// What goes into a picture: the recipe itself, and the text that other tools read.
+    pub fn texts(&self) -> Texts {
+        Texts {
+            parameters: Some(self.parameters()),
+            recipe: Some(self.to_json()),
+        }
     }
 
     /// The text that A1111 writes under `parameters` and other tools read.

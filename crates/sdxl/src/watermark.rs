@@ -10,7 +10,7 @@
 //! another watermark: there is no cosine transform in it, in spite of its name; the details of
 //! rows and columns change places on the way back; and diffusers marks numbers whose U is
 //! centred on 0, where the decoder reads bytes whose U is centred on 128, so that the decoder
-//! gets many of the 48 bits wrong. [`detect`] reads both ways.
+//! may get many of the 48 bits wrong. [`detect`] reads both ways.
 
 /// The 48 bits, first bit first.
 const MESSAGE: u64 = 0b101100111110110010010000011110111011000110011110;
