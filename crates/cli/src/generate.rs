@@ -161,15 +161,15 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
         recipe.image_index = index;
         let mut bytes = Vec::new();
-        png::write(&mut bytes, picture, &recipe.texts())?;
+        png::write(&mut bytes, &picture.pixels, &recipe.texts())?;
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
         written_files.push(serde_json::json!({
             "path": path.to_string_lossy(),
             "seed": picture.seed,
             "prompt": recipe.request.prompt[picture.prompt_index],
-            "width": picture.width,
-            "height": picture.height,
+            "width": picture.pixels.width,
+            "height": picture.pixels.height,
         }));
     }
     if let Some(path) = &own.output_latents {

@@ -15,10 +15,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{ArgMatches, Args};
 use sdxl::image::png::{self, Texts};
-use sdxl::image::read::RgbImage;
 use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe, RefinerRecipe};
-use sdxl::{Event, Inputs, Picture, Request, image};
+use sdxl::{Event, Inputs, Pixels, Request, image};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
@@ -107,7 +106,7 @@ struct Cell {
     /// Evaluations that it takes.
     evaluations: usize,
     /// The picture, once it is there.
-    picture: Option<RgbImage>,
+    picture: Option<Pixels>,
 }
 
 /// Runs the command.
@@ -167,7 +166,7 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
     let title = title(&shared, &axes, &cells);
     let drawn = arrange(own.cell_size, title, &axes, &cells).draw();
-    write(own, &shared, &axes, drawn)?;
+    write(own, &shared, &axes, &drawn)?;
     if args.json {
         let pictures = cells.iter().zip(&kept).map(|(cell, kept)| {
             serde_json::json!({
@@ -346,7 +345,7 @@ fn key(recipe: &Recipe, configs: &str) -> String {
 }
 
 /// The picture of an earlier run, if it is there and whole.
-fn read(cell: &Cell) -> Option<RgbImage> {
+fn read(cell: &Cell) -> Option<Pixels> {
     let size = cell.recipe.request.upscaled_size();
     image::read::read(&cell.path)
         .ok()
@@ -423,14 +422,10 @@ fn make(
             anyhow::bail!("picture `{}`: nothing was made", cell.name);
         };
         let mut bytes = Vec::new();
-        png::write(&mut bytes, &picture, &cell.recipe.texts())?;
+        png::write(&mut bytes, &picture.pixels, &cell.recipe.texts())?;
         // Whatever is there under this name is a broken copy of the same.
         output::write_file(&cell.path, &bytes, true)?;
-        cell.picture = Some(RgbImage {
-            width: picture.width,
-            height: picture.height,
-            rgb: picture.rgb,
-        });
+        cell.picture = Some(picture.pixels);
         done += cell.evaluations;
         made += 1;
     }
@@ -514,7 +509,7 @@ fn arrange(cell_size: usize, title: Vec<String>, axes: &[Axis], cells: &[Cell]) 
 }
 
 /// Writes the sheet with what it was made of.
-fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: RgbImage) -> anyhow::Result<()> {
+fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyhow::Result<()> {
     let fields: Vec<&str> = axes.iter().map(|a| a.field.as_str()).collect();
     let recipe = serde_json::json!({
         "version": shared.version,
@@ -535,14 +530,7 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: RgbImage) -> any
         )),
         recipe: Some(format!("{recipe:#}")),
     };
-    let sheet = Picture {
-        width: drawn.width,
-        height: drawn.height,
-        rgb: drawn.rgb,
-        seed: shared.request.seed.first().copied().unwrap_or(0),
-        prompt_index: 0,
-    };
     let mut bytes = Vec::new();
-    png::write(&mut bytes, &sheet, &texts)?;
+    png::write(&mut bytes, drawn, &texts)?;
     output::write_file(&own.output, &bytes, own.picture.overwrite)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use sdxl::image::png::{self, Texts};
 use sdxl::image::read::read;
-use sdxl::{Picture, recipe, watermark};
+use sdxl::{Pixels, recipe, watermark};
 
 use crate::output;
 use crate::usage;
@@ -64,7 +64,7 @@ fn detect(files: &[PathBuf], json: bool) -> anyhow::Result<()> {
     let mut found = Vec::new();
     for path in files {
         let image = read(path)?;
-        let detection = watermark::detect(&image.rgb, image.width, image.height);
+        let detection = watermark::detect(&image.data, image.width, image.height);
         if !json {
             let verdict = match &detection {
                 None => format!(
@@ -113,17 +113,11 @@ fn embed(file: &Path, to: &Path, overwrite: bool) -> anyhow::Result<()> {
         true => png::read_texts(file)?,
         false => Texts::default(),
     };
-    let mut values: Vec<f32> = (image.rgb.iter())
+    let mut values: Vec<f32> = (image.data.iter())
         .map(|b| f32::from(*b) / 127.5 - 1.0)
         .collect();
     watermark::embed(&mut values, width, height);
-    let marked = Picture {
-        width,
-        height,
-        rgb: sdxl::image::to_u8(&values),
-        seed: 0,
-        prompt_index: 0,
-    };
+    let marked = Pixels::new(width, height, 3, sdxl::image::to_u8(&values));
     let mut bytes = Vec::new();
     png::write(&mut bytes, &marked, &texts)?;
     output::write_file(to, &bytes, overwrite)?;

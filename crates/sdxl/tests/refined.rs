@@ -90,7 +90,11 @@ fn check<'a>(prefix: &str, choose: impl Fn(&Value) -> &'a Pipeline) {
         let image = format!("{name}.image");
         if expected.has(&image) {
             let reference = expected.bytes(&image);
-            let ours: Vec<u8> = output.images.iter().flat_map(|i| i.rgb.clone()).collect();
+            let ours: Vec<u8> = output
+                .images
+                .iter()
+                .flat_map(|i| i.pixels.data.clone())
+                .collect();
             assert_eq!(ours.len(), reference.len(), "{name}");
             let off = (ours.iter().zip(&reference)).map(|(a, b)| a.abs_diff(*b));
             assert!(off.max() <= Some(1), "{name}: off by more than a level");

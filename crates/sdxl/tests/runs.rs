@@ -94,7 +94,7 @@ fn check(pipeline: &Pipeline, run: &Value) {
     assert_eq!(output.images.len(), reference.batch(), "{name}");
     if expected.has("image") {
         let reference = expected.channel_last("image").to_f32_vec();
-        let ours = output.images.iter().flat_map(|i| i.rgb.iter());
+        let ours = output.images.iter().flat_map(|i| i.pixels.data.iter());
         for (ours, reference) in ours.zip(reference) {
             let level = (255.0 * reference).round_ties_even();
             assert!(
@@ -241,7 +241,7 @@ fn reduced_precision_stays_near_full() {
         let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
         let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
         let output = pipeline.generate(&request, None, &mut silent).unwrap();
-        output.images[0].rgb.clone()
+        output.images[0].pixels.data.clone()
     };
     let full = picture(Precision::F32);
     let (half, brain) = (picture(Precision::F16), picture(Precision::Bf16));
@@ -281,7 +281,10 @@ fn results_do_not_depend_on_threads_or_company() {
         num_images: 1,
         ..request.clone()
     };
-    assert_eq!(run(2, &alone).images[0].rgb, one.images[1].rgb);
+    assert_eq!(
+        run(2, &alone).images[0].pixels.data,
+        one.images[1].pixels.data
+    );
 }
 
 #[test]

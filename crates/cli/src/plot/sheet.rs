@@ -3,14 +3,14 @@
 use noto_sans_mono_bitmap::{
     FontWeight, RasterHeight, RasterizedChar, get_raster, get_raster_width,
 };
-use sdxl::image::read::RgbImage;
+use sdxl::Pixels;
 
 /// Pictures in rows and columns.
 pub struct Grid {
     /// A line above it; empty for none.
     pub heading: String,
     /// Row by row.
-    pub pictures: Vec<RgbImage>,
+    pub pictures: Vec<Pixels>,
 }
 
 /// Everything that a sheet shows.
@@ -38,7 +38,7 @@ const FAINT: u8 = 0x60;
 
 impl Sheet {
     /// Draws it.
-    pub fn draw(&self) -> RgbImage {
+    pub fn draw(&self) -> Pixels {
         let pictures = || self.grids.iter().flat_map(|g| &g.pictures);
         let cell_width = pictures().map(|p| p.width).max().unwrap_or(1);
         let cell_height = pictures().map(|p| p.height).max().unwrap_or(1);
@@ -117,7 +117,7 @@ impl Sheet {
 
 /// The picture no larger than `longest` pixels on its longer side, each pixel the mean of the area
 /// that it covers.
-pub fn reduced(picture: &RgbImage, longest: usize) -> RgbImage {
+pub fn reduced(picture: &Pixels, longest: usize) -> Pixels {
     let side = picture.width.max(picture.height);
     if side <= longest {
         return picture.clone();
@@ -132,7 +132,7 @@ pub fn reduced(picture: &RgbImage, longest: usize) -> RgbImage {
             for &(y, tall) in rows {
                 for &(x, wide) in columns {
                     let weight = tall * wide;
-                    let pixel = &picture.rgb[3 * (y * picture.width + x)..][..3];
+                    let pixel = &picture.data[3 * (y * picture.width + x)..][..3];
                     for (sum, &v) in sums.iter_mut().zip(pixel) {
                         *sum += weight * f32::from(v);
                     }
@@ -142,7 +142,7 @@ pub fn reduced(picture: &RgbImage, longest: usize) -> RgbImage {
             rgb.extend(sums[..3].iter().map(|s| (s / sums[3]).round() as u8));
         }
     }
-    RgbImage { width, height, rgb }
+    Pixels::new(width, height, 3, rgb)
 }
 
 /// For each of `to` equal parts of a line of `from` pixels, the pixels in it and how much of them.
@@ -245,15 +245,11 @@ fn is_joint(before: char, after: char) -> bool {
 }
 
 /// A sheet in the making.
-struct Canvas(RgbImage);
+struct Canvas(Pixels);
 
 impl Canvas {
     fn new(width: usize, height: usize) -> Canvas {
-        Canvas(RgbImage {
-            width,
-            height,
-            rgb: vec![255; 3 * width * height],
-        })
+        Canvas(Pixels::new(width, height, 3, vec![255; 3 * width * height]))
     }
 
     /// Lines below one another; gives the height at which they end.
@@ -281,15 +277,15 @@ impl Canvas {
             return;
         }
         let (cover, ink) = (u32::from(cover), u32::from(ink));
-        for v in &mut self.0.rgb[3 * (y * self.0.width + x)..][..3] {
+        for v in &mut self.0.data[3 * (y * self.0.width + x)..][..3] {
             *v = ((u32::from(*v) * (255 - cover) + ink * cover + 127) / 255) as u8;
         }
     }
 
-    fn put(&mut self, picture: &RgbImage, (x, y): (usize, usize)) {
-        for (i, row) in picture.rgb.chunks_exact(3 * picture.width).enumerate() {
+    fn put(&mut self, picture: &Pixels, (x, y): (usize, usize)) {
+        for (i, row) in picture.data.chunks_exact(3 * picture.width).enumerate() {
             let start = 3 * ((y + i) * self.0.width + x);
-            self.0.rgb[start..start + row.len()].copy_from_slice(row);
+            self.0.data[start..start + row.len()].copy_from_slice(row);
         }
     }
 }
@@ -298,12 +294,8 @@ impl Canvas {
 mod tests {
     use super::*;
 
-    fn flat(width: usize, height: usize, colour: [u8; 3]) -> RgbImage {
-        RgbImage {
-            width,
-            height,
-            rgb: colour.repeat(width * height),
-        }
+    fn flat(width: usize, height: usize, colour: [u8; 3]) -> Pixels {
+        Pixels::new(width, height, 3, colour.repeat(width * height))
     }
 
     #[test]
@@ -326,11 +318,11 @@ mod tests {
     #[test]
     fn pictures_keep_their_mean_when_reduced() {
         let mut picture = flat(10, 4, [0, 100, 200]);
-        for (i, v) in picture.rgb.iter_mut().enumerate() {
+        for (i, v) in picture.data.iter_mut().enumerate() {
             *v = v.wrapping_add((i % 7) as u8);
         }
         let mean =
-            |p: &RgbImage| p.rgb.iter().map(|&v| f64::from(v)).sum::<f64>() / p.rgb.len() as f64;
+            |p: &Pixels| p.data.iter().map(|&v| f64::from(v)).sum::<f64>() / p.data.len() as f64;
         let before = mean(&picture);
         let small = reduced(&picture, 3);
         assert_eq!((small.width, small.height), (3, 1));
@@ -353,8 +345,8 @@ mod tests {
                 .collect(),
         };
         let drawn = sheet.draw();
-        assert_eq!(drawn.rgb.len(), 3 * drawn.width * drawn.height);
-        let pixels: Vec<[u8; 3]> = drawn.rgb.as_chunks::<3>().0.to_vec();
+        assert_eq!(drawn.data.len(), 3 * drawn.width * drawn.height);
+        let pixels: Vec<[u8; 3]> = drawn.data.as_chunks::<3>().0.to_vec();
         let firsts: Vec<usize> = (1..=4)
             .map(|i| {
                 let count = pixels.iter().filter(|p| **p == colour(i)).count();

@@ -17,29 +17,13 @@ const MAX_BYTES: u64 = 4 << 30;
 /// Most bytes a file may have.
 pub(crate) const MAX_FILE: u64 = 1 << 30;
 
-/// A picture from a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RgbImage {
-    /// Pixels a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Red, green, blue, row by row from the top.
-    pub rgb: Vec<u8>,
-}
-
 /// Reads `path`: see [`Pixels::decode_rgb`].
 ///
 /// # Errors
 /// [`Error::File`] for a file that is no picture, is broken, or is enormous.
-pub fn read(path: &Path) -> Result<RgbImage> {
+pub fn read(path: &Path) -> Result<Pixels> {
     let bytes = read_bounded(path, MAX_FILE)?;
-    let picture = Pixels::decode_rgb(&bytes).map_err(|message| Error::file(path, message))?;
-    Ok(RgbImage {
-        width: picture.width,
-        height: picture.height,
-        rgb: picture.data,
-    })
+    Pixels::decode_rgb(&bytes).map_err(|message| Error::file(path, message))
 }
 
 /// The picture in a file's bytes, turned the way its EXIF orientation says.
@@ -109,7 +93,7 @@ mod tests {
         let (_dir, path) = file(&encoded(&image, ::image::ImageFormat::Png));
         let read = read(&path).unwrap();
         assert_eq!((read.width, read.height), (3, 1));
-        assert_eq!(read.rgb, [255, 255, 255, 200, 100, 0, 244, 224, 204]);
+        assert_eq!(read.data, [255, 255, 255, 200, 100, 0, 244, 224, 204]);
     }
 
     #[test]
@@ -124,7 +108,7 @@ mod tests {
             let (_dir, path) = file(&encoded(&image, format));
             let read = read(&path).unwrap();
             assert_eq!((read.width, read.height), (8, 4), "{format:?}");
-            assert!(read.rgb[0] > 240 && read.rgb[1] < 20, "{format:?}");
+            assert!(read.data[0] > 240 && read.data[1] < 20, "{format:?}");
         }
     }
 

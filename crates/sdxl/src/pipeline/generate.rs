@@ -94,9 +94,7 @@ pub fn run(
                 None => made,
             };
             pictures.push(Picture {
-                width: made.width,
-                height: made.height,
-                rgb: made.data,
+                pixels: made,
                 // One generator for all, or one a picture.
                 seed: request.seed[image.min(request.seed.len() - 1)],
                 prompt_index: image / request.num_images,
