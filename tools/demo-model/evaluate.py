@@ -7,7 +7,6 @@ Captions are combinations of background, colour and shape that training never sa
 """
 
 import argparse
-import glob
 import json
 import os
 import subprocess
@@ -21,24 +20,26 @@ import analyse
 import draw
 
 
-def with_sdxl(args, captions, folder):
-    """Runs our binary in batches; picture i of a batch belongs to its i-th prompt."""
+def with_sdxl(args, captions, folder, *flags):
+    """Runs our binary in batches; picture i of a batch belongs to its i-th prompt. `flags` come on top."""
     paths = []
     for start in range(0, len(captions), args.batch):
         batch = captions[start : start + args.batch]
         out = os.path.join(folder, f"{start:04d}")
         os.makedirs(out)
         seeds = ",".join(str(args.seed + start + i) for i in range(len(batch)))
-        command = [args.binary, "generate", *batch, "--model", args.model, "--seed", seeds, "--steps", str(args.steps),
-                   "--guidance-scale", str(args.guidance_scale), "--json", "--output", out]
+        command = [args.binary, "generate", *batch, "--model", args.model, "--steps", str(args.steps),
+                   "--prompt-syntax", "plain", "--json", "--output", out]
+        for flag, value in (("--guidance-scale", str(args.guidance_scale)), ("--seed", seeds)):
+            command += [] if flag in flags else [flag, value]
+        command += flags
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-        json.loads(done.stdout)
-        made = sorted(glob.glob(os.path.join(out, "*.png")))
-        if len(made) != len(batch):
-            raise SystemExit(f"{len(batch)} prompts gave {len(made)} pictures in {out}")
-        paths += made
+        made = json.loads(done.stdout)["images"]
+        if [m["prompt"] for m in made] != batch:
+            raise SystemExit(f"{len(batch)} prompts gave {len(made)} pictures, or in another order")
+        paths += [m["path"] for m in made]
     return [Image.open(p).convert("RGB") for p in paths]
 
 

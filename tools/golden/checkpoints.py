@@ -66,6 +66,16 @@ def make_refiner() -> None:
     make_diffusers_model(refiner / "unet", UNet2DConditionModel, configs.UNET_REFINER, 5, np.float16)
 
 
+def make_inpaint() -> None:
+    """All but the UNet is the base's."""
+    inpaint = GOLDEN / "inpaint"
+    write_json(inpaint / "model_index.json", configs.MODEL_INDEX_INPAINT)
+    write_json(inpaint / "scheduler/scheduler_config.json", configs.SCHEDULER)
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+        link(inpaint / part, f"../base/{part}")
+    make_diffusers_model(inpaint / "unet", UNet2DConditionModel, configs.UNET_INPAINT, 20, np.float16)
+
+
 def make_unets() -> None:
     for seed, (name, config) in enumerate(configs.UNETS.items(), start=6):
         make_diffusers_model(GOLDEN / "unets" / name, UNet2DConditionModel, config, seed, np.float16)

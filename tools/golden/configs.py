@@ -34,6 +34,8 @@ MODEL_INDEX_REFINER = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+MODEL_INDEX_INPAINT = {**MODEL_INDEX_BASE, "_class_name": "StableDiffusionXLInpaintPipeline"}
+
 # Equal to the published file.
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -187,6 +189,19 @@ UNET_REFINER = unet(
     cross=HIDDEN_2,
     pooled=PROJECTION,
     ids=5,
+)
+
+# Sees latents, mask and masked picture, as the published inpainting model does.
+UNET_INPAINT = unet(
+    **THREE_LEVELS,
+    channels=[4, 8, 12],
+    heads=[1, 2, 3],
+    groups=2,
+    transformers=[1, 1, 2],
+    cross=CROSS,
+    pooled=PROJECTION,
+    ids=6,
+    in_channels=9,
 )
 
 SMALL = {**THREE_LEVELS, "channels": [4, 8, 12], "heads": [1, 2, 3], "groups": 2, "cross": 10, "pooled": 6, "ids": 6}

@@ -15,7 +15,10 @@ import torch
 import transformers
 
 import checkpoints
+import conditioning
 import modules
+import pixels
+import refined
 import runs
 import tokens
 import vocab
@@ -26,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 def make_checkpoints() -> None:
     checkpoints.make_base()
     checkpoints.make_refiner()
+    checkpoints.make_inpaint()
     checkpoints.make_unets()
 
 
@@ -41,8 +45,12 @@ STAGES = {
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
     "runs": runs.make_runs,
+    "conditioning": conditioning.make_conditioning,
+    "pixels": pixels.make_pixels,
+    "refined": refined.make_refined,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
+    "watermark": program("watermark.py"),
 }
 
 

@@ -1,8 +1,9 @@
 """Requests of the whole runs, in the words of the command line.
 
 A case is a name, the request and, where asked for, `image` (also decode),
-`trace` (also keep what the UNet was given and the latents after every step) and
-`weights` (round the UNet's and the VAE's weights to `f16` or `bf16` first).
+`trace` (also keep what the UNet was given and the latents after every step),
+`weights` (round the UNet's and the VAE's weights to `f16` or `bf16` first) and
+`global_generator` (the seed is that of torch's global generator).
 """
 
 CAT = "a photo of a cat wearing a red hat, sitting on a wooden bench"
@@ -20,6 +21,37 @@ def scheduler(name: str, request: dict | None = None, scheduler: str = "EulerDis
     """A run with another scheduler or other options of it."""
     given = {"scheduler": scheduler, "scheduler_options": options} if options else {"scheduler": scheduler}
     return case(name, {"negative_prompt": UGLY, "seed": 7, **given, **(request or {})})
+
+
+# Every class, with what makes it draw noise, or without what leaves the noise to chance.
+CLASSES = {
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": {},
+    "KDPM2DiscreteScheduler": {},
+    "KDPM2AncestralDiscreteScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "DDIMScheduler": {"eta": 0.5},
+    "DDPMScheduler": {},
+    "PNDMScheduler": {},
+    "DPMSolverMultistepScheduler": {"scheduler_options": {"algorithm_type": "sde-dpmsolver++"}},
+    "DPMSolverSinglestepScheduler": {},
+    "DPMSolverSDEScheduler": {"scheduler_options": {"noise_sampler_seed": 5}},
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "LCMScheduler": {},
+    "TCDScheduler": {"eta": 0.3},
+    "EDMEulerScheduler": {},
+    "EDMDPMSolverMultistepScheduler": {},
+    "SASolverScheduler": {},
+    # It leads from an image to noise, and the pipeline runs it all the same.
+    "DDIMInverseScheduler": {},
+}
+
+
+def picture(name: str, request: dict) -> dict:
+    """A small picture with a scheduler class."""
+    return scheduler(f"class_{name}", {"steps": 5, "width": 48, "height": 32, **request}, name) | {"image": True}
 
 
 CASES = [
@@ -194,6 +226,10 @@ CASES = [
     scheduler("dpmpp_2m_karras", {"steps": 5}, scheduler="DPMSolverMultistepScheduler", use_karras_sigmas=True),
     scheduler("unipc", {"steps": 5}, scheduler="UniPCMultistepScheduler"),
     scheduler("lcm", {"guidance_scale": 1.0}, scheduler="LCMScheduler"),
+    # whole pictures of every class
+    *(picture(name, request) for name, request in CLASSES.items()),
+    # without a seed of its own its noise is that of a seed drawn from the global generator
+    scheduler("dpm_sde_own_seed", {"width": 48, "height": 32}, "DPMSolverSDEScheduler") | {"global_generator": True},
     # weights of half precision, computed in single
     case("f16_weights", {"steps": 6}, weights="f16", image=True),
     case("bf16_weights", {"steps": 6}, weights="bf16", image=True),

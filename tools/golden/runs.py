@@ -44,8 +44,9 @@ def load_pipeline(weights: str | None) -> StableDiffusionXLPipeline:
     return pipe
 
 
-def arguments(name: str, request: dict) -> dict:
+def arguments(case: dict) -> dict:
     """A request in diffusers' words, with fresh generators."""
+    name, request = case["name"], case["request"]
     unknown = set(request) - {*SAME_NAME, *OTHER_NAME, *SIZES, *CROPS, *HANDLED}
     assert not unknown, unknown
     given = {key: request[key] for key in SAME_NAME if key in request}
@@ -53,7 +54,9 @@ def arguments(name: str, request: dict) -> dict:
     given |= {key: tuple(reversed(request[key])) for key in SIZES if key in request}
     given |= {key: tuple(request[key]) for key in CROPS if key in request}
     seed = request["seed"]
-    if isinstance(seed, list):
+    if case.get("global_generator"):
+        given["generator"] = torch.manual_seed(seed)
+    elif isinstance(seed, list):
         given["generator"] = [torch.Generator("cpu").manual_seed(one) for one in seed]
     else:
         given["generator"] = torch.Generator("cpu").manual_seed(seed)
@@ -65,8 +68,7 @@ def arguments(name: str, request: dict) -> dict:
 
 def run(pipe: StableDiffusionXLPipeline, case: dict) -> dict[str, torch.Tensor]:
     """Everything recorded of one case: see the README for the names."""
-    request = case["request"]
-    given = arguments(case["name"], request)
+    given = arguments(case)
     noises, calls, steps = [], [], []
 
     def draw(*args, **kwargs):
@@ -95,7 +97,7 @@ def run(pipe: StableDiffusionXLPipeline, case: dict) -> dict[str, torch.Tensor]:
         tensors |= {key: calls[0][key] for key in ("encoder_hidden_states", "text_embeds", "time_ids")}
         tensors["steps"] = torch.stack(steps)
     if case.get("image"):
-        tensors["image"] = pipe(**arguments(case["name"], request), output_type="pt").images
+        tensors["image"] = pipe(**arguments(case), output_type="pt").images
     return tensors
 
 
@@ -119,7 +121,7 @@ def make_runs() -> None:
         pipe = pipes[case.get("weights")]
         set_scheduler(pipe, published, case["request"])
         write_tensors(folder / f"{case['name']}.safetensors", run(pipe, case))
-        entry = {key: value for key, value in case.items() if key not in ("image", "trace")}
+        entry = {key: value for key, value in case.items() if key not in ("image", "trace", "global_generator")}
         entry["request"] = {key: value for key, value in entry["request"].items() if value is not None}
         lines.append(json.dumps(entry))
     assert len({case["name"] for case in CASES}) == len(CASES)

@@ -1,10 +1,12 @@
 //! The words of `sdxl generate`: every field of a request under its own name.
 
+mod start;
+
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
-use sdxl::{Precision, Request, Rng, Size, Tiling};
+use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
 
 /// Defaults come from the library; the program has none of its own.
@@ -43,6 +45,65 @@ pub enum SyntaxWord {
     Plain,
 }
 
+impl SyntaxWord {
+    /// The library's word.
+    pub fn syntax(self) -> PromptSyntax {
+        match self {
+            SyntaxWord::Compel => PromptSyntax::Compel,
+            SyntaxWord::A1111 => PromptSyntax::A1111,
+            SyntaxWord::Plain => PromptSyntax::Plain,
+        }
+    }
+}
+
+/// What weights do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightingWord {
+    /// What goes with the syntax
+    Auto,
+    /// Away from the empty text; below 1, towards the prompt without the words
+    Compel,
+    /// Multiplied, and each chunk brought back to its mean
+    A1111,
+    /// Multiplied
+    A1111NoNorm,
+    /// Away from the empty text, or towards it
+    #[value(name = "comfyui")]
+    ComfyUi,
+}
+
+impl WeightingWord {
+    /// The library's word.
+    pub fn weighting(self) -> PromptWeighting {
+        match self {
+            WeightingWord::Auto => PromptWeighting::Auto,
+            WeightingWord::Compel => PromptWeighting::Compel,
+            WeightingWord::A1111 => PromptWeighting::A1111,
+            WeightingWord::A1111NoNorm => PromptWeighting::A1111NoNorm,
+            WeightingWord::ComfyUi => PromptWeighting::ComfyUi,
+        }
+    }
+}
+
+/// What the pooled vector is computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PooledWord {
+    /// The prompt as written, signs included
+    Raw,
+    /// The words alone
+    Clean,
+}
+
+impl PooledWord {
+    /// The library's word.
+    pub fn pooled_from(self) -> PooledFrom {
+        match self {
+            PooledWord::Raw => PooledFrom::Raw,
+            PooledWord::Clean => PooledFrom::Clean,
+        }
+    }
+}
+
 /// Where the networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
@@ -50,13 +111,82 @@ pub enum Device {
     Cpu,
 }
 
+/// Numbers with commas between them, or the name of a list.
+#[derive(Debug, Clone)]
+pub struct Numbers(pub Vec<f64>);
+
+impl Numbers {
+    /// What `--timesteps` takes.
+    pub fn timesteps(text: &str) -> Result<Self, String> {
+        sdxl::request::timesteps(text).map(Numbers)
+    }
+
+    /// What `--sigmas` takes.
+    pub fn sigmas(text: &str) -> Result<Self, String> {
+        sdxl::request::sigmas(text).map(Numbers)
+    }
+}
+
 /// `sdxl generate`
 #[derive(Args)]
 pub struct GenerateArgs {
     /// What the picture shows; several prompts make several pictures
-    #[arg(required_unless_present = "recipe")]
+    #[arg(required_unless_present_any = ["recipe", "prompt_embeds"])]
     pub prompt: Vec<String>,
+    /// Make the choices `{red|green|blue}` in prompts, by the seed, for every picture
+    #[arg(long, help_heading = "Prompt")]
+    pub wildcards: bool,
+    /// The same, and take `__name__` from a line of name.txt in this folder
+    #[arg(long, value_name = "DIR", help_heading = "Prompt")]
+    pub wildcards_dir: Option<PathBuf>,
+    /// Prompts that are encoded already, instead of texts (safetensors, as `sdxl prompt
+    /// --output-embeddings` and diffusers have them: prompt_embeds, pooled_prompt_embeds)
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "prompt",
+        help_heading = "Prompt"
+    )]
+    pub prompt_embeds: Option<PathBuf>,
+    /// The same for what the picture must not show, if it is not in the file of --prompt-embeds
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
+    pub negative_prompt_embeds: Option<PathBuf>,
+    /// Pictures per prompt
+    #[arg(long, value_name = "N", default_value_t = defaults().num_images, help_heading = "Picture")]
+    pub num_images: usize,
+    /// Seed, or one seed per picture [default: drawn from the clock]
+    #[arg(
+        long,
+        value_name = "N[,N...]",
+        value_delimiter = ',',
+        help_heading = "Picture"
+    )]
+    pub seed: Vec<u64>,
+    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
+    /// --strength as a finished picture; with --denoising-start as another run's unfinished one
+    #[arg(long, value_name = "FILE", help_heading = "Picture")]
+    pub latents: Option<PathBuf>,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
+    pub steps: usize,
+    /// PNG file, or folder for them; with several pictures FILE gets a number
+    /// [default: sdxl-SEED.png here]
+    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Also write the final latents (safetensors)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output_latents: Option<PathBuf>,
+    /// Pictures to start from, refiners, second passes.
+    #[command(flatten)]
+    pub start: start::StartArgs,
+    /// What `sdxl plot` takes too.
+    #[command(flatten)]
+    pub picture: PictureArgs,
+}
 
+/// What every command takes that makes pictures from prompts.
+#[derive(Args)]
+pub struct PictureArgs {
     /// A prompt of its own for the second text encoder (once, or once per prompt)
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt_2: Vec<String>,
@@ -70,6 +200,16 @@ pub struct GenerateArgs {
     /// How prompts are read
     #[arg(long, value_enum, default_value = "compel", help_heading = "Prompt")]
     pub prompt_syntax: SyntaxWord,
+    /// What weights in prompts do
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Prompt")]
+    pub prompt_weighting: WeightingWord,
+    /// Cut prompts of more than 77 tokens, instead of encoding them in several chunks
+    /// [default: true with plain syntax, else false]
+    #[arg(long, value_name = "true|false", help_heading = "Prompt")]
+    pub truncate_long_prompts: Option<bool>,
+    /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
+    #[arg(long, value_enum, help_heading = "Prompt")]
+    pub pooled_from: Option<PooledWord>,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
     #[arg(long, value_name = "N", help_heading = "Prompt")]
     pub clip_skip: Option<usize>,
@@ -80,27 +220,10 @@ pub struct GenerateArgs {
     /// Height in pixels, a multiple of 8 [default: the checkpoint's]
     #[arg(long, value_name = "H", help_heading = "Picture")]
     pub height: Option<usize>,
-    /// Pictures per prompt
-    #[arg(long, value_name = "N", default_value_t = defaults().num_images, help_heading = "Picture")]
-    pub num_images: usize,
-    /// Seed, or one seed per picture [default: drawn from the clock]
-    #[arg(
-        long,
-        value_name = "N[,N...]",
-        value_delimiter = ',',
-        help_heading = "Picture"
-    )]
-    pub seed: Vec<u64>,
     /// Whose random numbers a seed gives: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
-    /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]) instead of noise
-    #[arg(long, value_name = "FILE", help_heading = "Picture")]
-    pub latents: Option<PathBuf>,
 
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
-    pub steps: usize,
     /// Classifier-free guidance; off at 1 and below
     #[arg(long, value_name = "G", default_value_t = defaults().guidance_scale,
           allow_negative_numbers = true, help_heading = "Sampling")]
@@ -115,27 +238,21 @@ pub struct GenerateArgs {
     /// A key of scheduler_config.json to set, such as use_karras_sigmas=true
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Sampling")]
     pub scheduler_option: Vec<String>,
-    /// Visit these timesteps instead of --steps evenly spaced ones
-    #[arg(
-        long,
-        value_name = "T,T,...",
-        value_delimiter = ',',
-        help_heading = "Sampling"
-    )]
-    pub timesteps: Vec<f64>,
-    /// Visit these noise levels; the last one is the result's (0 for a finished picture)
-    #[arg(
-        long,
-        value_name = "S,S,...",
-        value_delimiter = ',',
-        help_heading = "Sampling"
-    )]
-    pub sigmas: Vec<f64>,
+    /// Visit these timesteps instead of --steps evenly spaced ones (`ays`: the ten of
+    /// "Align Your Steps")
+    #[arg(long, value_name = "T,T,...|ays", value_parser = Numbers::timesteps,
+          help_heading = "Sampling")]
+    pub timesteps: Option<Numbers>,
+    /// Visit these noise levels; the last one is the result's (0 for a finished picture;
+    /// `ays`: those of "Align Your Steps")
+    #[arg(long, value_name = "S,S,...|ays", value_parser = Numbers::sigmas,
+          help_heading = "Sampling")]
+    pub sigmas: Option<Numbers>,
     /// Stochasticity of DDIM and its kin, 0 to 1
     #[arg(long, default_value_t = defaults().eta, allow_negative_numbers = true,
           help_heading = "Sampling")]
     pub eta: f64,
-    /// Stop when this fraction of the noise is gone, leaving noisy latents
+    /// Stop when this fraction of the noise is gone, leaving noisy latents (to the refiner)
     #[arg(long, value_name = "F", help_heading = "Sampling")]
     pub denoising_end: Option<f64>,
 
@@ -158,7 +275,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
     pub negative_crops_coords_top_left: Option<[usize; 2]>,
 
-    /// Checkpoint folder (the one that holds model_index.json)
+    /// Checkpoint folder (the one that holds model_index.json) [default: the demo model
+    /// that this program carries]
     #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
     pub model: Option<PathBuf>,
     /// Use weight files of this variant, such as fp16
@@ -192,20 +310,14 @@ pub struct GenerateArgs {
     )]
     pub vae_slicing: Switch,
 
-    /// PNG file, or folder for them; with several pictures FILE gets a number
-    /// [default: sdxl-SEED.png here]
-    #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
-    pub output: Option<PathBuf>,
-    /// Also write the final latents (safetensors)
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub output_latents: Option<PathBuf>,
     /// Replace files that exist
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Make the picture of this recipe (a PNG of ours, or JSON) again; flags given beside it win
+    /// Start from the recipe of a picture (a PNG of ours, or JSON): alone it makes the same
+    /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
-    /// Leave out the invisible watermark (this version embeds none in any case)
+    /// Leave out the invisible watermark that pictures from 256 pixels on carry
     #[arg(long, help_heading = "Output")]
     pub no_watermark: bool,
     /// Print one JSON object about the result, and nothing else, on standard output
@@ -230,42 +342,104 @@ pub fn scheduler_option(option: &str) -> anyhow::Result<(String, Value)> {
     Ok((key.trim().to_string(), value))
 }
 
+/// Whether an argument was typed, rather than left at its default.
+pub fn given(matches: &ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(ValueSource::CommandLine)
+}
+
+/// Sets the fields of a request that were typed to what was typed.
+macro_rules! take {
+    ($from:ident, $matches:ident => $request:ident: $($field:ident),*) => {
+        $(if given($matches, stringify!($field)) {
+            $request.$field = $from.$field.clone();
+        })*
+    };
+}
+
 impl GenerateArgs {
     /// The request: `base` (a recipe's, or the defaults) with whatever was typed.
     pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
-        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let given = |id: &str| given(matches, id);
         let mut r = base;
-        macro_rules! take {
-            ($($field:ident),*) => {
-                $(if given(stringify!($field)) {
-                    r.$field = self.$field.clone();
-                })*
-            };
+        if given("steps") {
+            // In the place of a recipe's timesteps or sigmas, if it had some.
+            r.timesteps.clear();
+            r.sigmas.clear();
         }
-        take!(
-            prompt,
+        // These stand for one another: one that is typed is not held against a recipe's.
+        let hand_over = [
+            "denoising_end",
+            "denoising_start",
+            "denoising_fraction",
+            "refiner_strength",
+        ];
+        if hand_over.into_iter().any(given) {
+            r.denoising_end = None;
+            r.denoising_start = None;
+            r.denoising_fraction = None;
+            r.refiner_strength = None;
+        }
+        let mut r = self.picture.request(r, matches)?;
+        self.start.apply(&mut r, &given);
+        take!(self, matches => r: prompt, seed, num_images, steps);
+        // Texts and encoded prompts stand for one another: what is typed replaces a recipe's.
+        if given("prompt") {
+            r.prompt_embeds = None;
+            r.negative_prompt_embeds = None;
+        }
+        if self.prompt_embeds.is_some() {
+            r.prompt.clear();
+            r.prompt_embeds = self.prompt_embeds.clone();
+        }
+        if given("negative_prompt") {
+            r.negative_prompt_embeds = None;
+        }
+        if self.negative_prompt_embeds.is_some() {
+            r.negative_prompt.clear();
+            r.negative_prompt_2.clear();
+            r.negative_prompt_embeds = self.negative_prompt_embeds.clone();
+        }
+        if self.wildcards || self.wildcards_dir.is_some() {
+            r.expand_wildcards(self.wildcards_dir.as_deref())?;
+        }
+        if given("steps") {
+            r.check_steps_agree()?;
+        }
+        Ok(r)
+    }
+}
+
+impl PictureArgs {
+    /// `base` with whatever was typed.
+    pub fn request(&self, base: Request, matches: &ArgMatches) -> anyhow::Result<Request> {
+        let given = |id: &str| given(matches, id);
+        let mut r = base;
+        take!(self, matches => r:
             prompt_2,
             negative_prompt,
             negative_prompt_2,
-            seed,
             rng,
-            steps,
             width,
             height,
             guidance_scale,
             guidance_rescale,
-            num_images,
+            truncate_long_prompts,
             clip_skip,
             original_size,
             target_size,
             negative_original_size,
             negative_target_size,
             scheduler,
-            timesteps,
-            sigmas,
             eta,
             denoising_end
         );
+        if self.timesteps.is_some() || self.sigmas.is_some() {
+            // In the place of a recipe's steps.
+            let list = |numbers: &Option<Numbers>| numbers.clone().map_or_else(Vec::new, |n| n.0);
+            r.timesteps = list(&self.timesteps);
+            r.sigmas = list(&self.sigmas);
+            r.steps = defaults().steps;
+        }
         if let Some(crop) = self.crops_coords_top_left {
             r.crops_coords_top_left = crop;
         }
@@ -273,11 +447,13 @@ impl GenerateArgs {
             r.negative_crops_coords_top_left = crop;
         }
         if given("prompt_syntax") {
-            r.prompt_syntax = match self.prompt_syntax {
-                SyntaxWord::Compel => sdxl::PromptSyntax::Compel,
-                SyntaxWord::A1111 => sdxl::PromptSyntax::A1111,
-                SyntaxWord::Plain => sdxl::PromptSyntax::Plain,
-            };
+            r.prompt_syntax = self.prompt_syntax.syntax();
+        }
+        if given("prompt_weighting") {
+            r.prompt_weighting = self.prompt_weighting.weighting();
+        }
+        if let Some(word) = self.pooled_from {
+            r.pooled_from = Some(word.pooled_from());
         }
         if given("vae_tiling") {
             r.vae_tiling = match self.vae_tiling {
@@ -288,6 +464,9 @@ impl GenerateArgs {
         }
         if given("vae_slicing") {
             r.vae_slicing = self.vae_slicing == Switch::On;
+        }
+        if self.no_watermark {
+            r.watermark = false;
         }
         for option in &self.scheduler_option {
             let (key, value) = scheduler_option(option)?;

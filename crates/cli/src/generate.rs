@@ -6,52 +6,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::ArgMatches;
-use sdxl::image::png::{self, Texts};
-use sdxl::pipeline::{self, default_precision};
-use sdxl::recipe::{self, Recipe};
-use sdxl::{Checkpoint, Event, Pipeline, Request, latents_file};
+use sdxl::image::png;
+use sdxl::pipeline;
+use sdxl::recipe::{self, FileHash, Recipe};
+use sdxl::{Event, Inputs, Request, latents_file};
 
-use crate::args::GenerateArgs;
+use crate::args::{self, GenerateArgs};
+use crate::model::Chosen;
 use crate::output::{self, Destination};
 use crate::progress::Progress;
 use crate::usage;
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    let args = &own.picture;
     // Everything that can be refused is refused before any weights are read.
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let base = replayed
         .as_ref()
         .map_or_else(Request::default, |r| r.request.clone());
-    let request = args.request(base, matches)?;
+    let request = own.request(base, matches)?;
     request.check()?;
-    let root = args
-        .model
-        .clone()
-        .or(replayed.as_ref().map(|r| r.model.clone()))
-        .ok_or_else(|| {
-            usage(
-                "no checkpoint: add --model DIR, the folder of an SDXL checkpoint that holds \
-                 model_index.json (such as a download of stabilityai/stable-diffusion-xl-base-1.0)",
-            )
-        })?;
-    let variant = args
-        .variant
-        .clone()
-        .or(replayed.as_ref().and_then(|r| r.variant.clone()));
-    let checkpoint = Checkpoint::open(&root, variant.as_deref())?;
-    let precision = args
-        .precision
-        .or(replayed.as_ref().map(|r| r.precision))
-        .unwrap_or_else(default_precision);
-    let request = pipeline::resolve(&checkpoint, precision, &request)?;
-    let scheduler = pipeline::build_scheduler(&checkpoint, &request)?;
-    let start = args
-        .latents
-        .as_deref()
-        .map(latents_file::read)
-        .transpose()?;
-    let latents_sha256 = args
+    let chosen = Chosen::new(args, own.start.refiner.as_deref(), replayed.as_ref())?;
+    let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
+    let mut inputs = Inputs::read(&request)?;
+    inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;
+    let latents_sha256 = own
         .latents
         .as_deref()
         .map(|path| recipe::hash_file(path).map(|(_, hash)| hash))
@@ -64,9 +44,13 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "this picture was started from a latents file (SHA-256 {was}); give it with --latents"
         )));
     }
-    if let Some(start) = &start {
-        pipeline::check_start(&checkpoint, &request, start)?;
+    if let Some(was) = &replayed {
+        refuse_changed_inputs(was, &inputs, &|field| args::given(matches, field))?;
     }
+    let refiner = chosen.refiner();
+    let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)?;
+    let scheduler = pipeline::build_scheduler(checkpoint, &request)?;
+    let evaluations = pipeline::evaluations(checkpoint, refiner, &request, &inputs)?;
     // A replay writes the one picture that the recipe is of, unless other pictures
     // were asked for beside it.
     let only = replayed
@@ -76,10 +60,10 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map(|r| r.image_index)
         .filter(|i| *i < request.images());
     let written = if only.is_some() { 1 } else { request.images() };
-    let destination = Destination::new(args.output.as_deref(), written, args.overwrite)?;
-    if let Some(path) = &args.output_latents {
+    let destination = Destination::new(own.output.as_deref(), written, args.overwrite)?;
+    if let Some(path) = &own.output_latents {
         output::check_file(path, args.overwrite)?;
-        if args.output.as_ref() == Some(path) {
+        if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
                 path.display()
@@ -87,7 +71,10 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
     }
 
-    let mut progress = Progress::new(scheduler.timesteps().len());
+    let mut progress = Progress::new(evaluations);
+    if let Some(notice) = chosen.notice {
+        progress.say(notice);
+    }
     if args.precision.is_none() && replayed.is_none() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
@@ -96,7 +83,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
     let mut warnings: Vec<String> = Vec::new();
     if let Some(was) = &replayed {
-        for text in differences(was, latents_sha256.as_deref()) {
+        for text in differences(was, latents_sha256.as_deref(), &inputs) {
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
         }
@@ -104,12 +91,15 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
     let hashing = {
-        let checkpoint = checkpoint.clone();
-        std::thread::spawn(move || recipe::hash_weights(&checkpoint))
+        let (checkpoint, refiner) = (checkpoint.clone(), refiner.cloned());
+        std::thread::spawn(move || -> sdxl::Result<_> {
+            let refiner_files = refiner.as_ref().map(recipe::hash_weights).transpose()?;
+            Ok((recipe::hash_weights(&checkpoint)?, refiner_files))
+        })
     };
     progress.begin("loading");
-    let pipeline = Pipeline::from_checkpoint(checkpoint, precision)?;
-    let result = pipeline.generate(&request, start, &mut |event| {
+    let pipeline = chosen.pipeline()?;
+    let result = pipeline.generate_from(&request, &inputs, &mut |event| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
         }
@@ -127,7 +117,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
     };
     // A picture is worth more than its recipe: what cannot be hashed is only said.
-    let files = match hashing.join() {
+    let (files, refiner_files) = match hashing.join() {
         Ok(Ok(files)) => files,
         failed => {
             let why = match failed {
@@ -137,7 +127,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             let text = format!("the recipe names no weight files: {why}");
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
-            Vec::new()
+            (Vec::new(), None)
         }
     };
     if interrupted.load(Ordering::SeqCst) {
@@ -145,55 +135,51 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         return Err(sdxl::Error::Cancelled.into());
     }
     let seconds = progress.finish();
-    if let Some(was) = &replayed
-        && was.files != files
-    {
-        warn_of_other_weights(was, &files, &mut warnings);
-    }
-
     let mut recipe = Recipe {
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        // JSON has no other text than Unicode.
-        model: root.to_string_lossy().into_owned().into(),
-        variant,
-        precision,
-        isa: sdxl_kernels::Isa::current().to_string(),
         latents_sha256,
+        inputs: inputs.files,
         files,
         scheduler_class: scheduler.info().class.to_string(),
-        request,
-        image_index: 0,
+        ..chosen.recipe(request)
     };
+    if let (Some(refiner), Some(files)) = (&mut recipe.refiner, refiner_files) {
+        refiner.files = files;
+    }
+    if let Some(was) = &replayed {
+        let of_refiner = |r: &Recipe| -> Vec<FileHash> {
+            r.refiner
+                .as_ref()
+                .map_or_else(Vec::new, |r| r.files.clone())
+        };
+        warn_of_other_weights(&was.files, &recipe.files, &mut warnings);
+        warn_of_other_weights(&of_refiner(was), &of_refiner(&recipe), &mut warnings);
+    }
     let mut written_files = Vec::new();
     for (index, picture) in made.images.iter().enumerate() {
         if only.is_some_and(|one| one != index) {
             continue;
         }
         recipe.image_index = index;
-        let texts = Texts {
-            parameters: Some(recipe.parameters()),
-            recipe: Some(recipe.to_json()),
-        };
         let mut bytes = Vec::new();
-        png::write(&mut bytes, picture, &texts)?;
+        png::write(&mut bytes, &picture.pixels, &recipe.texts())?;
         let number = written_files.len();
         let path = destination.write(number, written, picture.seed, &bytes)?;
         written_files.push(serde_json::json!({
             "path": path.to_string_lossy(),
             "seed": picture.seed,
             "prompt": recipe.request.prompt[picture.prompt_index],
-            "width": picture.width,
-            "height": picture.height,
+            "width": picture.pixels.width,
+            "height": picture.pixels.height,
         }));
     }
-    if let Some(path) = &args.output_latents {
+    if let Some(path) = &own.output_latents {
         let bytes = latents_file::to_bytes(&made.latents)?;
         output::write_file(path, &bytes, args.overwrite)?;
     }
     if args.json {
         let object = serde_json::json!({
             "images": written_files,
-            "latents": args.output_latents.as_ref().map(|p| p.to_string_lossy()),
+            "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
             "precision": precision,
             "isa": recipe.isa,
@@ -211,7 +197,7 @@ pub fn run(args: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 }
 
 /// What here is unlike the machine or the files that a recipe was made with.
-fn differences(was: &Recipe, latents_sha256: Option<&str>) -> Vec<String> {
+fn differences(was: &Recipe, latents_sha256: Option<&str>, inputs: &Inputs) -> Vec<String> {
     let mut found = Vec::new();
     let isa = sdxl_kernels::Isa::current().to_string();
     let version = env!("CARGO_PKG_VERSION");
@@ -232,13 +218,25 @@ fn differences(was: &Recipe, latents_sha256: Option<&str>) -> Vec<String> {
     {
         found.push("these are not the latents that the recipe started from".to_string());
     }
+    for now in &inputs.files {
+        let before = was.inputs.iter().find(|f| f.field == now.field);
+        if before.is_none_or(|f| f.sha256 != now.sha256) {
+            let field = &now.field;
+            found.push(format!(
+                "this is not the {field} that the recipe was made with"
+            ));
+        }
+    }
     found
 }
 
-fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mut Vec<String>) {
+fn warn_of_other_weights(was: &[FileHash], files: &[FileHash], warnings: &mut Vec<String>) {
+    if was == files {
+        return;
+    }
     let changed: Vec<&str> = files
         .iter()
-        .filter(|f| !was.files.contains(f))
+        .filter(|f| !was.contains(f))
         .map(|f| f.name.as_str())
         .collect();
     let text = format!(
@@ -249,8 +247,39 @@ fn warn_of_other_weights(was: &Recipe, files: &[recipe::FileHash], warnings: &mu
     warnings.push(text);
 }
 
+/// Refuses a recipe's picture whose file has changed since, unless another one was `named`.
+fn refuse_changed_inputs(
+    was: &Recipe,
+    inputs: &Inputs,
+    named: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    for before in &was.inputs {
+        let now = inputs.files.iter().find(|now| now.field == before.field);
+        let flag = before.field.replace('_', "-");
+        match now {
+            Some(now) if now.sha256 == before.sha256 || named(&before.field) => {}
+            Some(now) => {
+                return Err(usage(format!(
+                    "{}: this is not the file that the recipe was made with (its SHA-256 was {}); \
+                     give that one, or another on purpose, with --{flag}",
+                    now.path.display(),
+                    before.sha256
+                )));
+            }
+            // Its path is in the recipe's request too, unless somebody wrote the recipe by hand.
+            None => {
+                return Err(usage(format!(
+                    "this recipe was made with a {} and does not name it; give it with --{flag}",
+                    before.field
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
-fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
     ctrlc::set_handler(move || {

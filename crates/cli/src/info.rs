@@ -8,11 +8,12 @@ use sdxl::{Checkpoint, Family, Part};
 use serde::Serialize;
 
 use crate::Reported;
+use crate::model::Model;
 
 /// `sdxl info`
 #[derive(Args)]
 pub struct InfoArgs {
-    /// Checkpoint folder (the one that holds model_index.json)
+    /// Checkpoint folder (the one that holds model_index.json), or `demo`
     pub dir: PathBuf,
     /// Look at the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
@@ -35,7 +36,8 @@ struct PartInfo {
 
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
-    let checkpoint = match Checkpoint::open(&args.dir, args.variant.as_deref()) {
+    let model = Model::find(Some(&args.dir))?;
+    let checkpoint = match Checkpoint::open(model.folder(), args.variant.as_deref()) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return Err(cannot_open(args, &error)),
     };

@@ -26,10 +26,16 @@ macro_rules! err {
 mod args;
 mod generate;
 mod info;
+mod model;
+mod models;
 mod output;
+mod plot;
 mod progress;
+mod prompt;
+mod schedule_plot;
 mod schedulers;
 mod show;
+mod watermark;
 
 use std::process::ExitCode;
 
@@ -47,12 +53,20 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Generate(Box<args::GenerateArgs>),
+    /// Show what a prompt says: its tree, its tokens and their weights
+    Prompt(Box<prompt::PromptArgs>),
+    /// Compare schedulers, steps or any other field on one labelled sheet
+    Plot(Box<plot::PlotArgs>),
     /// Print how a picture was made, from the picture itself
     Show(show::ShowArgs),
     /// List the schedulers, or show the numbers one would use
     Schedulers(schedulers::SchedulersArgs),
     /// Describe a checkpoint and say what is missing
     Info(info::InfoArgs),
+    /// Look for the invisible watermark, or put it into a picture
+    Watermark(watermark::WatermarkArgs),
+    /// Checkpoints on this machine
+    Models(models::ModelsArgs),
 }
 
 /// A mistake in what was asked, found by this program rather than by the library.
@@ -91,11 +105,17 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let (json, result) = match (&cli.command, matches.subcommand()) {
-        (Command::Generate(args), Some((_, given))) => (args.json, generate::run(args, given)),
+        (Command::Generate(args), Some((_, given))) => {
+            (args.picture.json, generate::run(args, given))
+        }
+        (Command::Prompt(args), _) => (args.json, prompt::run(args)),
+        (Command::Plot(args), Some((_, given))) => (args.picture.json, plot::run(args, given)),
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
-        (Command::Generate(args), None) => (args.json, Err(usage("no arguments"))),
+        (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
+        (Command::Models(args), _) => (false, models::run(args)),
+        (Command::Generate(_) | Command::Plot(_), None) => (false, Err(usage("no arguments"))),
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;

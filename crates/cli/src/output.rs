@@ -43,8 +43,7 @@ impl Destination {
                 writable(folder)?;
             }
             Kind::File(path) => {
-                let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-                if extension != "png" {
+                if !ends_in(path, "png") {
                     return Err(usage(format!(
                         "--output {}: pictures are written as PNG; name the file *.png, or give a folder",
                         path.display()
@@ -96,6 +95,11 @@ impl Destination {
         write_file(&path, bytes, self.overwrite)?;
         Ok(path)
     }
+}
+
+/// Whether a file's name says that it is of this kind.
+pub fn ends_in(path: &Path, extension: &str) -> bool {
+    (path.extension()).is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 /// Refuses a file that exists or whose folder cannot be written to.

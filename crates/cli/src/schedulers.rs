@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use sdxl::scheduler::{self, Plan, Randomness, SchedulerConfig};
+use sdxl::scheduler::{self, Plan, Randomness, Scheduler, SchedulerConfig, Steps};
 use sdxl::weights::folder::read_json;
 
-use crate::args::scheduler_option;
+use crate::args::{Numbers, scheduler_option};
+use crate::schedule_plot::{self, Curve};
+use crate::{output, usage};
 
 /// `sdxl schedulers`
 #[derive(Args)]
@@ -20,23 +22,38 @@ pub struct SchedulersArgs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the timesteps and noise levels of a run
+    /// Print or draw the timesteps and noise levels of a run
     Show(ShowArgs),
 }
 
 #[derive(Args)]
 struct ShowArgs {
-    /// Scheduler, by its diffusers class or a short name
-    name: String,
+    /// Schedulers, by diffusers class or short name
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = sdxl::Request::default().steps)]
     steps: usize,
+    /// These timesteps instead (`ays`: the ten of "Align Your Steps")
+    #[arg(long, value_name = "T,T,...|ays", value_parser = Numbers::timesteps,
+          conflicts_with_all = ["steps", "sigmas"])]
+    timesteps: Option<Numbers>,
+    /// These noise levels instead (`ays`: those of "Align Your Steps")
+    #[arg(long, value_name = "S,S,...|ays", value_parser = Numbers::sigmas,
+          conflicts_with = "steps")]
+    sigmas: Option<Numbers>,
     /// A key of scheduler_config.json to set, such as use_karras_sigmas=true
     #[arg(long, value_name = "KEY=VALUE")]
     scheduler_option: Vec<String>,
     /// Start from this scheduler_config.json instead of SDXL's
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Draw them as an SVG picture instead of printing them
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Replace a FILE.svg that exists
+    #[arg(long)]
+    overwrite: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -51,8 +68,9 @@ impl SchedulersArgs {
 
 /// Runs the command.
 pub fn run(args: &SchedulersArgs) -> anyhow::Result<()> {
+    let wants_json = args.wants_json();
     match &args.command {
-        Some(Command::Show(show)) => show_one(show, args.wants_json()),
+        Some(Command::Show(args)) => show(args, wants_json),
         None => {
             list(args.json);
             Ok(())
@@ -80,6 +98,10 @@ fn list(json: bool) {
                     "evaluations_per_step": info.evaluations_per_step,
                     "randomness": randomness(info.randomness),
                     "when": info.when,
+                    "options": info
+                        .options()
+                        .map(|option| (option.name.to_string(), option.default_value()))
+                        .collect::<serde_json::Map<_, _>>(),
                 })
             })
             .collect();
@@ -106,33 +128,104 @@ fn list(json: bool) {
     }
 }
 
-fn show_one(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
+fn show(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
     let start = match &args.config {
         Some(path) => SchedulerConfig::from_json(read_json(path)?).map_err(sdxl::Error::from)?,
         None => SchedulerConfig::sdxl(),
     };
-    let mut config = start
-        .with_scheduler(&args.name)
-        .map_err(sdxl::Error::from)?;
-    for option in &args.scheduler_option {
+    let steps = match (&args.timesteps, &args.sigmas) {
+        (Some(list), _) => Steps::Timesteps(list.0.clone()),
+        (None, Some(list)) => Steps::Sigmas(list.0.clone()),
+        (None, None) => Steps::Count(args.steps),
+    };
+    let mut runs = Vec::new();
+    for name in &args.names {
+        let built = build(&start, name, &args.scheduler_option, steps.clone())?;
+        runs.push((name, built));
+    }
+    if let Some(path) = &args.plot {
+        if !output::ends_in(path, "svg") {
+            return Err(usage(format!(
+                "--plot {}: it is drawn as SVG; name the file *.svg",
+                path.display()
+            )));
+        }
+        output::check_file(path, args.overwrite)?;
+        let svg = schedule_plot::svg(&title(args), &runs.iter().map(curve).collect::<Vec<_>>());
+        output::write_file(path, svg.as_bytes(), args.overwrite)?;
+    }
+    if json {
+        let mut objects: Vec<_> = runs.iter().map(|(_, built)| numbers(built)).collect();
+        let mut object = match objects.len() {
+            1 => objects.remove(0),
+            _ => serde_json::json!({ "schedulers": objects }),
+        };
+        if let Some(path) = &args.plot {
+            object["plot"] = path.to_string_lossy().into();
+        }
+        out!("{object}");
+    } else if let Some(path) = &args.plot {
+        out!("{}", path.display());
+    } else {
+        for (_, built) in &runs {
+            print(built);
+        }
+    }
+    Ok(())
+}
+
+fn build(
+    start: &SchedulerConfig,
+    name: &str,
+    options: &[String],
+    steps: Steps,
+) -> anyhow::Result<Scheduler> {
+    let mut config = start.with_scheduler(name).map_err(sdxl::Error::from)?;
+    for option in options {
         let (key, value) = scheduler_option(option)?;
         config.set(&key, value).map_err(sdxl::Error::from)?;
     }
-    let built = scheduler::build(&config, &Plan::steps(args.steps)).map_err(sdxl::Error::from)?;
-    if json {
-        let object = serde_json::json!({
-            "class": built.info().class,
-            "timesteps": built.timesteps(),
-            "sigmas": built.sigmas(),
-            "init_noise_sigma": built.init_noise_sigma(),
-        });
-        out!("{object}");
-        return Ok(());
+    Ok(scheduler::build(&config, &Plan::new(steps)).map_err(sdxl::Error::from)?)
+}
+
+/// What a plot shows, in the words that asked for it.
+fn title(args: &ShowArgs) -> String {
+    let (what, count) = match (&args.timesteps, &args.sigmas) {
+        (Some(list), _) => ("custom timesteps", list.0.len()),
+        (None, Some(list)) => ("custom sigmas", list.0.len()),
+        (None, None) => ("steps", args.steps),
+    };
+    let mut title = format!("Schedule, {count} {what}");
+    for option in &args.scheduler_option {
+        title.push_str(", ");
+        title.push_str(option);
     }
+    title
+}
+
+fn curve((name, built): &(&String, Scheduler)) -> Curve {
+    Curve {
+        name: (*name).clone(),
+        timesteps: built.timesteps().to_vec(),
+        sigmas: built.sigmas().iter().map(|&s| s.into()).collect(),
+    }
+}
+
+fn numbers(built: &Scheduler) -> serde_json::Value {
+    serde_json::json!({
+        "class": built.info().class,
+        "timesteps": built.timesteps(),
+        "sigmas": built.sigmas(),
+        "init_noise_sigma": built.init_noise_sigma(),
+    })
+}
+
+fn print(built: &Scheduler) {
     out!(
-        "{}, {} evaluations",
+        "{}, {} evaluations, starts from noise times {:.5}",
         built.info().class,
-        built.timesteps().len()
+        built.timesteps().len(),
+        built.init_noise_sigma()
     );
     out!("{:>4} {:>12} {:>12}", "", "timestep", "sigma");
     for (i, (timestep, sigma)) in built.timesteps().iter().zip(built.sigmas()).enumerate() {
@@ -141,5 +234,6 @@ fn show_one(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
     if let Some(last) = built.sigmas().get(built.timesteps().len()) {
         out!("{:>4} {:>12} {last:>12.5}", "", "result");
     }
-    Ok(())
+    let options: Vec<_> = built.info().options().map(|o| o.name).collect();
+    out!("options: {}\n", options.join(", "));
 }

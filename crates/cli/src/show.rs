@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use sdxl::image::png::{self, Texts};
+use sdxl::image::png;
 use sdxl::recipe::{self, Recipe};
 
 use crate::usage;
@@ -36,11 +36,7 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let texts = if recipe::is_png(&args.file)? {
         png::read_texts(&args.file)?
     } else {
-        let recipe = Recipe::read(&args.file)?;
-        Texts {
-            parameters: Some(recipe.parameters()),
-            recipe: Some(recipe.to_json()),
-        }
+        Recipe::read(&args.file)?.texts()
     };
     if texts.parameters.is_none() && texts.recipe.is_none() {
         return Err(usage(format!(

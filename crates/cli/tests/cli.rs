@@ -1,29 +1,14 @@
 //! The program as a user meets it: the binary is run on the tiny checkpoint.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use support::{golden, read_png, sdxl, text};
 use tempfile::TempDir;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../golden")
-        .join(path)
-}
-
-fn sdxl(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdxl"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 /// Runs `generate` on the tiny base checkpoint, two steps unless told otherwise.
 fn generate(folder: &Path, args: &[&str]) -> Output {
@@ -35,15 +20,6 @@ fn generate(folder: &Path, args: &[&str]) -> Output {
     }
     all.extend(args);
     sdxl(folder, &all)
-}
-
-/// The pixels and the texts of a PNG: the file without its `IDAT` compression.
-fn pixels(path: &Path) -> Vec<u8> {
-    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut out = vec![0; reader.output_buffer_size().unwrap()];
-    reader.next_frame(&mut out).unwrap();
-    out
 }
 
 #[test]
@@ -181,7 +157,7 @@ fn a_recipe_makes_the_picture_again() {
         ],
     );
     assert!(changed.status.success(), "{}", text(&changed.stderr));
-    assert_ne!(pixels(&first), pixels(&dir.path().join("other.png")));
+    assert_ne!(read_png(&first), read_png(&dir.path().join("other.png")));
 
     let shown = text(&sdxl(dir.path(), &["show", "pet-1.png"]).stdout);
     assert!(shown.starts_with("a cat, 猫\nNegative prompt: rain\nSteps: 2, Sampler: Euler,"));
@@ -196,9 +172,47 @@ fn a_recipe_makes_the_picture_again() {
     let args = ["generate", "--recipe", "r.json", "--output", "json.png"];
     assert!(sdxl(dir.path(), &args).status.success());
     assert_eq!(
-        pixels(&dir.path().join("json.png")),
-        pixels(&dir.path().join("pet-1.png"))
+        read_png(&dir.path().join("json.png")),
+        read_png(&dir.path().join("pet-1.png"))
     );
+}
+
+#[test]
+fn lists_of_steps_and_numbers_of_steps_take_each_others_place() {
+    let dir = TempDir::new().unwrap();
+    let steps = |args: &[&str]| {
+        let made = sdxl(dir.path(), &[&["generate", "--json"], args].concat());
+        let said = text(&made.stderr);
+        assert!(made.status.success(), "{said}");
+        let last = said.lines().rfind(|l| l.starts_with("step "));
+        let object: Value = serde_json::from_slice(&made.stdout).unwrap();
+        let path = object["images"][0]["path"].as_str().unwrap().to_string();
+        (
+            path,
+            last.unwrap()
+                .split([' ', '/', ','])
+                .nth(2)
+                .unwrap()
+                .to_string(),
+        )
+    };
+    let model = golden("base");
+    let start = [
+        "a cat",
+        "--model",
+        model.to_str().unwrap(),
+        "--precision",
+        "f32",
+    ];
+    let (path, count) = steps(&[&start[..], &["--timesteps", "900,500,100"]].concat());
+    assert_eq!(count, "3");
+    let (path, count) = steps(&["--recipe", &path, "--steps", "2"]);
+    assert_eq!(count, "2");
+    let (path, count) = steps(&["--recipe", &path, "--sigmas", "9,3,1,0.5,0"]);
+    assert_eq!(count, "4");
+    let (path, count) = steps(&["--recipe", &path, "--timesteps", "AYS", "--steps", "10"]);
+    assert_eq!(count, "10");
+    assert_eq!(steps(&["--recipe", &path]).1, "10");
 }
 
 #[test]
@@ -223,8 +237,8 @@ fn latents_go_out_and_in() {
     let made = from("b.png");
     assert!(made.status.success(), "{}", text(&made.stderr));
     assert_ne!(
-        pixels(&dir.path().join("b.png")),
-        pixels(&dir.path().join("a.png"))
+        read_png(&dir.path().join("b.png")),
+        read_png(&dir.path().join("a.png"))
     );
 
     let wrong = generate(
@@ -247,7 +261,7 @@ fn latents_go_out_and_in() {
 #[test]
 fn mistakes_are_named_with_exit_code_2() {
     let dir = TempDir::new().unwrap();
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 20] = [
         (
             &["a", "b", "--num-images", "9223372036854775808"],
             "num_images",
@@ -279,6 +293,15 @@ fn mistakes_are_named_with_exit_code_2() {
         (&["a cat", "--device", "cuda"], "cuda"),
         (&["a cat", "--recipe", "none.png"], "none.png"),
         (&["a cat", "--clip-skip", "9"], "clip_skip"),
+        (
+            &["a cat", "--steps", "50", "--timesteps", "ays"],
+            "steps: 50 given, but timesteps lists 10",
+        ),
+        (
+            &["a cat", "--steps", "4", "--sigmas", "5,1,0"],
+            "steps: 4 given, but sigmas lists 3",
+        ),
+        (&["a cat", "--timesteps", "fast"], "nor the name `ays`"),
         (&[], "PROMPT"),
     ];
     for (args, words) in cases {
@@ -288,9 +311,9 @@ fn mistakes_are_named_with_exit_code_2() {
         assert!(said.contains(words), "`{words}` not in: {said}");
         assert!(!said.contains("panicked"), "{said}");
     }
-    let no_model = sdxl(dir.path(), &["generate", "a cat"]);
-    assert_eq!(no_model.status.code(), Some(2));
-    assert!(text(&no_model.stderr).contains("--model"));
+    let no_folder = sdxl(dir.path(), &["generate", "a cat", "--model", "none"]);
+    assert_eq!(no_folder.status.code(), Some(2));
+    assert!(text(&no_folder.stderr).contains("none"));
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         0,

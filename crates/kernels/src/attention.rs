@@ -59,7 +59,24 @@ pub struct AttentionShape {
 /// # Panics
 /// If a slice is too short for its shape, or there are no keys.
 pub fn attention<E: Element>(q: &[E], k: &[E], v: &[E], s: &AttentionShape, out: &mut [E]) {
-    attention_on(Isa::current(), q, k, v, s, out);
+    attention_on(Isa::current(), q, k, v, s, None, out);
+}
+
+/// [`attention`] in which the keys whose entry in `seen` `[batch, keys]` is false are hidden from
+/// every query. A query that would see no key at all sees all of its keys alike.
+///
+/// # Panics
+/// As [`attention`], and if `seen` has another length.
+pub fn masked_attention<E: Element>(
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    s: &AttentionShape,
+    seen: &[bool],
+    out: &mut [E],
+) {
+    assert_eq!(seen.len(), s.batch * s.keys, "length of the mask");
+    attention_on(Isa::current(), q, k, v, s, Some(seen), out);
 }
 
 /// Queries of a task, in tiles.
@@ -74,6 +91,7 @@ fn attention_on<E: Element>(
     k: &[E],
     v: &[E],
     s: &AttentionShape,
+    seen: Option<&[bool]>,
     out: &mut [E],
 ) {
     let model = s.heads * s.head_dim;
@@ -134,6 +152,7 @@ fn attention_on<E: Element>(
             shape: s,
             layout: &layout,
             head,
+            seen: seen.map(|seen| &seen[head / s.heads * s.keys..][..s.keys]),
             queries: c * chunk..s.queries.min((c + 1) * chunk),
             out: &shared,
         };
@@ -275,6 +294,8 @@ struct Chunk<'a, E> {
     shape: &'a AttentionShape,
     layout: &'a Layout,
     head: usize,
+    /// Which keys of this sample count; all of them if nothing is said.
+    seen: Option<&'a [bool]>,
     queries: std::ops::Range<usize>,
     out: &'a Shared<E>,
 }
@@ -374,7 +395,15 @@ impl<E: Element> Chunk<'_, E> {
                     if shape.causal {
                         seen = seen.min((query(r) + 1).saturating_sub(first_key));
                     }
-                    scores[r * layout.block..][seen..padded].fill(MASKED);
+                    let scores = &mut scores[r * layout.block..];
+                    scores[seen..padded].fill(MASKED);
+                    if let Some(mask) = self.seen {
+                        for (score, seen) in scores[..seen].iter_mut().zip(&mask[first_key..]) {
+                            if !seen {
+                                *score = MASKED;
+                            }
+                        }
+                    }
                 }
                 let sums = &mut weighted[t * layout.dim_panels..(t + 1) * layout.dim_panels];
                 self.softmax::<S, K>(
@@ -502,7 +531,13 @@ mod tests {
     use crate::test::{assert_close, noise, rounded};
 
     /// Attention in f64, straight from its definition.
-    fn reference(q: &[f32], k: &[f32], v: &[f32], s: &AttentionShape) -> Vec<f64> {
+    fn reference(
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        s: &AttentionShape,
+        mask: Option<&[bool]>,
+    ) -> Vec<f64> {
         let model = s.heads * s.head_dim;
         let mut out = vec![0.0; s.batch * s.queries * model];
         for b in 0..s.batch {
@@ -510,9 +545,12 @@ mod tests {
                 for t in 0..s.queries {
                     let q = &q[(b * s.queries + t) * s.q_stride + h * s.head_dim..];
                     let seen = if s.causal { s.keys.min(t + 1) } else { s.keys };
+                    let seen: Vec<usize> = (0..seen)
+                        .filter(|j| mask.is_none_or(|mask| mask[b * s.keys + j]))
+                        .collect();
                     let at = |j: usize| (b * s.keys + j) * s.kv_stride + h * s.head_dim;
-                    let scores: Vec<f64> = (0..seen)
-                        .map(|j| {
+                    let scores: Vec<f64> = (seen.iter())
+                        .map(|&j| {
                             let dot = (0..s.head_dim)
                                 .map(|i| f64::from(q[i]) * f64::from(k[at(j) + i]))
                                 .sum::<f64>();
@@ -522,8 +560,8 @@ mod tests {
                     let peak = scores.iter().copied().fold(f64::MIN, f64::max);
                     let total: f64 = scores.iter().map(|x| (x - peak).exp()).sum();
                     for i in 0..s.head_dim {
-                        let y: f64 = (0..seen)
-                            .map(|j| (scores[j] - peak).exp() * f64::from(v[at(j) + i]))
+                        let y: f64 = (seen.iter().zip(&scores))
+                            .map(|(&j, score)| (score - peak).exp() * f64::from(v[at(j) + i]))
                             .sum();
                         out[(b * s.queries + t) * model + h * s.head_dim + i] = y / total;
                     }
@@ -533,15 +571,15 @@ mod tests {
         out
     }
 
-    fn check<E: Element>(isa: Isa, s: &AttentionShape, sharpness: f32) {
+    fn check<E: Element>(isa: Isa, s: &AttentionShape, mask: Option<&[bool]>, sharpness: f32) {
         let q: Vec<f32> = noise(1, s.batch * s.queries * s.q_stride);
         let q: Vec<E> = rounded(&q.iter().map(|v| v * sharpness).collect::<Vec<_>>());
         let k: Vec<E> = rounded(&noise(2, s.batch * s.keys * s.kv_stride));
         let v: Vec<E> = rounded(&noise(3, s.batch * s.keys * s.kv_stride));
         let wide = |x: &[E]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
-        let want = reference(&wide(&q), &wide(&k), &wide(&v), s);
+        let want = reference(&wide(&q), &wide(&k), &wide(&v), s, mask);
         let mut out = vec![E::default(); want.len()];
-        attention_on(isa, &q, &k, &v, s, &mut out);
+        attention_on(isa, &q, &k, &v, s, mask, &mut out);
         // Scores of size x carry an error of x ulp, and e^x turns it into a relative one.
         let tolerance = if E::IS_BF16 {
             5e-3
@@ -576,8 +614,8 @@ mod tests {
                 shape(1, 130, 6, 64, false),
             ] {
                 for sharpness in [1.0, 8.0] {
-                    check::<f32>(isa, &s, sharpness);
-                    check::<bf16>(isa, &s, sharpness);
+                    check::<f32>(isa, &s, None, sharpness);
+                    check::<bf16>(isa, &s, None, sharpness);
                 }
             }
             let s = shape(2, 16, 30, 40, false);
@@ -586,8 +624,52 @@ mod tests {
                 kv_stride: 70,
                 ..s
             };
-            check::<f32>(isa, &strided, 1.0);
-            check::<bf16>(isa, &strided, 1.0);
+            check::<f32>(isa, &strided, None, 1.0);
+            check::<bf16>(isa, &strided, None, 1.0);
+        }
+    }
+
+    #[test]
+    fn hidden_keys_count_for_nothing() {
+        let shape = |queries, keys, causal| AttentionShape {
+            batch: 3,
+            heads: 2,
+            head_dim: 20,
+            queries,
+            keys,
+            q_stride: 40,
+            kv_stride: 40,
+            causal,
+        };
+        for isa in Isa::available() {
+            for s in [shape(77, 77, true), shape(9, 601, false)] {
+                // Each sample hides other keys, the first one hides none; the first key, which
+                // under a causal mask is all that the first query sees, is always seen.
+                let mask: Vec<bool> = (0..s.batch * s.keys)
+                    .map(|i| i % s.keys == 0 || i / s.keys == 0 || i % s.keys % 5 != i / s.keys)
+                    .collect();
+                check::<f32>(isa, &s, Some(&mask), 1.0);
+                check::<bf16>(isa, &s, Some(&mask), 8.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_without_any_seen_key_is_forgotten() {
+        let s = AttentionShape {
+            batch: 1,
+            heads: 1,
+            head_dim: 8,
+            queries: 3,
+            keys: 1100,
+            q_stride: 8,
+            kv_stride: 8,
+            causal: false,
+        };
+        let mut mask = vec![false; s.keys];
+        mask[1050] = true;
+        for isa in Isa::available() {
+            check::<f32>(isa, &s, Some(&mask), 1.0);
         }
     }
 

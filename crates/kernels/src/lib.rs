@@ -27,7 +27,7 @@ mod test;
 mod tile;
 mod winograd;
 
-pub use attention::{AttentionShape, attention};
+pub use attention::{AttentionShape, attention, masked_attention};
 pub use conv::{ConvGeometry, conv2d};
 pub use element::Element;
 pub use elementwise::{activate, add, convert, silu, to_bf16, widen};

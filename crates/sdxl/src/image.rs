@@ -1,16 +1,18 @@
-//! Finished pictures: from the VAE's numbers to bytes.
+//! Pictures: those that come in, and from the VAE's numbers to bytes.
 
+pub mod mask;
+pub mod pixels;
 pub mod png;
+pub mod read;
+pub mod resize;
+
+pub use pixels::Pixels;
 
 /// A finished picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Red, green, blue, row by row from the top.
-    pub rgb: Vec<u8>,
+    /// Red, green and blue.
+    pub pixels: Pixels,
     /// The seed of the generator its noise came from.
     pub seed: u64,
     /// Which of the request's prompts it shows.

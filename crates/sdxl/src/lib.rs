@@ -16,6 +16,7 @@
 
 pub mod error;
 pub mod image;
+pub mod inputs;
 pub mod latents;
 pub mod latents_file;
 pub mod memory;
@@ -30,14 +31,19 @@ pub mod schedule;
 pub mod scheduler;
 pub mod tensor;
 pub mod text;
+pub mod watermark;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use image::Picture;
+pub use image::{Picture, Pixels};
+pub use inputs::Inputs;
 pub use latents::Latents;
 pub use noise::Rng;
 pub use pipeline::{Event, LoadOptions, Output, Pipeline};
 pub use recipe::Recipe;
-pub use request::{PromptSyntax, Request, Size, Tiling};
+pub use request::{
+    Margins, PooledFrom, PromptSyntax, PromptWeighting, Request, ResizeMode, Size, Tiling,
+    UpscaleMethod,
+};
 pub use weights::Precision;
 pub use weights::folder::{Checkpoint, Family, Part};

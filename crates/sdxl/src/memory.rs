@@ -26,22 +26,24 @@ pub fn available() -> Option<u64> {
 
 /// Bytes of a checkpoint's weights once they are packed.
 pub fn of_weights(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
-    let mut total = 0;
-    for part in Part::ALL {
-        if checkpoint.has(part) {
-            let values: u64 = checkpoint
-                .tensors(part)?
-                .iter()
-                .map(|(_, t)| t.shape().iter().product::<usize>() as u64)
-                .sum();
-            let precision = match part {
-                Part::Vae if checkpoint.vae.force_upcast => Precision::F32,
-                _ => precision,
-            };
-            total += values * precision.bytes();
-        }
-    }
-    Ok(total)
+    let parts = Part::ALL.into_iter().filter(|part| checkpoint.has(*part));
+    parts
+        .map(|part| of_part(checkpoint, part, precision))
+        .sum::<Result<u64>>()
+}
+
+/// Bytes of the packed weights of a part that the checkpoint has.
+pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
+    let values: u64 = checkpoint
+        .tensors(part)?
+        .iter()
+        .map(|(_, t)| t.shape().iter().product::<usize>() as u64)
+        .sum();
+    let precision = match part {
+        Part::Vae if checkpoint.vae.force_upcast => Precision::F32,
+        _ => precision,
+    };
+    Ok(values * precision.bytes())
 }
 
 /// Bytes of activations of one image in the UNet, cond and uncond.

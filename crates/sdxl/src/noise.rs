@@ -214,6 +214,12 @@ impl NoiseSource {
         }
     }
 
+    /// The next standard normal latents of the first generator alone, as diffusers' inpainting
+    /// draws for the one picture that all images of a batch start from.
+    pub fn draw_from_first(&mut self, shape: [usize; 4]) -> Latents {
+        self.generators[0].randn_latents(shape)
+    }
+
     /// One [`Generator::draw_seed`] per generator.
     pub fn draw_seeds(&mut self) -> Vec<u64> {
         self.generators

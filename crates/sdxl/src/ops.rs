@@ -8,6 +8,7 @@
 use half::bf16;
 use sdxl_kernels::{
     AttentionShape, ConvGeometry, Element, PackedConv, PackedMatrix, attention as attention_kernel,
+    masked_attention,
 };
 
 pub use sdxl_kernels::Activation;
@@ -255,10 +256,21 @@ fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
 /// side: `[B, N, 3·C]` to `[B, N, C]`, `heads` heads of size `C / heads`.
 /// With `causal`, a token sees only itself and what comes before it.
 pub fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Tensor {
-    by_type!(qkv, self_attention_typed(qkv, heads, causal))
+    by_type!(qkv, self_attention_typed(qkv, heads, causal, None))
 }
 
-fn self_attention_typed<E: Typed>(qkv: &Tensor, heads: usize, causal: bool) -> Tensor {
+/// Causal [`self_attention`] that hides tokens from all others and from themselves:
+/// those that are false in `seen` `[B·N]`.
+pub fn masked_self_attention(qkv: &Tensor, heads: usize, seen: &[bool]) -> Tensor {
+    by_type!(qkv, self_attention_typed(qkv, heads, true, Some(seen)))
+}
+
+fn self_attention_typed<E: Typed>(
+    qkv: &Tensor,
+    heads: usize,
+    causal: bool,
+    seen: Option<&[bool]>,
+) -> Tensor {
     let (batch, tokens, width) = (qkv.dim(0), qkv.dim(1), qkv.channels());
     let channels = width / 3;
     let shape = AttentionShape {
@@ -273,13 +285,11 @@ fn self_attention_typed<E: Typed>(qkv: &Tensor, heads: usize, causal: bool) -> T
     };
     let values = E::slice(qkv);
     let mut out = vec![E::from_f32(0.0); batch * tokens * channels];
-    attention_kernel(
-        values,
-        &values[channels..],
-        &values[2 * channels..],
-        &shape,
-        &mut out,
-    );
+    let (keys, states) = (&values[channels..], &values[2 * channels..]);
+    match seen {
+        Some(seen) => masked_attention(values, keys, states, &shape, seen, &mut out),
+        None => attention_kernel(values, keys, states, &shape, &mut out),
+    }
     Tensor::new(vec![batch, tokens, channels], E::wrap(out))
 }
 

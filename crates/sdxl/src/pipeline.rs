@@ -1,24 +1,39 @@
 //! A loaded checkpoint, ready to make pictures.
 
+mod canvas;
+mod conditioning;
+mod denoise;
 mod generate;
 mod guidance;
+mod inpaint;
+mod predict;
+mod refine;
+mod resolve;
+mod stages;
+mod start;
+mod vae;
 
-pub use generate::check_start;
+pub use refine::Refiner;
+pub(crate) use resolve::fresh_seed;
+pub use resolve::resolve;
+pub use stages::{build_scheduler, evaluations};
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::Picture;
+use crate::inputs::Inputs;
 use crate::latents::Latents;
 use crate::memory;
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
 use crate::request::Request;
-use crate::scheduler::{self, Plan, SchedulerConfig, Steps};
 use crate::text::TextEncoders;
-use crate::weights::folder::{Checkpoint, Family, Part};
+use crate::weights::folder::{Checkpoint, Part};
 use crate::weights::{Loader, Precision};
+use refine::Shared;
 
 /// How to load a checkpoint.
 #[derive(Debug, Clone, Default)]
@@ -76,7 +91,8 @@ pub struct Pipeline {
     precision: Precision,
     text: TextEncoders,
     unet: UNet,
-    vae: Vae,
+    vae: Arc<Vae>,
+    refiner: Option<Refiner>,
 }
 
 impl Pipeline {
@@ -98,7 +114,19 @@ impl Pipeline {
             memory::of_weights(&checkpoint, precision)?,
             "use --precision bf16 or f16, or a machine with more memory",
         )?;
-        let text = TextEncoders::load(&checkpoint, precision)?;
+        Self::load_parts(checkpoint, precision, None)
+    }
+
+    /// Loads what `shared` does not have already.
+    fn load_parts(
+        checkpoint: Checkpoint,
+        precision: Precision,
+        shared: Option<&Shared>,
+    ) -> Result<Pipeline> {
+        let text = match shared.map(|s| s.text(&checkpoint)).transpose()?.flatten() {
+            Some(text) => text,
+            None => TextEncoders::load(&checkpoint.text_parts(), precision)?,
+        };
         let config_path = checkpoint.root().join("unet/config.json");
         let unet = UNet::load(
             &checkpoint.unet,
@@ -112,17 +140,38 @@ impl Pipeline {
         } else {
             precision
         };
-        let vae = Vae::load(
-            &checkpoint.vae,
-            &Loader::new(&checkpoint.tensors(Part::Vae)?, vae_precision),
-        )?;
+        let vae = match shared.map(|s| s.vae(&checkpoint)).transpose()?.flatten() {
+            Some(vae) => vae,
+            None => Arc::new(Vae::load(
+                &checkpoint.vae,
+                &Loader::new(&checkpoint.tensors(Part::Vae)?, vae_precision),
+            )?),
+        };
         Ok(Pipeline {
             checkpoint,
             precision,
             text,
             unet,
             vae,
+            refiner: None,
         })
+    }
+
+    /// This pipeline with a refiner (another one than before, where there was one). Its weights
+    /// are read in the background from now on; the first run that comes to it waits for them.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a checkpoint that is no refiner or has latents of another scale;
+    /// [`Error::Machine`] where both do not fit in memory.
+    pub fn with_refiner(mut self, checkpoint: Checkpoint) -> Result<Pipeline> {
+        self.refiner = None;
+        self.refiner = Some(Refiner::load_beside(&self, checkpoint)?);
+        Ok(self)
+    }
+
+    /// The refiner.
+    pub fn refiner(&self) -> Option<&Refiner> {
+        self.refiner.as_ref()
     }
 
     /// The checkpoint's configuration.
@@ -135,121 +184,44 @@ impl Pipeline {
         self.precision
     }
 
-    /// Makes the pictures that `request` asks for. `start` are standard normal latents
-    /// to use instead of noise drawn from the seed. `observe` sees what happens and
-    /// can stop the run after any step.
+    /// Makes the pictures that `request` asks for, from the input pictures that it names.
+    /// `start` are latents to start from instead of noise drawn from the seed, see
+    /// [`Inputs::latents`]. `observe` sees what happens and can stop the run after any step.
     ///
     /// # Errors
-    /// Whatever [`resolve`] refuses, and [`Error::Cancelled`].
+    /// Whatever [`Inputs::read`] and [`resolve`] refuse, and [`Error::Cancelled`].
     pub fn generate(
         &self,
         request: &Request,
         start: Option<Latents>,
         observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Output> {
-        let request = resolve(&self.checkpoint, self.precision, request)?;
-        generate::run(self, &request, start, observe)
+        let inputs = Inputs {
+            latents: start,
+            ..Inputs::read(request)?
+        };
+        self.generate_from(request, &inputs, observe)
+    }
+
+    /// [`Self::generate`] from inputs in memory: the paths in `request` are not looked at.
+    ///
+    /// # Errors
+    /// Whatever [`resolve`] refuses, and [`Error::Cancelled`].
+    pub fn generate_from(
+        &self,
+        request: &Request,
+        inputs: &Inputs,
+        observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Output> {
+        let refiner = self.refiner.as_ref().map(Refiner::checkpoint);
+        let request = resolve(&self.checkpoint, refiner, self.precision, request, inputs)?;
+        generate::run(self, &request, inputs, observe)
     }
 }
 
-/// The request with everything decided that was left open (size, seed), after checking
-/// that this checkpoint and this machine can do it. Needs no weights.
-///
-/// # Errors
-/// [`Error::Request`] naming the field; [`Error::Scheduler`] for its options;
-/// [`Error::Machine`] where the pictures would not fit in memory.
-pub fn resolve(
-    checkpoint: &Checkpoint,
-    precision: Precision,
-    request: &Request,
-) -> Result<Request> {
-    request.check()?;
-    if checkpoint.family() == Family::Refiner {
-        return Err(Error::file(
-            checkpoint.root(),
-            "this is a refiner, which finishes a picture and cannot start one from a prompt; give \
-             a base checkpoint",
-        ));
+fn proceed(flow: ControlFlow<()>) -> Result<()> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
     }
-    if checkpoint.unet.in_channels != checkpoint.vae.latent_channels {
-        return Err(Error::file(
-            checkpoint.root().join("unet/config.json"),
-            format!(
-                "in_channels is {}, not the {} of the latents: an inpainting model, which cannot \
-                 make a picture from a prompt alone",
-                checkpoint.unet.in_channels, checkpoint.vae.latent_channels
-            ),
-        ));
-    }
-    let mut request = request.clone();
-    let (height, width) = checkpoint.unet.default_latent_size();
-    request.height.get_or_insert(8 * height);
-    request.width.get_or_insert(8 * width);
-    // Written back resolved, so that the check sees the checkpoint's size too.
-    request.check()?;
-    if request.seed.is_empty() {
-        request.seed.push(fresh_seed());
-    }
-    build_scheduler(checkpoint, &request)?;
-    let encoders = [
-        checkpoint.text_encoder.as_ref(),
-        Some(&checkpoint.text_encoder_2),
-    ];
-    for config in encoders.into_iter().flatten() {
-        let (skip, layers) = (request.clip_skip.unwrap_or(0), config.num_hidden_layers);
-        if skip >= layers {
-            return Err(Error::request(format!(
-                "clip_skip: {skip} given, but a text encoder has {layers} layers; use up to {}",
-                layers - 1
-            )));
-        }
-    }
-
-    let size = request.picture_size();
-    let pixels = (size.width * size.height) as u64;
-    let one = memory::of_unet_image(&checkpoint.unet, precision, pixels, request.guided());
-    let decode = match request.vae_tiling {
-        crate::request::Tiling::Off => memory::of_decode(&checkpoint.vae, pixels),
-        _ => 0,
-    };
-    memory::check(
-        &format!("a picture of {size}"),
-        one.max(decode) + 12 * pixels,
-        "ask for a smaller one",
-    )?;
-    Ok(request)
-}
-
-/// The scheduler of a resolved request, at the start of its run.
-///
-/// # Errors
-/// [`Error::Scheduler`] for a name or an option that it does not have.
-pub fn build_scheduler(checkpoint: &Checkpoint, request: &Request) -> Result<scheduler::Scheduler> {
-    let mut config = SchedulerConfig::from_json(checkpoint.scheduler.clone())?;
-    if let Some(name) = &request.scheduler {
-        config = config.with_scheduler(name)?;
-    }
-    for (option, value) in &request.scheduler_options {
-        config.set(option, value.clone())?;
-    }
-    let steps = if !request.timesteps.is_empty() {
-        Steps::Timesteps(request.timesteps.clone())
-    } else if !request.sigmas.is_empty() {
-        Steps::Sigmas(request.sigmas.clone())
-    } else {
-        Steps::Count(request.steps)
-    };
-    let mut plan = Plan::new(steps);
-    plan.eta = request.eta;
-    plan.denoising_end = request.denoising_end.filter(|end| *end < 1.0);
-    Ok(scheduler::build(&config, &plan)?)
-}
-
-/// A seed nobody chose: from the clock, below 2^32 so that other tools can use it too.
-fn fresh_seed() -> u64 {
-    let nanos = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos() as u64);
-    // Multiplying by an odd constant spreads the fast-changing low bits over the word.
-    nanos.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
 }

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::image::png;
-use crate::request::Request;
+use crate::image::png::{self, Texts};
+use crate::inputs::InputFile;
+use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
 
@@ -22,6 +24,15 @@ pub struct FileHash {
     pub bytes: u64,
     /// SHA-256 of the contents, in hexadecimal.
     pub sha256: String,
+}
+
+/// The refiner of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RefinerRecipe {
+    /// The checkpoint as it was named.
+    pub model: PathBuf,
+    /// Its weight files.
+    pub files: Vec<FileHash>,
 }
 
 /// Everything needed to make a picture again.
@@ -41,14 +52,31 @@ pub struct Recipe {
     /// SHA-256 of the latents file the run started from, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents_sha256: Option<String>,
+    /// The pictures that the run started from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputFile>,
     /// The weight files.
     pub files: Vec<FileHash>,
+    /// The refiner, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<RefinerRecipe>,
     /// The class of the scheduler that ran.
     pub scheduler_class: String,
     /// The request, with size and seed filled in.
+    #[serde(deserialize_with = "read_request")]
     pub request: Request,
     /// Which of the request's pictures this is, from 0.
     pub image_index: usize,
+}
+
+/// Reads a request; one that does not say how its prompts are read is from a version that had
+/// plain ones only.
+fn read_request<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Request, D::Error> {
+    let mut fields = Map::<String, Value>::deserialize(from)?;
+    fields
+        .entry("prompt_syntax")
+        .or_insert_with(|| Value::from("plain"));
+    serde_json::from_value(Value::Object(fields)).map_err(serde::de::Error::custom)
 }
 
 impl Recipe {
@@ -70,14 +98,35 @@ impl Recipe {
             String::from_utf8(bytes)
                 .map_err(|_| Error::file(path, "this is neither a PNG nor a recipe as JSON"))?
         };
-        serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("its recipe cannot be used: {e}")))
+        let unusable =
+            |e: serde_json::Error| Error::file(path, format!("its recipe cannot be used: {e}"));
+        let mut recipe: serde_json::Value = serde_json::from_str(&text).map_err(unusable)?;
+        if recipe.get("axes").is_some() {
+            return Err(Error::file(
+                path,
+                "this is a sheet of many pictures; each of them has a recipe of its own, in the \
+                 folder of the sheet's name with .cells",
+            ));
+        }
+        if let Some(request) = recipe.get_mut("request").and_then(|r| r.as_object_mut()) {
+            // Recipes older than the watermark were made without it.
+            request.entry("watermark").or_insert(false.into());
+        }
+        serde_json::from_value(recipe).map_err(unusable)
     }
 
     /// The recipe as JSON, as it is stored in pictures.
     pub fn to_json(&self) -> String {
         // A recipe has string keys and finite numbers only, so this cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// What goes into a picture: the recipe itself, and the text that other tools read.
+    pub fn texts(&self) -> Texts {
+        Texts {
+            parameters: Some(self.parameters()),
+            recipe: Some(self.to_json()),
+        }
     }
 
     /// The text that A1111 writes under `parameters` and other tools read.
@@ -118,6 +167,27 @@ impl Recipe {
         if let Some(skip) = r.clip_skip {
             // A1111 counts the layer that SDXL always skips.
             text.push_str(&format!(", Clip skip: {}", skip + 1));
+        }
+        if let Some(strength) = r.strength.or(r.upscale.map(|_| r.upscale_strength)) {
+            text.push_str(&format!(", Denoising strength: {strength}"));
+        }
+        if let Some(factor) = r.upscale {
+            let method = match r.upscale_method {
+                UpscaleMethod::Lanczos => "Lanczos",
+                UpscaleMethod::Latent => "Latent",
+            };
+            text.push_str(&format!(
+                ", Hires upscale: {factor}, Hires upscaler: {method}"
+            ));
+        }
+        if r.mask_blur > 0.0 {
+            text.push_str(&format!(", Mask blur: {}", r.mask_blur));
+        }
+        if let Some(name) = self.refiner.as_ref().and_then(|r| r.model.file_name()) {
+            text.push_str(&format!(", Refiner: {}", name.to_string_lossy()));
+            if let Some(end) = r.denoising_fraction.or(r.denoising_end) {
+                text.push_str(&format!(", Refiner switch at: {end}"));
+            }
         }
         text.push_str(&format!(", Version: sdxl {}", self.version));
         text
@@ -214,12 +284,16 @@ pub fn hash_file(path: &Path) -> Result<(u64, String)> {
         hasher.update(&buffer[..count]);
         total += count as u64;
     }
-    let hex = hasher
-        .finalize()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    Ok((total, hex))
+    Ok((total, hex(&hasher.finalize())))
+}
+
+/// SHA-256 of bytes in memory, in hexadecimal.
+pub fn hash_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -234,6 +308,8 @@ mod tests {
             precision: Precision::F32,
             isa: "avx2".into(),
             latents_sha256: None,
+            inputs: Vec::new(),
+            refiner: None,
             files: vec![FileHash {
                 name: "unet/diffusion_pytorch_model.safetensors".into(),
                 bytes: 3,
@@ -262,6 +338,22 @@ mod tests {
         assert_eq!(Recipe::read(&path).unwrap(), recipe());
         std::fs::write(&path, "{}").unwrap();
         assert!(Recipe::read(&path).is_err());
+    }
+
+    #[test]
+    fn a_recipe_without_a_syntax_is_plain() {
+        let mut old: Value = serde_json::from_str(&recipe().to_json()).unwrap();
+        assert_eq!(old["request"]["prompt_syntax"], "compel");
+        let fields = old["request"].as_object_mut().unwrap();
+        for field in ["prompt_syntax", "prompt_weighting", "pooled_from"] {
+            fields.remove(field);
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("recipe.json");
+        std::fs::write(&path, old.to_string()).unwrap();
+        let read = Recipe::read(&path).unwrap().request;
+        assert_eq!(read.prompt_syntax, crate::PromptSyntax::Plain);
+        assert_eq!(read.prompt, recipe().request.prompt);
     }
 
     #[test]

@@ -3,14 +3,21 @@
 //! Field names, units and defaults are those of diffusers'
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
+mod picture;
+mod wildcards;
+
+pub use picture::{Margins, ResizeMode, UpscaleMethod};
+
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::noise::Rng;
+use crate::schedule::{AYS_SDXL_SIGMAS, AYS_SDXL_TIMESTEPS};
 
 /// A width and a height in pixels, written `1024x768`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +77,34 @@ pub enum PromptSyntax {
     Plain,
 }
 
+/// What weights in prompts do to the text encoders' states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptWeighting {
+    /// What goes with the syntax: A1111's arithmetic with A1111's, else Compel's.
+    #[default]
+    Auto,
+    /// Away from the empty text by the weight; below 1, towards the prompt without the words.
+    Compel,
+    /// States times weight, each chunk then brought back to its mean.
+    A1111,
+    /// States times weight.
+    A1111NoNorm,
+    /// Away from the empty text by the weight, or towards it.
+    #[serde(rename = "comfyui")]
+    ComfyUi,
+}
+
+/// Which text the pooled vector is computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PooledFrom {
+    /// The prompt as written, signs of its language included.
+    Raw,
+    /// The words alone.
+    Clean,
+}
+
 /// When the VAE works tile by tile (slower at the seams, bounded memory).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,6 +139,20 @@ pub struct Request {
     pub negative_prompt_2: Vec<String>,
     /// How prompts are read.
     pub prompt_syntax: PromptSyntax,
+    /// File of prompts that are encoded already, to be given instead of `prompt`; see
+    /// [`crate::text::embeds_file`].
+    pub prompt_embeds: Option<PathBuf>,
+    /// File of encoded negative prompts. `None`: those in `prompt_embeds`, else
+    /// `negative_prompt`.
+    pub negative_prompt_embeds: Option<PathBuf>,
+    /// What weights do.
+    pub prompt_weighting: PromptWeighting,
+    /// Whether prompts of more than 77 tokens (start and end included) are cut. `None`: plain
+    /// ones are, as in diffusers; others take as many chunks of 77 as they need.
+    pub truncate_long_prompts: Option<bool>,
+    /// What the pooled vector is of. `None`: the clean text with A1111's syntax, else the raw
+    /// text, each as its own program does.
+    pub pooled_from: Option<PooledFrom>,
     /// One seed for the whole batch, or one a picture. Empty: drawn at random.
     pub seed: Vec<u64>,
     /// Whose random numbers a seed gives.
@@ -116,6 +165,12 @@ pub struct Request {
     pub height: Option<usize>,
     /// Classifier-free guidance scale (Ho & Salimans 2022); off at 1 and below.
     pub guidance_scale: f32,
+    /// Guidance scales instead of the one: from the first step to the last, straight lines
+    /// between them. As many as steps give each step its own.
+    pub guidance_schedule: Vec<f32>,
+    /// Guidance only from the first of these fractions of the steps up to the second
+    /// (Kynkäänniemi et al. 2024); the other steps see the prompt alone and take half the time.
+    pub guidance_interval: Option<[f64; 2]>,
     /// Pulls the guided prediction back to the unguided one's contrast, 0 to 1
     /// (Lin et al. 2023, section 3.4).
     pub guidance_rescale: f32,
@@ -140,18 +195,66 @@ pub struct Request {
     pub scheduler: Option<String>,
     /// Keys of `scheduler_config.json` to set, by name.
     pub scheduler_options: Map<String, Value>,
-    /// Timesteps to visit instead of `steps` evenly spaced ones.
+    /// Timesteps to visit instead of `steps` evenly spaced ones; in JSON a list, or a name
+    /// (see [`timesteps`]).
+    #[serde(deserialize_with = "timesteps_or_name")]
     pub timesteps: Vec<f64>,
-    /// Noise levels to visit instead of `steps` computed ones.
+    /// Noise levels to visit instead of `steps` computed ones; in JSON a list, or a name
+    /// (see [`sigmas`]).
+    #[serde(deserialize_with = "sigmas_or_name")]
     pub sigmas: Vec<f64>,
     /// Stochasticity of DDIM and its kin, 0 to 1.
     pub eta: f64,
-    /// Stop when this fraction of the noise is gone, leaving noisy latents.
+    /// Stop when this fraction of the noise is gone, leaving noisy latents (to a refiner, where
+    /// there is one).
     pub denoising_end: Option<f64>,
+    /// Begin where this fraction of the noise is gone: the refiner, where there is one, else
+    /// the run, with latents given to it.
+    pub denoising_start: Option<f64>,
+    /// The fraction of the noise that the base takes away before the refiner goes on: both
+    /// `denoising_end` and `denoising_start`. 0.8 where there is a refiner and nothing else is said.
+    pub denoising_fraction: Option<f64>,
+    /// The finished picture through the refiner once more, as image to image of this strength,
+    /// instead of handing over in the middle.
+    pub refiner_strength: Option<f64>,
+    /// How beautiful a refiner should think the picture, 1 to 10.
+    pub aesthetic_score: f32,
+    /// How beautiful the picture to stay away from.
+    pub negative_aesthetic_score: f32,
+    /// The picture to start from, for image to image.
+    pub init_image: Option<PathBuf>,
+    /// What happens to a picture of another aspect ratio than `width` to `height`.
+    pub resize_mode: ResizeMode,
+    /// How much of an input picture is made new, 0 to 1: so many of the steps run. `None`: 0.3,
+    /// with a mask 0.9999, which are diffusers' defaults.
+    pub strength: Option<f64>,
+    /// Which part of `init_image` is made new: a picture of its size, white there.
+    pub mask: Option<PathBuf>,
+    /// Black of the mask for white.
+    pub invert_mask: bool,
+    /// Blurs the mask's edge, by a Gaussian of so many pixels.
+    pub mask_blur: f64,
+    /// Work on the masked part alone, with so many pixels around, enlarged to `width` x `height`;
+    /// the result is laid into the picture.
+    pub mask_crop_padding: Option<usize>,
+    /// Lay the result into the input picture where the mask is white; all other pixels come
+    /// back as they were.
+    pub keep_unmasked: bool,
+    /// Outpainting: pixels added on each side of `init_image`.
+    pub extend: Margins,
+    /// Second pass: enlarge the finished picture so many times and go over it as image to image.
+    pub upscale: Option<f64>,
+    /// Strength of the second pass.
+    pub upscale_strength: f64,
+    /// What is enlarged for the second pass.
+    pub upscale_method: UpscaleMethod,
     /// Whether the VAE decodes tile by tile.
     pub vae_tiling: Tiling,
     /// Whether the VAE decodes the pictures of a batch one by one (less memory).
     pub vae_slicing: bool,
+    /// Whether pictures carry the invisible watermark (those large enough for it: see
+    /// [`crate::watermark`]).
+    pub watermark: bool,
 }
 
 impl Default for Request {
@@ -162,12 +265,19 @@ impl Default for Request {
             negative_prompt: Vec::new(),
             negative_prompt_2: Vec::new(),
             prompt_syntax: PromptSyntax::Compel,
+            prompt_embeds: None,
+            negative_prompt_embeds: None,
+            prompt_weighting: PromptWeighting::Auto,
+            truncate_long_prompts: None,
+            pooled_from: None,
             seed: Vec::new(),
             rng: Rng::TorchCpu,
             steps: 50,
             width: None,
             height: None,
             guidance_scale: 5.0,
+            guidance_schedule: Vec::new(),
+            guidance_interval: None,
             guidance_rescale: 0.0,
             num_images: 1,
             clip_skip: None,
@@ -183,24 +293,97 @@ impl Default for Request {
             sigmas: Vec::new(),
             eta: 0.0,
             denoising_end: None,
+            denoising_start: None,
+            denoising_fraction: None,
+            refiner_strength: None,
+            aesthetic_score: 6.0,
+            negative_aesthetic_score: 2.5,
+            init_image: None,
+            resize_mode: ResizeMode::Stretch,
+            strength: None,
+            mask: None,
+            invert_mask: false,
+            mask_blur: 0.0,
+            mask_crop_padding: None,
+            keep_unmasked: false,
+            extend: Margins::default(),
+            upscale: None,
+            upscale_strength: 0.4,
+            upscale_method: UpscaleMethod::Lanczos,
             vae_tiling: Tiling::Auto,
             vae_slicing: true,
+            watermark: true,
         }
     }
 }
 
+/// Timesteps from text: a name, or numbers with commas between them. `ays` is the list for
+/// SDXL of "Align Your Steps" (Sabour, Fidler & Kreis 2024), ten steps.
+///
+/// # Errors
+/// Text that is neither, with what it should be.
+pub fn timesteps(text: &str) -> std::result::Result<Vec<f64>, String> {
+    numbers(text, &AYS_SDXL_TIMESTEPS)
+}
+
+/// Noise levels from text, as [`timesteps`] reads them.
+///
+/// # Errors
+/// Text that is neither, with what it should be.
+pub fn sigmas(text: &str) -> std::result::Result<Vec<f64>, String> {
+    numbers(text, &AYS_SDXL_SIGMAS)
+}
+
+fn numbers(text: &str, ays: &[f64]) -> std::result::Result<Vec<f64>, String> {
+    if text.trim().eq_ignore_ascii_case("ays") {
+        return Ok(ays.to_vec());
+    }
+    let numbers: std::result::Result<Vec<f64>, _> =
+        text.split(',').map(|part| part.trim().parse()).collect();
+    numbers.map_err(|_| {
+        format!("`{text}` is not a list of numbers with commas between them, nor the name `ays`")
+    })
+}
+
+/// What JSON may hold where a list of numbers can have a name.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ListOrName {
+    List(Vec<f64>),
+    Name(String),
+}
+
+fn timesteps_or_name<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<f64>, D::Error> {
+    match ListOrName::deserialize(from)? {
+        ListOrName::List(list) => Ok(list),
+        ListOrName::Name(name) => timesteps(&name).map_err(serde::de::Error::custom),
+    }
+}
+
+fn sigmas_or_name<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Vec<f64>, D::Error> {
+    match ListOrName::deserialize(from)? {
+        ListOrName::List(list) => Ok(list),
+        ListOrName::Name(name) => sigmas(&name).map_err(serde::de::Error::custom),
+    }
+}
+
 /// Largest numbers that make sense; beyond them a typing error is likelier than a wish.
-const MAX_SIDE: usize = 16384;
+pub(crate) const MAX_SIDE: usize = 16384;
 const MAX_STEPS: usize = 1000;
 const MAX_IMAGES: usize = 4096;
 
 impl Request {
-    /// Whether cond and uncond are both computed.
+    /// Whether cond and uncond are both computed, at some step at least.
     pub fn guided(&self) -> bool {
-        self.guidance_scale > 1.0
+        match self.guidance_schedule.as_slice() {
+            [] => self.guidance_scale > 1.0,
+            scales => scales.iter().any(|scale| *scale > 1.0),
+        }
     }
 
-    /// The pictures' size, once it is decided (see [`crate::pipeline::resolve`]).
+    /// The size that pictures are made at, once it is decided (see [`crate::pipeline::resolve`]).
     pub fn picture_size(&self) -> Size {
         Size {
             width: self.width.unwrap_or(0),
@@ -213,14 +396,56 @@ impl Request {
         self.prompt.len().saturating_mul(self.num_images)
     }
 
+    /// Rejects a number of steps that contradicts the timesteps or sigmas beside it.
+    /// [`Self::check`] does so too, except for the default number of steps, which cannot be
+    /// told from none; a front end that knows that it was asked for calls this.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with both numbers.
+    pub fn check_steps_agree(&self) -> Result<()> {
+        let agree = match (self.timesteps.len(), self.sigmas.len()) {
+            (0, 0) => true,
+            (0, sigmas) => {
+                // With the level of the result or without: which, the scheduler knows.
+                sigmas == self.steps || sigmas == self.steps + 1
+            }
+            (timesteps, _) => timesteps == self.steps,
+        };
+        if agree {
+            return Ok(());
+        }
+        let (name, list) = if self.timesteps.is_empty() {
+            ("sigmas", &self.sigmas)
+        } else {
+            ("timesteps", &self.timesteps)
+        };
+        Err(Error::request(format!(
+            "steps: {} given, but {name} lists {} values, which decide the steps; leave one out",
+            self.steps,
+            list.len()
+        )))
+    }
+
     /// Accepts or rejects the request as far as that can be told without a checkpoint.
     ///
     /// # Errors
     /// [`Error::Request`] naming the field, what was given and what is possible.
     pub fn check(&self) -> Result<()> {
         let no = |message: String| Err(Error::request(message));
-        if self.prompt.is_empty() {
+        if self.prompt_embeds.is_some() {
+            if self.prompt.iter().any(|text| !text.is_empty()) {
+                return no("prompt and prompt_embeds are both given; give one of them".into());
+            }
+        } else if self.negative_prompt_embeds.is_some() {
+            return no("negative_prompt_embeds: there are no prompt_embeds to go with them".into());
+        } else if self.prompt.is_empty() {
             return no("prompt: there is none; say what the picture should show".into());
+        }
+        if self.negative_prompt_embeds.is_some() && !self.negative_prompt.is_empty() {
+            return no(
+                "negative_prompt and negative_prompt_embeds are both given; give one of them"
+                    .into(),
+            );
         }
         let prompts = self.prompt.len();
         for (name, list) in [
@@ -228,7 +453,7 @@ impl Request {
             ("negative_prompt", &self.negative_prompt),
             ("negative_prompt_2", &self.negative_prompt_2),
         ] {
-            if list.len() > 1 && list.len() != prompts {
+            if prompts > 0 && list.len() > 1 && list.len() != prompts {
                 return no(format!(
                     "{name}: {} given for {prompts} prompts; give one, or one for each",
                     list.len()
@@ -249,7 +474,9 @@ impl Request {
                 self.num_images
             ));
         }
-        if self.seed.len() > 1 && self.seed.len() != self.images() {
+        // How many prompts a file of encoded ones has is seen when it has been read.
+        let counted = prompts > 0;
+        if counted && self.seed.len() > 1 && self.seed.len() != self.images() {
             return no(format!(
                 "seed: {} seeds given for {} pictures; give one, or one for each",
                 self.seed.len(),
@@ -277,6 +504,7 @@ impl Request {
                 "denoising_end: {end} given; use more than 0, up to 1"
             ));
         }
+        self.check_picture()?;
         if !self.timesteps.is_empty() && !self.sigmas.is_empty() {
             return no("timesteps and sigmas are both given; give one of them".into());
         }
@@ -284,6 +512,10 @@ impl Request {
             if list.iter().any(|v| !v.is_finite() || *v < 0.0) {
                 return no(format!("{name}: every value must be 0 or more"));
             }
+        }
+        // The default says nothing: it stands wherever nobody asked for a number of steps.
+        if self.steps != Request::default().steps {
+            self.check_steps_agree()?;
         }
         for (name, size) in [
             ("original_size", self.original_size),

@@ -1,79 +1,23 @@
 //! Prompts to conditioning: both text encoders, side by side.
 
+pub mod chunks;
 pub mod clip;
+pub mod embeds_file;
+pub mod encoder;
 pub mod tokenizer;
+pub mod weights;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::prompt::{Content, Part as PromptPart, Span};
+use crate::request::{PooledFrom, PromptSyntax, PromptWeighting, Request};
 use crate::tensor::Tensor;
-use crate::weights::folder::{Checkpoint, Part};
-use crate::weights::{Loader, Precision};
-use clip::ClipTextModel;
-use tokenizer::Tokenizer;
-
-/// A text encoder with the tokenizer that goes with it.
-struct Encoder {
-    tokenizer: Tokenizer,
-    model: ClipTextModel,
-}
-
-impl Encoder {
-    fn load(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<Self> {
-        let folder = checkpoint.tokenizer_folder(part);
-        let tokenizer = Tokenizer::open(&folder)?;
-        let config = match (part, &checkpoint.text_encoder) {
-            (Part::TextEncoder, Some(config)) => config,
-            _ => &checkpoint.text_encoder_2,
-        };
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::file(
-                &folder,
-                format!(
-                    "it has {} tokens, but the text encoder knows {}; they belong to different \
-                     models",
-                    tokenizer.vocab_size(),
-                    config.vocab_size
-                ),
-            ));
-        }
-        if tokenizer.max_length() > config.max_position_embeddings {
-            return Err(Error::file(
-                &folder,
-                format!(
-                    "model_max_length is {}, but the text encoder takes {} tokens",
-                    tokenizer.max_length(),
-                    config.max_position_embeddings
-                ),
-            ));
-        }
-        let tensors = checkpoint.tensors(part)?;
-        let root = Loader::new(&tensors, precision);
-        let model = ClipTextModel::load(config, &root, part == Part::TextEncoder2)?;
-        Ok(Encoder { tokenizer, model })
-    }
-
-    /// Hidden states `[1, tokens, hidden]` and, where there is a projection, the pooled
-    /// vector `[1, dim]`; `f32` both. Says what of the text did not fit.
-    fn encode(&self, text: &str, skip: usize, warn: &mut dyn FnMut(String)) -> Result<Encoded> {
-        let tokens = self.tokenizer.encode(text)?;
-        if !tokens.cut.is_empty() {
-            warn(format!(
-                "the prompt is longer than the text encoder's {} tokens; this was cut off: {}",
-                self.tokenizer.max_length(),
-                tokens.cut
-            ));
-        }
-        let output = self.model.forward(&[tokens.ids], skip);
-        Ok(Encoded {
-            hidden: output.hidden.to_f32_vec(),
-            pooled: output.pooled.map(|p| p.to_f32_vec()).unwrap_or_default(),
-        })
-    }
-}
-
-struct Encoded {
-    hidden: Vec<f32>,
-    pooled: Vec<f32>,
-}
+use crate::weights::Precision;
+use crate::weights::folder::{Part, TextParts};
+use chunks::{Layout, Splitting};
+use encoder::Encoder;
+use weights::{Method, WeightArithmetic};
 
 /// One prompt as the UNet gets it.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +29,15 @@ pub struct Conditioning {
 }
 
 impl Conditioning {
+    /// Number of tokens, for so many channels a token.
+    pub fn tokens(&self, channels: usize) -> usize {
+        self.context.len() / channels.max(1)
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<f32>() * (self.context.len() + self.pooled.len())
+    }
+
     /// What an absent negative prompt is: zeros, in the shape of another conditioning.
     pub fn zeros_like(other: &Conditioning) -> Conditioning {
         Conditioning {
@@ -105,70 +58,335 @@ impl Conditioning {
     }
 }
 
+/// How a request wants its prompts encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextOptions {
+    /// Layers skipped at the end of the encoders, beyond the one SDXL skips.
+    pub clip_skip: Option<usize>,
+    /// What weights do.
+    pub arithmetic: WeightArithmetic,
+    /// Where long prompts are divided.
+    pub splitting: Splitting,
+    /// Whether they are cut instead.
+    pub truncate: bool,
+    /// Which text the pooled vector is of.
+    pub pooled_from: PooledFrom,
+}
+
+impl TextOptions {
+    /// What `request` says, and what goes with its language where it says nothing: each language
+    /// as its own program does it, and plain text as diffusers does.
+    pub fn of(request: &Request) -> TextOptions {
+        let syntax = request.prompt_syntax;
+        TextOptions {
+            clip_skip: request.clip_skip,
+            arithmetic: match (request.prompt_weighting, syntax) {
+                (PromptWeighting::Compel, _) => WeightArithmetic::Compel,
+                (PromptWeighting::A1111, _) => WeightArithmetic::A1111,
+                (PromptWeighting::A1111NoNorm, _) => WeightArithmetic::A1111NoNorm,
+                (PromptWeighting::ComfyUi, _) => WeightArithmetic::ComfyUi,
+                (PromptWeighting::Auto, PromptSyntax::A1111) => WeightArithmetic::A1111,
+                (PromptWeighting::Auto, _) => WeightArithmetic::Compel,
+            },
+            splitting: match syntax {
+                PromptSyntax::A1111 => Splitting::Commas,
+                _ => Splitting::Sentences,
+            },
+            truncate: request
+                .truncate_long_prompts
+                .unwrap_or(syntax == PromptSyntax::Plain),
+            pooled_from: request.pooled_from.unwrap_or(match syntax {
+                PromptSyntax::A1111 => PooledFrom::Clean,
+                _ => PooledFrom::Raw,
+            }),
+        }
+    }
+
+    fn method(&self) -> Method {
+        Method {
+            skip: 1 + self.clip_skip.unwrap_or(0),
+            arithmetic: self.arithmetic,
+            splitting: self.splitting,
+            truncate: self.truncate,
+        }
+    }
+}
+
+/// What one encoder reads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TextInput<'a> {
+    /// The prompt as written.
+    pub raw: &'a str,
+    /// What was read from it; parts follow one another along the token axis.
+    pub parts: &'a [PromptPart],
+}
+
+/// Bytes of encoded prompts that are kept: about a hundred chunks of a full-size model.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// An encoded prompt and what there was to say about it.
+#[derive(Clone)]
+struct Known {
+    conditioning: Arc<Conditioning>,
+    warnings: Vec<String>,
+}
+
 /// The text encoders of a checkpoint: two for a base model, the second for a refiner.
+/// Prompts that were encoded lately are remembered.
 pub struct TextEncoders {
     first: Option<Encoder>,
-    second: Encoder,
+    second: Arc<Encoder>,
+    /// The latest last.
+    known: Mutex<Vec<(String, Known)>>,
 }
 
 impl TextEncoders {
     /// Reads tokenizers and weights.
-    pub fn load(checkpoint: &Checkpoint, precision: Precision) -> Result<Self> {
-        let second = Encoder::load(checkpoint, Part::TextEncoder2, precision)?;
-        let first = checkpoint
-            .has(Part::TextEncoder)
-            .then(|| Encoder::load(checkpoint, Part::TextEncoder, precision))
+    ///
+    /// # Errors
+    /// A missing or wrong file, and parts that do not go together.
+    pub fn load(parts: &TextParts, precision: Precision) -> Result<Self> {
+        let second = Encoder::load(parts, Part::TextEncoder2, precision)?;
+        let first = (parts.text_encoder.is_some())
+            .then(|| Encoder::load(parts, Part::TextEncoder, precision))
             .transpose()?;
         if let Some(first) = &first
-            && first.tokenizer.max_length() != second.tokenizer.max_length()
+            && first.tokenizer().max_length() != second.tokenizer().max_length()
         {
             return Err(Error::file(
-                checkpoint.tokenizer_folder(Part::TextEncoder),
+                parts.tokenizer_folder(Part::TextEncoder),
                 "the two tokenizers have different model_max_length; they belong to different models",
             ));
         }
-        Ok(TextEncoders { first, second })
+        Ok(TextEncoders {
+            first,
+            second: Arc::new(second),
+            known: Mutex::default(),
+        })
+    }
+
+    /// The second encoder alone, as a refiner has it, in memory once for both.
+    pub fn second_alone(&self) -> Self {
+        TextEncoders {
+            first: None,
+            second: Arc::clone(&self.second),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Whether both have one second encoder in memory.
+    #[cfg(test)]
+    pub(crate) fn share_second(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.second, &other.second)
+    }
+
+    /// Channels of a token's state, both encoders together.
+    pub fn channels(&self) -> usize {
+        self.first.as_ref().map_or(0, Encoder::width) + self.second.width()
     }
 
     /// Encodes a prompt: the last hidden layer but one of each encoder (`clip_skip` k:
     /// k layers earlier, less than the encoders have), side by side, and the pooled
-    /// vector of the second.
-    /// `text_2` is what the second encoder reads.
+    /// vector of the second. `input_2` is what the second encoder reads, unless it is the only
+    /// one, which, as in the reference, reads `input`. An encoder that needs fewer chunks than
+    /// the other is filled up with states of the empty text.
+    ///
+    /// # Errors
+    /// Text that a tokenizer refuses.
     pub fn encode(
         &self,
-        text: &str,
-        text_2: &str,
-        clip_skip: Option<usize>,
+        input: TextInput<'_>,
+        input_2: TextInput<'_>,
+        options: &TextOptions,
         warn: &mut dyn FnMut(String),
-    ) -> Result<Conditioning> {
-        let skip = 1 + clip_skip.unwrap_or(0);
-        let second = self.second.encode(text_2, skip, warn)?;
-        let Some(encoder) = &self.first else {
-            return Ok(Conditioning {
-                context: second.hidden,
-                pooled: second.pooled,
-            });
+    ) -> Result<Arc<Conditioning>> {
+        // Debug writes every number so that it reads back the same.
+        let key = format!("{input:?} {input_2:?} {options:?}");
+        let found = self.look_up(&key);
+        let known = match found {
+            Some(known) => known,
+            None => {
+                let known = self.encode_anew(input, input_2, options)?;
+                self.remember(key, known.clone());
+                known
+            }
         };
-        // The same text is cut at the same place by both: one warning is enough.
-        let silent: &mut dyn FnMut(String) = &mut |_| {};
-        let warn = if text == text_2 { silent } else { warn };
-        let first = encoder.encode(text, skip, warn)?;
-        let (width, width_2) = (
-            encoder.model.config().hidden_size,
-            self.second.model.config().hidden_size,
-        );
-        let mut context = Vec::with_capacity(first.hidden.len() + second.hidden.len());
-        for (a, b) in first
-            .hidden
-            .chunks_exact(width)
-            .zip(second.hidden.chunks_exact(width_2))
-        {
-            context.extend_from_slice(a);
-            context.extend_from_slice(b);
+        for warning in known.warnings {
+            warn(warning);
         }
-        Ok(Conditioning {
-            context,
-            pooled: second.pooled,
+        Ok(known.conditioning)
+    }
+
+    fn look_up(&self, key: &str) -> Option<Known> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = all.iter().position(|(k, _)| k == key)?;
+        let entry = all.remove(at);
+        let known = entry.1.clone();
+        all.push(entry);
+        Some(known)
+    }
+
+    fn remember(&self, key: String, known: Known) {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(k, _)| *k != key);
+        all.push((key, known));
+        let size = |(key, known): &(String, Known)| key.len() + known.conditioning.bytes();
+        let mut total: usize = all.iter().map(size).sum();
+        while total > CACHE_BYTES && !all.is_empty() {
+            total -= size(&all.remove(0));
+        }
+    }
+
+    fn encode_anew(
+        &self,
+        input: TextInput<'_>,
+        input_2: TextInput<'_>,
+        options: &TextOptions,
+    ) -> Result<Known> {
+        let method = options.method();
+        let input_2 = if self.first.is_some() { input_2 } else { input };
+        let (second, pooled) = self.second_and_pooled(input_2, options)?;
+        let mut warnings = Vec::new();
+        let mut say = |encoder: &Encoder, cut: &[u32]| {
+            if !cut.is_empty() {
+                let text = format!(
+                    "the prompt is longer than the text encoder's {} tokens; this was cut off: {}",
+                    encoder.tokenizer().max_length(),
+                    encoder.tokenizer().decode(cut)
+                );
+                warnings.push(text);
+            }
+        };
+        say(&self.second, &second.cut);
+        let context = match &self.first {
+            None => second.values,
+            Some(encoder) => {
+                let first = weights::states(encoder, input.parts, method)?;
+                // The same text is cut at the same place by both: one warning is enough.
+                if input.parts != input_2.parts {
+                    say(encoder, &first.cut);
+                }
+                let (mut a, mut b) = (first.values, second.values);
+                let (width, width_2) = (encoder.width(), self.second.width());
+                let tokens = (a.len() / width).max(b.len() / width_2);
+                weights::pad(&mut a, tokens * width, &encoder.empty(method.skip));
+                weights::pad(&mut b, tokens * width_2, &self.second.empty(method.skip));
+                side_by_side(&a, width, &b, width_2)
+            }
+        };
+        Ok(Known {
+            conditioning: Arc::new(Conditioning { context, pooled }),
+            warnings,
         })
     }
+
+    /// States of the second encoder and the pooled vector.
+    fn second_and_pooled(
+        &self,
+        input: TextInput<'_>,
+        options: &TextOptions,
+    ) -> Result<(weights::States, Vec<f32>)> {
+        let (encoder, method) = (&self.second, options.method());
+        let tokenizer = encoder.tokenizer();
+        if options.pooled_from == PooledFrom::Raw {
+            let raw = tokenizer.sequence(&tokenizer.ids(input.raw)?);
+            // Without weights both mostly come from the same sequence.
+            if let [part] = input.parts
+                && part.weight == 1.0
+                && let Content::Text(spans) = &part.content
+            {
+                let layout = Layout::new(tokenizer, spans, method.splitting, method.truncate)?;
+                if let [chunk] = &layout.chunks[..]
+                    && chunk.ids == raw
+                    && layout.fragments.iter().all(|f| f.weight == 1.0)
+                {
+                    let (values, pooled) = encoder.states_and_pooled(raw, method.skip);
+                    let cut = layout.cut;
+                    return Ok((weights::States { values, cut }, pooled));
+                }
+            }
+            let states = weights::states(encoder, input.parts, method)?;
+            return Ok((states, encoder.pooled(raw)));
+        }
+        let states = weights::states(encoder, input.parts, method)?;
+        Ok((states, self.clean_pooled(input.parts, method.splitting)?))
+    }
+
+    /// The pooled vector of the words without their weights; a blend's is the blend of its
+    /// members'.
+    fn clean_pooled(&self, parts: &[PromptPart], splitting: Splitting) -> Result<Vec<f32>> {
+        if let [part] = parts
+            && let Content::Blend { members, normalize } = &part.content
+        {
+            let pooled = (members.iter())
+                .map(|(spans, _)| self.pooled_of(spans, splitting))
+                .collect::<Result<Vec<_>>>()?;
+            let weights: Vec<f64> = members.iter().map(|(_, weight)| *weight).collect();
+            return Ok(weights::weighted_sum(&pooled, &weights, *normalize));
+        }
+        let mut spans: Vec<Span> = Vec::new();
+        for part in parts {
+            match &part.content {
+                Content::Text(text) => spans.extend_from_slice(text),
+                Content::Blend { members, .. } => {
+                    spans.extend(members.iter().flat_map(|(text, _)| text.clone()));
+                }
+            }
+        }
+        self.pooled_of(&spans, splitting)
+    }
+
+    /// The pooled vector of the first 75 tokens; A1111's is that of the first chunk.
+    fn pooled_of(&self, spans: &[Span], splitting: Splitting) -> Result<Vec<f32>> {
+        let whole = splitting == Splitting::Sentences;
+        let mut layout = Layout::new(self.second.tokenizer(), spans, splitting, whole)?;
+        Ok(self.second.pooled(layout.chunks.swap_remove(0).ids))
+    }
+
+    /// `conditioning` with states of the empty text appended until it has `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where that many whole chunks do not make it.
+    pub fn pad(
+        &self,
+        conditioning: &Arc<Conditioning>,
+        tokens: usize,
+        options: &TextOptions,
+    ) -> Result<Arc<Conditioning>> {
+        let channels = self.channels();
+        let now = conditioning.tokens(channels);
+        if now == tokens {
+            return Ok(Arc::clone(conditioning));
+        }
+        let chunk = self.second.tokenizer().max_length();
+        if now > tokens || !(tokens - now).is_multiple_of(chunk) {
+            return Err(Error::request(format!(
+                "prompt_embeds: {now} and {tokens} tokens are given for the two sides of the \
+                 guidance; they must differ by whole chunks of {chunk}"
+            )));
+        }
+        let skip = options.method().skip;
+        let empty = match &self.first {
+            None => self.second.empty(skip).to_vec(),
+            Some(first) => side_by_side(
+                &first.empty(skip),
+                first.width(),
+                &self.second.empty(skip),
+                self.second.width(),
+            ),
+        };
+        let mut padded = Conditioning::clone(conditioning);
+        weights::pad(&mut padded.context, tokens * channels, &empty);
+        Ok(Arc::new(padded))
+    }
+}
+
+/// Two encoders' states of the same tokens, token by token.
+fn side_by_side(a: &[f32], width_a: usize, b: &[f32], width_b: usize) -> Vec<f32> {
+    let mut joined = Vec::with_capacity(a.len() + b.len());
+    for (a, b) in a.chunks_exact(width_a).zip(b.chunks_exact(width_b)) {
+        joined.extend_from_slice(a);
+        joined.extend_from_slice(b);
+    }
+    joined
 }

@@ -2,6 +2,7 @@
 
 pub mod folder;
 pub mod safetensors;
+pub mod same;
 
 use serde::{Deserialize, Serialize};
 

@@ -226,7 +226,14 @@ fn configs_of_something_else() {
         prompt: vec!["x".into()],
         ..Request::default()
     };
-    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    let error = sdxl::pipeline::resolve(
+        &checkpoint,
+        None,
+        Precision::F32,
+        &request,
+        &sdxl::Inputs::default(),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("MagicScheduler"), "{error}");
 
     let dir = copy_of_base();
@@ -255,14 +262,21 @@ fn request_error(change: impl FnOnce(&mut Request)) -> String {
         ..Request::default()
     };
     change(&mut request);
-    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    let error = sdxl::pipeline::resolve(
+        &checkpoint,
+        None,
+        Precision::F32,
+        &request,
+        &sdxl::Inputs::default(),
+    )
+    .unwrap_err();
     error.to_string()
 }
 
 #[test]
 fn impossible_requests_name_the_field() {
     type Change = fn(&mut Request);
-    let cases: [(&str, Change); 15] = [
+    let cases: [(&str, Change); 17] = [
         ("clip_skip: 4", |r| r.clip_skip = Some(4)),
         ("prompt", |r| r.prompt.clear()),
         ("width: 1001", |r| r.width = Some(1001)),
@@ -283,11 +297,37 @@ fn impossible_requests_name_the_field() {
             r.timesteps = vec![500.0];
             r.sigmas = vec![1.0, 0.0];
         }),
+        ("steps: 20 given, but timesteps lists 2", |r| {
+            r.steps = 20;
+            r.timesteps = vec![500.0, 1.0];
+        }),
+        ("steps: 4 given, but sigmas lists 3", |r| {
+            r.steps = 4;
+            r.sigmas = vec![5.0, 1.0, 0.0];
+        }),
     ];
     for (words, change) in cases {
         let text = request_error(change);
         assert!(text.contains(words), "`{words}` not in: {text}");
     }
+}
+
+#[test]
+fn lists_of_steps_have_names_and_may_agree_with_a_number() {
+    let read = |json: &str| serde_json::from_str::<Request>(json).unwrap();
+    let named = read(r#"{"prompt": ["x"], "timesteps": "ays", "steps": 10}"#);
+    assert_eq!(named.timesteps, sdxl::schedule::AYS_SDXL_TIMESTEPS);
+    named.check().unwrap();
+    let named = read(r#"{"prompt": ["x"], "sigmas": "AYS", "steps": 10}"#);
+    assert_eq!(named.sigmas, sdxl::schedule::AYS_SDXL_SIGMAS);
+    named.check().unwrap();
+    let listed = read(r#"{"prompt": ["x"], "sigmas": [3, 1.5]}"#);
+    assert_eq!(listed.sigmas, [3.0, 1.5]);
+    listed.check().unwrap();
+    // The default number of steps is wrong where somebody asked for it.
+    assert!(listed.check_steps_agree().is_err());
+    let error = serde_json::from_str::<Request>(r#"{"timesteps": "best"}"#).unwrap_err();
+    assert!(error.to_string().contains("nor the name `ays`"), "{error}");
 }
 
 #[test]
@@ -303,7 +343,14 @@ fn a_size_beyond_memory_says_how_much_it_needs() {
         height: Some(16384),
         ..Request::default()
     };
-    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    let error = sdxl::pipeline::resolve(
+        &checkpoint,
+        None,
+        Precision::F32,
+        &request,
+        &sdxl::Inputs::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Machine(_)), "{error:?}");
     assert!(error.to_string().contains("GiB"), "{error}");
 }
@@ -315,6 +362,13 @@ fn a_refiner_cannot_start_from_a_prompt() {
         prompt: vec!["a cat".into()],
         ..Request::default()
     };
-    let error = sdxl::pipeline::resolve(&checkpoint, Precision::F32, &request).unwrap_err();
+    let error = sdxl::pipeline::resolve(
+        &checkpoint,
+        None,
+        Precision::F32,
+        &request,
+        &sdxl::Inputs::default(),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("refiner"), "{error}");
 }

@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sdxl::noise::NoiseSource;
 use sdxl::weights::folder::read_json;
-use sdxl::{Latents, LoadOptions, Pipeline, Precision, Request};
+use sdxl::{Latents, LoadOptions, Pipeline, Precision, PromptSyntax, Request};
 use serde_json::{Map, Value, json};
 use support::{Golden, close_values, copy, golden};
 use tempfile::TempDir;
@@ -32,6 +32,10 @@ fn load(root: &Path, variant: Option<&str>) -> Pipeline {
 fn request_of(run: &Value) -> Request {
     let mut fields: Map<String, Value> = run["request"].as_object().unwrap().clone();
     fields.remove("latents");
+    // Compared with diffusers, which reads prompts as they stand.
+    fields
+        .entry("prompt_syntax")
+        .or_insert_with(|| json!("plain"));
     for (key, value) in &mut fields {
         let list = [
             "prompt",
@@ -90,7 +94,7 @@ fn check(pipeline: &Pipeline, run: &Value) {
     assert_eq!(output.images.len(), reference.batch(), "{name}");
     if expected.has("image") {
         let reference = expected.channel_last("image").to_f32_vec();
-        let ours = output.images.iter().flat_map(|i| i.rgb.iter());
+        let ours = output.images.iter().flat_map(|i| i.pixels.data.iter());
         for (ours, reference) in ours.zip(reference) {
             let level = (255.0 * reference).round_ties_even();
             assert!(
@@ -116,9 +120,19 @@ fn runs_of_the_reference() {
     let plain: Vec<Value> = (runs().into_iter())
         .filter(|r| r.get("weights").is_none())
         .collect();
-    assert!(plain.len() > 60);
+    assert!(plain.len() > 80);
     for run in plain {
         check(&pipeline, &run);
+    }
+}
+
+#[test]
+fn every_scheduler_has_a_picture_of_the_reference() {
+    for info in sdxl::scheduler::all() {
+        let run = run_named(&format!("class_{}", info.class));
+        assert_eq!(run["request"]["scheduler"], info.class);
+        let expected = Golden::open(&format!("runs/class_{}.safetensors", info.class));
+        assert!(expected.has("image"), "{}", info.class);
     }
 }
 
@@ -227,7 +241,7 @@ fn reduced_precision_stays_near_full() {
         let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
         let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
         let output = pipeline.generate(&request, None, &mut silent).unwrap();
-        output.images[0].rgb.clone()
+        output.images[0].pixels.data.clone()
     };
     let full = picture(Precision::F32);
     let (half, brain) = (picture(Precision::F16), picture(Precision::Bf16));
@@ -267,7 +281,10 @@ fn results_do_not_depend_on_threads_or_company() {
         num_images: 1,
         ..request.clone()
     };
-    assert_eq!(run(2, &alone).images[0].rgb, one.images[1].rgb);
+    assert_eq!(
+        run(2, &alone).images[0].pixels.data,
+        one.images[1].pixels.data
+    );
 }
 
 #[test]
@@ -298,6 +315,7 @@ fn a_long_prompt_warns_with_what_was_cut() {
     let pipeline = load(&golden("base"), None);
     let request = Request {
         prompt: vec![format!("{} zebra", "cat ".repeat(75))],
+        prompt_syntax: PromptSyntax::Plain,
         steps: 1,
         seed: vec![1],
         ..Request::default()

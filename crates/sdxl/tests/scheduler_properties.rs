@@ -213,9 +213,8 @@ fn every_class_builds_with_its_own_defaults() {
     }
 }
 
-/// Whatever is not refused gives numbers: every option, cut and few or many steps.
-#[test]
-fn what_is_accepted_gives_finite_numbers() {
+/// Options with values other than the defaults.
+fn options_to_try() -> Vec<(String, Value)> {
     let options = json!({
         "timestep_spacing": ["leading", "linspace", "trailing"],
         "use_karras_sigmas": [true],
@@ -237,18 +236,19 @@ fn what_is_accepted_gives_finite_numbers() {
         "beta_schedule": ["linear", "squaredcos_cap_v2"],
         "skip_prk_steps": [false],
     });
-    let options: Vec<(&str, &Value)> = options
-        .as_object()
-        .unwrap()
-        .iter()
-        .flat_map(|(option, values)| {
-            values
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|v| (option.as_str(), v))
-        })
-        .collect();
+    let mut all = Vec::new();
+    for (option, values) in options.as_object().unwrap() {
+        for value in values.as_array().unwrap() {
+            all.push((option.clone(), value.clone()));
+        }
+    }
+    all
+}
+
+/// Whatever is not refused gives numbers: every option, cut and few or many steps.
+#[test]
+fn what_is_accepted_gives_finite_numbers() {
+    let options = options_to_try();
     let cuts = [
         Plan::steps(1),
         Plan {
@@ -266,7 +266,7 @@ fn what_is_accepted_gives_finite_numbers() {
     ];
     let mut runs = 0;
     for info in scheduler::all() {
-        for &(option, value) in &options {
+        for (option, value) in &options {
             let mut config = SchedulerConfig::named(info.class).unwrap();
             if config.set(option, value.clone()).is_err() {
                 continue;
@@ -298,6 +298,49 @@ fn what_is_accepted_gives_finite_numbers() {
         }
     }
     assert!(runs > 3000, "{runs}");
+}
+
+/// The same for every two options together.
+#[test]
+fn pairs_of_options_give_finite_numbers() {
+    let options = options_to_try();
+    let mut failures = Vec::new();
+    let mut runs = 0;
+    for info in scheduler::all() {
+        for (i, first) in options.iter().enumerate() {
+            for second in &options[i + 1..] {
+                let mut config = SchedulerConfig::named(info.class).unwrap();
+                let mut set = |(option, value): &(String, Value)| config.set(option, value.clone());
+                if first.0 == second.0 || set(first).is_err() || set(second).is_err() {
+                    continue;
+                }
+                for steps in [1, 2, 5, 15, 16] {
+                    let Ok(mut scheduler) = build(&config, &Plan::steps(steps)) else {
+                        continue;
+                    };
+                    let mut noise = noise();
+                    let start = scheduler.init_noise_sigma();
+                    let mut sample = noise.draw([1, 1, 2, 2]).unwrap().map(|x| x * start);
+                    while scheduler.timestep().is_some() {
+                        let input = scheduler.scale_model_input(&sample);
+                        let output = input.map(|x| 0.5 * x / (1.0 + x * x) + 0.1);
+                        sample = scheduler.step(&output, &sample, &mut noise).unwrap();
+                    }
+                    if sample.data().iter().any(|x| !x.is_finite()) {
+                        failures.push(format!("{} {first:?} {second:?} {steps}", info.class));
+                    }
+                    runs += 1;
+                }
+            }
+        }
+    }
+    assert!(runs > 7000, "{runs}");
+    assert!(
+        failures.is_empty(),
+        "{} of {runs}:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 /// The draws of a run tell whether a scheduler is what its description says.
@@ -566,6 +609,16 @@ fn bad_names_and_options_are_refused_with_advice() {
             "ddpm",
             &[("variance_type", json!("learned"))],
             "fixed_small or",
+        ),
+        (
+            "sa_solver",
+            &[("variance_type", json!("learned_range"))],
+            "the UNet answers with no variance",
+        ),
+        (
+            "deis",
+            &[("use_dynamic_shifting", json!(true))],
+            "other families of models",
         ),
         (
             "lcm",

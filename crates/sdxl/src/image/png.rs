@@ -10,7 +10,7 @@ use std::path::Path;
 use png::text_metadata::{ITXtChunk, ZTXtChunk};
 
 use crate::error::{Error, Result};
-use crate::image::Picture;
+use crate::image::Pixels;
 
 /// Key of the text that other tools read.
 const PARAMETERS: &str = "parameters";
@@ -28,8 +28,8 @@ pub struct Texts {
     pub recipe: Option<String>,
 }
 
-/// Writes `picture` with its texts.
-pub fn write(out: impl Write, picture: &Picture, texts: &Texts) -> Result<()> {
+/// Writes `picture` (red, green and blue) with its texts.
+pub fn write(out: impl Write, picture: &Pixels, texts: &Texts) -> Result<()> {
     let side = |n: usize| u32::try_from(n).map_err(|_| Error::request("a PNG side has 32 bits"));
     let failed = |e: png::EncodingError| Error::Machine(format!("the PNG was not written: {e}"));
     let mut encoder = png::Encoder::new(out, side(picture.width)?, side(picture.height)?);
@@ -53,7 +53,7 @@ pub fn write(out: impl Write, picture: &Picture, texts: &Texts) -> Result<()> {
             .map_err(failed)?;
     }
     let mut writer = encoder.write_header().map_err(failed)?;
-    writer.write_image_data(&picture.rgb).map_err(failed)?;
+    writer.write_image_data(&picture.data).map_err(failed)?;
     writer.finish().map_err(failed)
 }
 
@@ -131,14 +131,8 @@ mod tests {
 
     use super::*;
 
-    fn picture() -> Picture {
-        Picture {
-            width: 3,
-            height: 2,
-            rgb: (0..18).collect(),
-            seed: 1,
-            prompt_index: 0,
-        }
+    fn picture() -> Pixels {
+        Pixels::new(3, 2, 3, (0..18).collect())
     }
 
     #[test]
@@ -154,7 +148,7 @@ mod tests {
             let mut reader = png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
             let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
             reader.next_frame(&mut pixels).unwrap();
-            assert_eq!(pixels, picture().rgb);
+            assert_eq!(pixels, picture().data);
         }
     }
 

@@ -56,7 +56,7 @@ fn check_groups(channels: &[usize], groups: usize, path: &Path) -> Result<()> {
 }
 
 /// `text_encoder/config.json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ClipConfig {
     /// Number of tokens known.
     pub vocab_size: usize,
@@ -429,7 +429,7 @@ fn attends(kind: &str, direction: &str, path: &Path) -> Result<bool> {
 }
 
 /// `vae/config.json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct VaeConfig {
     /// Channels of every level, from the picture's resolution down.
     pub block_out_channels: Vec<usize>,

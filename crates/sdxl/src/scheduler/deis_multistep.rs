@@ -26,6 +26,7 @@ pub(super) const INFO: Info = Info {
         training::SPACING,
         training::CURVES,
         multistep::FLOW_OPTIONS,
+        multistep::DYNAMIC,
         multistep::SOLVER,
         THRESHOLDING,
         OPTIONS,
@@ -40,6 +41,7 @@ const OPTIONS: &[OptionInfo] = &[
 ];
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+    multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     // There is one algorithm and one solver type; what other classes have is taken for it.
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::No)?;

@@ -25,6 +25,8 @@ pub(super) const INFO: Info = Info {
         training::SPACING,
         training::CURVES,
         multistep::FLOW_OPTIONS,
+        multistep::DYNAMIC,
+        multistep::VARIANCE,
         training::ZERO_SNR,
         multistep::SOLVER,
         multistep::CLIPPED,
@@ -44,6 +46,7 @@ const OPTIONS: &[OptionInfo] = &[
 ];
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+    multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     let known = [
         dpm_solver::DPM_PP,

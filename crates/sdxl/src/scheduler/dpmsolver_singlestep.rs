@@ -26,6 +26,8 @@ pub(super) const INFO: Info = Info {
         training::NOISE,
         training::CURVES,
         multistep::FLOW_OPTIONS,
+        multistep::DYNAMIC,
+        multistep::VARIANCE,
         multistep::CLIPPED,
         THRESHOLDING,
         OPTIONS,
@@ -43,6 +45,7 @@ const OPTIONS: &[OptionInfo] = &[
 ];
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+    multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     let known = [
         dpm_solver::DPM_PP,

@@ -15,6 +15,27 @@ pub(super) const FLOW_OPTIONS: &[OptionInfo] = &[
     option("flow_shift", "1.0"),
 ];
 
+/// The option for a shift that goes by the size of the picture, of flow models of other families.
+pub(super) const DYNAMIC: &[OptionInfo] = &[option("use_dynamic_shifting", "false")];
+
+/// The option for models that answer with a variance beside the noise, which no UNet here does.
+pub(super) const VARIANCE: &[OptionInfo] = &[option("variance_type", "null")];
+
+/// Refuses what would change the numbers and is not implemented: see [`DYNAMIC`] and [`VARIANCE`].
+pub(super) fn refuse_other_families(config: &SchedulerConfig) -> Result<(), SchedulerError> {
+    let has = |option| config.info().option(option).is_some();
+    if has("use_dynamic_shifting") && config.flag("use_dynamic_shifting")? {
+        let expected = "false: shifts by the size of the picture are for other families of models";
+        return Err(config.bad("use_dynamic_shifting", expected));
+    }
+    let variance = config.get("variance_type").and_then(|v| v.as_str());
+    if has("variance_type") && matches!(variance, Some("learned" | "learned_range")) {
+        let expected = "null: the UNet answers with no variance";
+        return Err(config.bad("variance_type", expected));
+    }
+    Ok(())
+}
+
 /// The options of all solvers here.
 pub(super) const SOLVER: &[OptionInfo] = &[
     option("prediction_type", r#""epsilon""#),

@@ -31,6 +31,7 @@ pub(super) const INFO: Info = Info {
         training::SPACING,
         training::CURVES,
         multistep::FLOW_OPTIONS,
+        multistep::VARIANCE,
         multistep::SOLVER,
         multistep::CLIPPED,
         THRESHOLDING,
@@ -46,6 +47,7 @@ const OPTIONS: &[OptionInfo] = &[
 ];
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+    multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     let known = [
         ("data_prediction", Algorithm::Clean),

@@ -26,6 +26,7 @@ pub(super) const INFO: Info = Info {
         training::SPACING,
         training::CURVES,
         multistep::FLOW_OPTIONS,
+        multistep::DYNAMIC,
         training::ZERO_SNR,
         multistep::SOLVER,
         THRESHOLDING,
@@ -46,6 +47,7 @@ const OPTIONS: &[OptionInfo] = &[
 ];
 
 fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+    multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     // The solver types of other classes mean the default.
     let bh1 = config.choice(

@@ -93,6 +93,17 @@ impl ClipTextModel {
     /// `vocab_size`). The hidden states are those after `skip` fewer layers than there
     /// are: 1 is SDXL's "penultimate", `clip_skip` k adds k.
     pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> ClipOutput {
+        self.forward_masked(ids, None, skip)
+    }
+
+    /// [`Self::forward`] with tokens hidden from attention: those that are false in
+    /// `seen`, one entry a token, the sequences one after the other.
+    pub fn forward_masked(
+        &self,
+        ids: &[Vec<u32>],
+        seen: Option<&[bool]>,
+        skip: usize,
+    ) -> ClipOutput {
         let (batch, tokens) = (ids.len(), ids[0].len());
         let width = self.config.hidden_size;
         let mut values = Vec::with_capacity(batch * tokens * width);
@@ -116,7 +127,7 @@ impl ClipTextModel {
             take
         };
         for (i, layer) in self.layers[..run].iter().enumerate() {
-            x = self.layer(layer, &x);
+            x = self.layer(layer, &x, seen);
             if i + 1 == take {
                 hidden = x.clone();
             }
@@ -138,12 +149,16 @@ impl ClipTextModel {
         ClipOutput { hidden, pooled }
     }
 
-    fn layer(&self, layer: &EncoderLayer, x: &Tensor) -> Tensor {
+    fn layer(&self, layer: &EncoderLayer, x: &Tensor, seen: Option<&[bool]>) -> Tensor {
         let none = Activation::None;
         let normed = ops::layer_norm(x, &layer.layer_norm1);
         let qkv = ops::linear(&normed, &layer.qkv, none, None);
-        let seen = ops::self_attention(&qkv, self.config.num_attention_heads, true);
-        let x = ops::linear(&seen, &layer.out_proj, none, Some(x));
+        let heads = self.config.num_attention_heads;
+        let gathered = match seen {
+            Some(seen) => ops::masked_self_attention(&qkv, heads, seen),
+            None => ops::self_attention(&qkv, heads, true),
+        };
+        let x = ops::linear(&gathered, &layer.out_proj, none, Some(x));
         let normed = ops::layer_norm(&x, &layer.layer_norm2);
         let hidden = ops::linear(&normed, &layer.fc1, self.activation, None);
         ops::linear(&hidden, &layer.fc2, none, Some(&x))

@@ -4,6 +4,7 @@
 //! no HTML or "ftfy" clean-up. The two tokenizers of a checkpoint have the same
 //! vocabulary and pad differently.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -28,14 +29,8 @@ pub struct Tokenizer {
     eos: u32,
     pad: u32,
     max_length: usize,
-}
-
-/// A prompt as the text encoder gets it.
-pub struct Tokens {
-    /// Start, text, end, padding: `max_length` ids.
-    pub ids: Vec<u32>,
-    /// The text that did not fit, decoded; empty where all fitted.
-    pub cut: String,
+    /// Textual inversions of several vectors: what the first one's token stands for.
+    expansions: HashMap<u32, Vec<u32>>,
 }
 
 impl Tokenizer {
@@ -105,6 +100,7 @@ impl Tokenizer {
             PreTokenizerWrapper::Split(words),
             PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
         ])));
+        inner.with_decoder(Some(ByteLevel::default()));
         // Where two roles share a text, the last one decides whether it is looked for
         // in the text as typed or as normalised (lower-cased): the reference's order.
         let mut added: Vec<AddedToken> = Vec::new();
@@ -113,6 +109,7 @@ impl Tokenizer {
             added.push(token.clone());
         }
         inner.add_special_tokens(&added);
+        let expansions = add_inversions(&mut inner, folder, &config)?;
         let id = |token: &AddedToken| {
             let token = &token.content;
             inner.token_to_id(token).ok_or_else(|| {
@@ -126,12 +123,19 @@ impl Tokenizer {
             .get("model_max_length")
             .and_then(Value::as_u64)
             .map_or(77, |n| n as usize);
+        if max_length < 3 {
+            return Err(Error::file(
+                folder.join("tokenizer_config.json"),
+                format!("model_max_length is {max_length}, which leaves no room for text"),
+            ));
+        }
         Ok(Tokenizer {
             bos: id(&bos)?,
             eos: id(&eos)?,
             pad: id(&pad)?,
             inner,
             max_length,
+            expansions,
         })
     }
 
@@ -145,35 +149,148 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The ids of `text` alone, without start, end or padding.
+    /// The id that starts every sequence.
+    pub fn bos(&self) -> u32 {
+        self.bos
+    }
+
+    /// The id that ends the text of every sequence.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    /// The id that fills a sequence up; the two encoders of a checkpoint differ in it.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// The token with this id, as the vocabulary spells it (`</w>` ends a word).
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// `ids` as text, for people to read.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let text = self.inner.decode(ids, false).unwrap_or_default();
+        text.replace("</w>", " ").trim().to_string()
+    }
+
+    /// The ids of `text` alone, without start, end or padding. A textual inversion of
+    /// several vectors gives all of its ids.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self
             .inner
             .encode(text, false)
             .map_err(|e| Error::request(format!("prompt: it cannot be tokenized: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        if self.expansions.is_empty() {
+            return Ok(ids.to_vec());
+        }
+        let expand = |id: &u32| match self.expansions.get(id) {
+            Some(all) => all.clone(),
+            None => vec![*id],
+        };
+        Ok(ids.iter().flat_map(expand).collect())
+    }
+    /// Ids of text that a sequence has room for, between start and end.
+    pub fn room(&self) -> usize {
+        self.max_length.saturating_sub(2)
     }
 
-    /// `text` as one sequence of [`Self::max_length`] ids; what does not fit is cut off
-    /// before the end token, as diffusers does.
-    pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let ids = self.ids(text)?;
-        let room = self.max_length.saturating_sub(2);
-        let kept = ids.len().min(room);
-        let cut = if ids.len() > room {
-            self.inner
-                .decode(&ids[room..], false)
-                .unwrap_or_default()
-                .replace("</w>", " ")
-                .trim()
-                .to_string()
-        } else {
-            String::new()
-        };
-        let mut sequence = vec![self.bos];
-        sequence.extend_from_slice(&ids[..kept]);
+    /// One sequence of [`Self::max_length`] ids: start, `ids` as far as there is room for them,
+    /// end, padding.
+    pub fn sequence(&self, ids: &[u32]) -> Vec<u32> {
+        let kept = &ids[..ids.len().min(self.room())];
+        let mut sequence = Vec::with_capacity(self.max_length);
+        sequence.push(self.bos);
+        sequence.extend_from_slice(kept);
         sequence.push(self.eos);
-        sequence.resize(self.max_length.max(2), self.pad);
-        Ok(Tokens { ids: sequence, cut })
+        sequence.resize(self.max_length, self.pad);
+        sequence
     }
+}
+
+/// Adds the tokens that a folder's `added_tokens.json` and `tokenizer_config.json` name
+/// beyond the vocabulary: textual inversions. Gives those of several vectors: the id of
+/// `name` with all ids of `name`, `name_1`, `name_2` and so on, which is how diffusers
+/// names them.
+///
+/// # Errors
+/// Ids that do not follow the vocabulary's: the text encoder's rows would be mistaken.
+fn add_inversions(
+    inner: &mut tokenizers::Tokenizer,
+    folder: &Path,
+    config: &Map<String, Value>,
+) -> Result<HashMap<u32, Vec<u32>>> {
+    let mut named: Vec<(u64, AddedToken)> = Vec::new();
+    let mut wrong = None;
+    let path = folder.join("added_tokens.json");
+    if path.is_file() {
+        let listed: Map<String, Value> = read_json(&path)?;
+        for (content, id) in &listed {
+            match id.as_u64() {
+                Some(id) => named.push((id, AddedToken::from(content.as_str(), false))),
+                None => wrong = Some(path.clone()),
+            }
+        }
+    }
+    let decoder = config
+        .get("added_tokens_decoder")
+        .and_then(Value::as_object);
+    for (id, token) in decoder.into_iter().flatten() {
+        let content = token.get("content").and_then(Value::as_str);
+        let (Ok(id), Some(content)) = (id.parse(), content) else {
+            wrong = Some(folder.join("tokenizer_config.json"));
+            continue;
+        };
+        let flag = |key: &str, default: bool| -> bool {
+            token.get(key).and_then(Value::as_bool).unwrap_or(default)
+        };
+        let token = AddedToken::from(content, flag("special", false))
+            .normalized(flag("normalized", true))
+            .single_word(flag("single_word", false))
+            .lstrip(flag("lstrip", false))
+            .rstrip(flag("rstrip", false));
+        named.retain(|(other, _)| *other != id);
+        named.push((id, token));
+    }
+    if let Some(path) = wrong {
+        return Err(Error::file(path, "its added tokens have no usable ids"));
+    }
+    named.sort_by_key(|(id, _)| *id);
+    let mut added = Vec::new();
+    for (id, token) in named {
+        let content = token.content.clone();
+        // The special tokens of the vocabulary are listed among the added ones too.
+        if inner.token_to_id(&content).map(u64::from) == Some(id) {
+            continue;
+        }
+        let next = inner.get_vocab_size(true) as u64;
+        inner.add_tokens(&[token]);
+        let given = inner.token_to_id(&content).map(u64::from);
+        if given != Some(id) {
+            return Err(Error::file(
+                folder,
+                format!(
+                    "the added token `{content}` has the id {id}, but {next} is the next free one; \
+                     its files do not belong together"
+                ),
+            ));
+        }
+        added.push(content);
+    }
+    let mut expansions = HashMap::new();
+    for name in &added {
+        let parts = (1..).map_while(|i| inner.token_to_id(&format!("{name}_{i}")));
+        let ids: Vec<u32> = inner.token_to_id(name).into_iter().chain(parts).collect();
+        if let [first, _, ..] = ids[..] {
+            expansions.insert(first, ids);
+        }
+    }
+    Ok(expansions)
 }

@@ -223,10 +223,7 @@ impl Checkpoint {
 
     /// The tokenizer folder that goes with a text encoder.
     pub fn tokenizer_folder(&self, part: Part) -> PathBuf {
-        self.root.join(match part {
-            Part::TextEncoder => "tokenizer",
-            _ => "tokenizer_2",
-        })
+        tokenizer_folder(&self.root, part)
     }
 
     /// Whether the checkpoint has this part.
@@ -239,50 +236,118 @@ impl Checkpoint {
     /// The variant's files are taken where the part has them, else the plain ones;
     /// a folder that has only one variant (`fp16`) is used as it is.
     pub fn weight_files(&self, part: Part) -> Result<Vec<PathBuf>> {
-        let folder = self.root.join(part.folder());
-        if let Some(variant) = &self.variant {
-            if let Some(files) = files_of(&folder, part.file_stem(), Some(variant))? {
-                return Ok(files);
-            }
-            if !self.variant_exists(variant) {
-                return Err(Error::file(
-                    &self.root,
-                    format!(
-                        "no part has weights of variant `{variant}` (such as \
-                         unet/diffusion_pytorch_model.{variant}.safetensors); leave out --variant \
-                         to use the plain files"
-                    ),
-                ));
-            }
-        }
-        if let Some(files) = files_of(&folder, part.file_stem(), None)? {
-            return Ok(files);
-        }
-        if self.variant.is_none()
-            && let Some(files) = files_of(&folder, part.file_stem(), Some("fp16"))?
-        {
-            return Ok(files);
-        }
-        Err(Error::file(&folder, missing_weights(&folder, part)))
+        find_weights(&self.root, self.variant.as_deref(), part)
     }
 
-    fn variant_exists(&self, variant: &str) -> bool {
-        Part::ALL.iter().any(|part| {
-            matches!(
-                files_of(
-                    &self.root.join(part.folder()),
-                    part.file_stem(),
-                    Some(variant)
-                ),
-                Ok(Some(_))
-            )
-        })
+    /// The text encoders and what goes with them.
+    pub fn text_parts(&self) -> TextParts {
+        TextParts {
+            root: self.root.clone(),
+            variant: self.variant.clone(),
+            text_encoder: self.text_encoder.clone(),
+            text_encoder_2: self.text_encoder_2.clone(),
+        }
     }
 
     /// Maps a part's weights and checks the files' headers.
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
         TensorSet::open(&self.weight_files(part)?)
     }
+}
+
+/// The text encoders of a checkpoint folder with their tokenizers: all that encoding prompts
+/// takes. The folder need not hold anything else.
+#[derive(Clone)]
+pub struct TextParts {
+    root: PathBuf,
+    variant: Option<String>,
+    /// First text encoder; a refiner has none.
+    pub text_encoder: Option<ClipConfig>,
+    /// Second text encoder.
+    pub text_encoder_2: ClipConfig,
+}
+
+impl TextParts {
+    /// Opens the text parts of the folder `root`: `text_encoder_2` with `tokenizer_2`, and
+    /// `text_encoder` with `tokenizer` where they are there.
+    ///
+    /// # Errors
+    /// Names the file that is missing or that this program cannot run.
+    pub fn open(root: &Path, variant: Option<&str>) -> Result<TextParts> {
+        if !root.is_dir() {
+            return Err(Error::file(
+                root,
+                "there is no such folder; give one that holds text_encoder_2/ and tokenizer_2/",
+            ));
+        }
+        let config = |part: Part| -> Result<ClipConfig> {
+            let path = root.join(part.folder()).join("config.json");
+            let config: ClipConfig = read_config(&path)?;
+            config.check(&path)?;
+            Ok(config)
+        };
+        let first = root.join(Part::TextEncoder.folder()).is_dir();
+        Ok(TextParts {
+            root: root.to_path_buf(),
+            variant: variant.map(str::to_string),
+            text_encoder: first.then(|| config(Part::TextEncoder)).transpose()?,
+            text_encoder_2: config(Part::TextEncoder2)?,
+        })
+    }
+
+    /// The tokenizer folder that goes with a text encoder.
+    pub fn tokenizer_folder(&self, part: Part) -> PathBuf {
+        tokenizer_folder(&self.root, part)
+    }
+
+    /// Maps a text encoder's weights and checks the files' headers.
+    pub fn tensors(&self, part: Part) -> Result<TensorSet> {
+        TensorSet::open(&find_weights(&self.root, self.variant.as_deref(), part)?)
+    }
+}
+
+fn tokenizer_folder(root: &Path, part: Part) -> PathBuf {
+    root.join(match part {
+        Part::TextEncoder => "tokenizer",
+        _ => "tokenizer_2",
+    })
+}
+
+fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Result<Vec<PathBuf>> {
+    let folder = root.join(part.folder());
+    if let Some(variant) = variant {
+        if let Some(files) = files_of(&folder, part.file_stem(), Some(variant))? {
+            return Ok(files);
+        }
+        if !variant_exists(root, variant) {
+            return Err(Error::file(
+                root,
+                format!(
+                    "no part has weights of variant `{variant}` (such as \
+                         unet/diffusion_pytorch_model.{variant}.safetensors); leave out --variant \
+                         to use the plain files"
+                ),
+            ));
+        }
+    }
+    if let Some(files) = files_of(&folder, part.file_stem(), None)? {
+        return Ok(files);
+    }
+    if variant.is_none()
+        && let Some(files) = files_of(&folder, part.file_stem(), Some("fp16"))?
+    {
+        return Ok(files);
+    }
+    Err(Error::file(&folder, missing_weights(&folder, part)))
+}
+
+fn variant_exists(root: &Path, variant: &str) -> bool {
+    Part::ALL.iter().any(|part| {
+        matches!(
+            files_of(&root.join(part.folder()), part.file_stem(), Some(variant)),
+            Ok(Some(_))
+        )
+    })
 }
 
 /// Every file that a checkpoint folder should have and lacks, each as a sentence.

@@ -67,6 +67,23 @@ impl Golden {
             .collect()
     }
 
+    /// The values of a tensor of bytes, in file order.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        let file = self.file();
+        let tensor = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(tensor.dtype(), Dtype::U8, "{name}");
+        tensor.data().to_vec()
+    }
+
+    /// The values of a tensor of whole numbers, in file order.
+    pub fn whole(&self, name: &str) -> Vec<u64> {
+        let file = self.file();
+        let tensor = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(tensor.dtype(), Dtype::I64, "{name}");
+        let (values, _) = tensor.data().as_chunks::<8>();
+        values.iter().map(|b| u64::from_le_bytes(*b)).collect()
+    }
+
     /// Rows of token ids.
     pub fn ids(&self, name: &str) -> Vec<Vec<u32>> {
         let file = self.file();

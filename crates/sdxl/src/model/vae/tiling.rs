@@ -1,8 +1,8 @@
-//! Decoding a large picture in overlapping tiles, so that memory does not grow with it.
+//! Working on a large picture in overlapping tiles, so that memory does not grow with it.
 //!
 //! The tiles, their overlap and the way they are blended are diffusers'
-//! (`AutoencoderKL._tiled_decode`), so the numbers are too. Norms see one tile at a
-//! time: the picture differs from an untiled one, visibly where a tile's contrast is
+//! (`AutoencoderKL._tiled_decode`, `_tiled_encode`), so the numbers are too. Norms see one tile
+//! at a time: the result differs from an untiled one, visibly where a tile's contrast is
 //! unlike its neighbours'.
 
 use super::Vae;
@@ -11,76 +11,118 @@ use crate::tensor::Tensor;
 /// The part of a tile that overlaps the next.
 const OVERLAP: f64 = 0.25;
 
-/// A decoded tile, `[height, width, 3]`.
+/// A finished tile, `[height, width, channels]`.
 struct Tile {
     height: usize,
     width: usize,
     values: Vec<f32>,
 }
 
+/// What a tile measures, before and after the network.
+struct Sizes {
+    /// Side of a tile of the input.
+    tile: usize,
+    /// From one tile of the input to the next.
+    step: usize,
+    /// What overlaps in the output.
+    blend: usize,
+    /// What a tile adds to the output.
+    keep: usize,
+}
+
+impl Sizes {
+    fn new(tile_in: usize, tile_out: usize) -> Self {
+        let blend = (tile_out as f64 * OVERLAP) as usize;
+        Sizes {
+            tile: tile_in,
+            step: (tile_in as f64 * (1.0 - OVERLAP)) as usize,
+            blend,
+            keep: tile_out - blend,
+        }
+    }
+}
+
 impl Vae {
     /// Side of a tile, in latents.
     pub fn tile_size(&self) -> usize {
-        let config = self.config();
-        let scale = 1 << (config.block_out_channels.len() - 1);
-        (config.sample_size.unwrap_or(1024) / scale).max(8)
+        (self.config().sample_size.unwrap_or(1024) / self.scale()).max(8)
+    }
+
+    /// Pixels a latent has, in each direction.
+    fn scale(&self) -> usize {
+        1 << (self.config().block_out_channels.len() - 1)
     }
 
     /// [`Vae::decode`] of one picture `[1, H, W, C]`, tile by tile.
     pub fn decode_tiled(&self, latents: &Tensor) -> Tensor {
-        let scale = 1 << (self.config().block_out_channels.len() - 1);
-        let (height, width) = (latents.dim(1), latents.dim(2));
-        let tile = self.tile_size();
-        let step = (tile as f64 * (1.0 - OVERLAP)) as usize;
-        let blend = ((tile * scale) as f64 * OVERLAP) as usize;
-        let keep = tile * scale - blend;
+        let (tile, scale) = (self.tile_size(), self.scale());
+        let sizes = Sizes::new(tile, tile * scale);
+        let size = [latents.dim(1) * scale, latents.dim(2) * scale];
+        tiled(latents, size, 3, &sizes, &|part| self.decode(part))
+    }
 
-        let mut out = vec![0f32; height * scale * width * scale * 3];
-        let row_length = width * scale * 3;
-        // The row of tiles above, already blended: a tile blends with blended neighbours.
-        let mut above: Vec<Tile> = Vec::new();
-        for (row, top) in (0..height).step_by(step).enumerate() {
-            let mut current: Vec<Tile> = Vec::new();
-            for (column, left) in (0..width).step_by(step).enumerate() {
-                let mut here = self.decode_tile(latents, top, left, tile);
-                if let Some(neighbour) = above.get(column) {
-                    blend_down(neighbour, &mut here, blend);
-                }
-                if let Some(neighbour) = current.last() {
-                    blend_right(neighbour, &mut here, blend);
-                }
-                let kept_width = here.width.min(keep);
-                for y in 0..here.height.min(keep) {
-                    let from = y * here.width * 3;
-                    let to = (row * keep + y) * row_length + column * keep * 3;
-                    out[to..to + kept_width * 3]
-                        .copy_from_slice(&here.values[from..from + kept_width * 3]);
-                }
-                current.push(here);
+    /// [`Vae::encode`] of one picture `[1, 8H, 8W, 3]`, tile by tile.
+    pub fn encode_tiled(&self, picture: &Tensor) -> Tensor {
+        let (tile, scale) = (self.tile_size(), self.scale());
+        let sizes = Sizes::new(tile * scale, tile);
+        let size = [picture.dim(1) / scale, picture.dim(2) / scale];
+        let channels = 2 * self.config().latent_channels;
+        tiled(picture, size, channels, &sizes, &|part| self.encode(part))
+    }
+}
+
+/// `network` on every tile of `input` `[1, H, W, C]`, put together to `[1, size.., channels]`.
+fn tiled(
+    input: &Tensor,
+    [out_height, out_width]: [usize; 2],
+    channels: usize,
+    sizes: &Sizes,
+    network: &dyn Fn(&Tensor) -> Tensor,
+) -> Tensor {
+    let values = input.to_f32_vec();
+    let row_length = out_width * channels;
+    let mut out = vec![0f32; out_height * row_length];
+    // The row of tiles above, already blended: a tile blends with blended neighbours.
+    let mut above: Vec<Tile> = Vec::new();
+    for (row, top) in (0..input.dim(1)).step_by(sizes.step).enumerate() {
+        let mut current: Vec<Tile> = Vec::new();
+        for (column, left) in (0..input.dim(2)).step_by(sizes.step).enumerate() {
+            let result = network(&part(&values, input.shape(), [top, left], sizes.tile));
+            let mut here = Tile {
+                height: result.dim(1),
+                width: result.dim(2),
+                values: result.to_f32_vec(),
+            };
+            if let Some(neighbour) = above.get(column) {
+                blend_down(neighbour, &mut here, sizes.blend, channels);
             }
-            above = current;
+            if let Some(neighbour) = current.last() {
+                blend_right(neighbour, &mut here, sizes.blend, channels);
+            }
+            let kept_width = here.width.min(sizes.keep) * channels;
+            for y in 0..here.height.min(sizes.keep) {
+                let from = y * here.width * channels;
+                let to = (row * sizes.keep + y) * row_length + column * sizes.keep * channels;
+                out[to..to + kept_width].copy_from_slice(&here.values[from..from + kept_width]);
+            }
+            current.push(here);
         }
-        Tensor::from_f32(vec![1, height * scale, width * scale, 3], out)
+        above = current;
     }
+    Tensor::from_f32(vec![1, out_height, out_width, channels], out)
+}
 
-    fn decode_tile(&self, latents: &Tensor, top: usize, left: usize, side: usize) -> Tile {
-        let (width, channels) = (latents.dim(2), latents.channels());
-        let bottom = (top + side).min(latents.dim(1));
-        let right = (left + side).min(width);
-        let values = latents.to_f32_vec();
-        let mut part = Vec::with_capacity((bottom - top) * (right - left) * channels);
-        for y in top..bottom {
-            let start = (y * width + left) * channels;
-            part.extend_from_slice(&values[start..start + (right - left) * channels]);
-        }
-        let shape = vec![1, bottom - top, right - left, channels];
-        let decoded = self.decode(&Tensor::from_f32(shape, part));
-        Tile {
-            height: decoded.dim(1),
-            width: decoded.dim(2),
-            values: decoded.to_f32_vec(),
-        }
+/// The tile of `values` `[1, H, W, C]` whose corner is at `top`, `left`.
+fn part(values: &[f32], shape: &[usize], [top, left]: [usize; 2], side: usize) -> Tensor {
+    let (width, channels) = (shape[2], shape[3]);
+    let bottom = (top + side).min(shape[1]);
+    let right = (left + side).min(width);
+    let mut part = Vec::with_capacity((bottom - top) * (right - left) * channels);
+    for y in top..bottom {
+        let start = (y * width + left) * channels;
+        part.extend_from_slice(&values[start..start + (right - left) * channels]);
     }
+    Tensor::from_f32(vec![1, bottom - top, right - left, channels], part)
 }
 
 fn mix(a: f32, b: f32, step: usize, extent: usize) -> f32 {
@@ -89,12 +131,12 @@ fn mix(a: f32, b: f32, step: usize, extent: usize) -> f32 {
 }
 
 /// Fades the lower edge of `above` into the upper edge of `tile`.
-fn blend_down(above: &Tile, tile: &mut Tile, extent: usize) {
+fn blend_down(above: &Tile, tile: &mut Tile, extent: usize, channels: usize) {
     let extent = extent.min(above.height).min(tile.height);
-    let columns = above.width.min(tile.width) * 3;
+    let columns = above.width.min(tile.width) * channels;
     for y in 0..extent {
-        let from = (above.height - extent + y) * above.width * 3;
-        let to = y * tile.width * 3;
+        let from = (above.height - extent + y) * above.width * channels;
+        let to = y * tile.width * channels;
         for x in 0..columns {
             tile.values[to + x] = mix(above.values[from + x], tile.values[to + x], y, extent);
         }
@@ -102,13 +144,13 @@ fn blend_down(above: &Tile, tile: &mut Tile, extent: usize) {
 }
 
 /// Fades the right edge of `left` into the left edge of `tile`.
-fn blend_right(left: &Tile, tile: &mut Tile, extent: usize) {
+fn blend_right(left: &Tile, tile: &mut Tile, extent: usize, channels: usize) {
     let extent = extent.min(left.width).min(tile.width);
     for y in 0..left.height.min(tile.height) {
         for x in 0..extent {
-            let from = (y * left.width + left.width - extent + x) * 3;
-            let to = (y * tile.width + x) * 3;
-            for c in 0..3 {
+            let from = (y * left.width + left.width - extent + x) * channels;
+            let to = (y * tile.width + x) * channels;
+            for c in 0..channels {
                 tile.values[to + c] = mix(left.values[from + c], tile.values[to + c], x, extent);
             }
         }

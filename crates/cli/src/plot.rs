@@ -1,0 +1,536 @@
+//! `sdxl plot`: pictures that differ in up to three fields of their request, on one labelled
+//! sheet.
+//!
+//! Every picture is kept as a file of its own, named by a hash of its recipe, in a folder beside
+//! the sheet: a run that was stopped, or that asks for more, makes only what is not there yet.
+
+mod axes;
+mod sheet;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{ArgMatches, Args};
+use sdxl::image::png::{self, Texts};
+use sdxl::pipeline;
+use sdxl::recipe::{self, Recipe, RefinerRecipe};
+use sdxl::{Event, Inputs, Pixels, Request, image};
+use sha2::{Digest, Sha256};
+
+use crate::args::PictureArgs;
+use crate::generate::interrupt_flag;
+use crate::model::Chosen;
+use crate::output;
+use crate::progress::Progress;
+use crate::usage;
+use axes::Axis;
+use sheet::{Grid, Sheet};
+
+/// Most pictures of a sheet; beyond them a typing error is likelier than a wish.
+const MAX_CELLS: usize = 4096;
+/// Most pixels of a sheet.
+const MAX_PIXELS: usize = 1 << 28;
+
+/// `sdxl plot`
+#[derive(Args)]
+pub struct PlotArgs {
+    /// What the pictures show; given several times, the sheet compares prompts
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "recipe",
+        help_heading = "Sheet"
+    )]
+    pub prompt: Vec<String>,
+    /// Schedulers to compare: the same as --axis scheduler=NAME,NAME,...
+    #[arg(
+        long,
+        value_name = "NAME,NAME,...",
+        value_delimiter = ',',
+        conflicts_with = "scheduler",
+        help_heading = "Sheet"
+    )]
+    pub schedulers: Vec<String>,
+    /// Numbers of steps to compare
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        value_delimiter = ',',
+        help_heading = "Sheet"
+    )]
+    pub steps: Vec<usize>,
+    /// Seeds to compare; one seed is that of all pictures [default: 0]
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        value_delimiter = ',',
+        help_heading = "Sheet"
+    )]
+    pub seed: Vec<u64>,
+    /// Any field to compare, as in guidance_scale=3,5,7 or
+    /// scheduler_options.timestep_spacing=leading,trailing; values with commas as a JSON list.
+    /// Of two axes the first goes down and the second across; for every value of a third there is
+    /// a grid
+    #[arg(long, value_name = "FIELD=V,V,...", help_heading = "Sheet")]
+    pub axis: Vec<String>,
+    /// Longest side of a picture on the sheet, in pixels; beside it they are kept in full size
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Sheet")]
+    pub cell_size: usize,
+    /// PNG file for the sheet; pictures go into the folder of that name with `.cells`
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        default_value = "sheet.png",
+        help_heading = "Output"
+    )]
+    pub output: PathBuf,
+    /// What `sdxl generate` takes too.
+    #[command(flatten)]
+    pub picture: PictureArgs,
+}
+
+/// One picture of the sheet.
+struct Cell {
+    /// What tells it from the others.
+    name: String,
+    /// How it is made, with everything decided.
+    recipe: Recipe,
+    /// Where it is kept.
+    path: PathBuf,
+    /// What it starts from besides its seed.
+    inputs: Inputs,
+    /// Evaluations that it takes.
+    evaluations: usize,
+    /// The picture, once it is there.
+    picture: Option<Pixels>,
+}
+
+/// Runs the command.
+pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let args = &own.picture;
+    // Everything that can be refused is refused before any weights are read.
+    let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
+    let (base, axes) = request(own, matches, replayed.as_ref())?;
+    check_output(own)?;
+    let chosen = Chosen::new(args, None, replayed.as_ref())?;
+    let (checkpoint, refiner) = (&chosen.checkpoint, chosen.refiner());
+    let precision = chosen.precision;
+    let mut shared = chosen.recipe(base);
+    let mut cells = Vec::new();
+    for (name, request) in combinations(&shared.request, &axes)? {
+        let said = || format!("picture `{name}`");
+        let inputs = Inputs::read(&request).with_context(said)?;
+        let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)
+            .with_context(said)?;
+        let scheduler = pipeline::build_scheduler(checkpoint, &request).with_context(said)?;
+        cells.push(Cell {
+            evaluations: pipeline::evaluations(checkpoint, refiner, &request, &inputs)
+                .with_context(said)?,
+            recipe: Recipe {
+                scheduler_class: scheduler.info().class.to_string(),
+                inputs: inputs.files.clone(),
+                request,
+                ..shared.clone()
+            },
+            path: PathBuf::new(),
+            inputs,
+            picture: None,
+            name,
+        });
+    }
+    check_size(own, &axes, &cells)?;
+
+    let interrupted = interrupt_flag()?;
+    shared.files = recipe::hash_weights(checkpoint)?;
+    if let (Some(recipe), Some(checkpoint)) = (&mut shared.refiner, refiner) {
+        recipe.files = recipe::hash_weights(checkpoint)?;
+    }
+    let configs = hash_configs(chosen.model.folder())?;
+    let folder = own.output.with_extension("cells");
+    for cell in &mut cells {
+        cell.recipe.files = shared.files.clone();
+        cell.recipe.refiner = shared.refiner.clone();
+        cell.path = folder.join(format!("{}.png", key(&cell.recipe, &configs)));
+        cell.picture = read(cell);
+    }
+    let kept: Vec<bool> = cells.iter().map(|c| c.picture.is_some()).collect();
+    if let Some(notice) = chosen.notice {
+        err!("{notice}");
+    }
+    make(&mut cells, &chosen, &folder, &interrupted)?;
+
+    let title = title(&shared, &axes, &cells);
+    let drawn = arrange(own.cell_size, title, &axes, &cells).draw();
+    write(own, &shared, &axes, &drawn)?;
+    if args.json {
+        let pictures = cells.iter().zip(&kept).map(|(cell, kept)| {
+            serde_json::json!({
+                "name": cell.name,
+                "path": cell.path.to_string_lossy(),
+                "kept": kept,
+            })
+        });
+        out!(
+            "{}",
+            serde_json::json!({
+                "sheet": own.output.to_string_lossy(),
+                "pictures": pictures.collect::<Vec<_>>(),
+                "axes": axes,
+                "precision": precision,
+                "seconds": began.elapsed().as_secs_f64(),
+            })
+        );
+    } else {
+        out!("{}", own.output.display());
+    }
+    Ok(())
+}
+
+/// What all pictures share, and what they differ in.
+fn request(
+    own: &PlotArgs,
+    matches: &ArgMatches,
+    replayed: Option<&Recipe>,
+) -> anyhow::Result<(Request, Vec<Axis>)> {
+    let mut base = replayed.map_or_else(Request::default, |r| r.request.clone());
+    if !own.steps.is_empty() {
+        // In the place of a recipe's timesteps or sigmas, if it had some.
+        base.timesteps.clear();
+        base.sigmas.clear();
+    }
+    base = own.picture.request(base, matches)?;
+    if base.seed.is_empty() {
+        // Not from the clock: the next run is to find the pictures of this one.
+        base.seed.push(0);
+    }
+    let (axes, settings): (Vec<Axis>, Vec<Axis>) = axes::typed(own, matches)?
+        .into_iter()
+        .partition(|axis| axis.values.len() > 1);
+    for setting in &settings {
+        base = setting.apply(&base, 0)?;
+    }
+    match axes.len() {
+        0 => Err(usage(
+            "nothing differs: give two values or more, as in --schedulers euler,ddim or \
+             --axis guidance_scale=3,5,7",
+        )),
+        1..=3 => Ok((base, axes)),
+        more => Err(usage(format!(
+            "{more} fields differ; a sheet shows up to three"
+        ))),
+    }
+}
+
+/// The name and the request of every picture, the last axis changing fastest.
+fn combinations(base: &Request, axes: &[Axis]) -> anyhow::Result<Vec<(String, Request)>> {
+    let count = (axes.iter()).try_fold(1usize, |n, axis| n.checked_mul(axis.values.len()));
+    if count.is_none_or(|n| n > MAX_CELLS) {
+        return Err(usage(format!(
+            "more than {MAX_CELLS} pictures on one sheet; give fewer values"
+        )));
+    }
+    let mut all = vec![(Vec::new(), base.clone())];
+    for axis in axes {
+        let mut next = Vec::with_capacity(all.len() * axis.values.len());
+        for (name, request) in &all {
+            for i in 0..axis.values.len() {
+                let mut name: Vec<String> = name.clone();
+                name.push(axis.label(i));
+                next.push((name, axis.apply(request, i)?));
+            }
+        }
+        all = next;
+    }
+    let mut named = Vec::with_capacity(all.len());
+    for (name, request) in all {
+        let name = name.join(", ");
+        if request.images() != 1 {
+            return Err(usage(format!(
+                "picture `{name}`: {} pictures asked for where one is to stand; give one prompt and \
+                 leave num_images at 1",
+                request.images()
+            )));
+        }
+        // Here the default number of steps was asked for too, if `steps` is an axis.
+        if axes.iter().any(|axis| axis.field == "steps") {
+            request
+                .check_steps_agree()
+                .with_context(|| format!("picture `{name}`"))?;
+        }
+        named.push((name, request));
+    }
+    Ok(named)
+}
+
+fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
+    if !output::ends_in(&own.output, "png") {
+        return Err(usage(format!(
+            "--output {}: the sheet is written as PNG; name the file *.png",
+            own.output.display()
+        )));
+    }
+    output::check_file(&own.output, own.picture.overwrite)
+}
+
+fn check_size(own: &PlotArgs, axes: &[Axis], cells: &[Cell]) -> anyhow::Result<()> {
+    if own.cell_size < 16 {
+        return Err(usage(format!(
+            "--cell-size {}: use 16 pixels or more",
+            own.cell_size
+        )));
+    }
+    let side = |cell: &Cell| {
+        let size = cell.recipe.request.picture_size();
+        size.width.max(size.height).min(own.cell_size)
+    };
+    let largest = cells.iter().map(side).max().unwrap_or(0);
+    let pixels = cells.len().saturating_mul(largest * largest);
+    if pixels > MAX_PIXELS {
+        let values: Vec<String> = axes.iter().map(|a| a.values.len().to_string()).collect();
+        return Err(usage(format!(
+            "a sheet of {} pictures of {largest} pixels is too large; lower --cell-size",
+            values.join(" x ")
+        )));
+    }
+    Ok(())
+}
+
+/// The small files of a checkpoint and what is in them: they decide the numbers too, and no recipe
+/// names them.
+fn hash_configs(root: &Path) -> anyhow::Result<String> {
+    let mut files = Vec::new();
+    let list = |folder: &Path| -> anyhow::Result<Vec<PathBuf>> {
+        let said = || format!("{} cannot be listed", folder.display());
+        let entries = std::fs::read_dir(folder).with_context(said)?;
+        let paths: std::io::Result<Vec<PathBuf>> = entries.map(|e| Ok(e?.path())).collect();
+        paths.with_context(said)
+    };
+    for path in list(root)? {
+        if path.is_dir() {
+            files.extend(list(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    files.retain(|path| {
+        path.is_file() && path.extension().is_some_and(|e| e == "json" || e == "txt")
+    });
+    files.sort();
+    let mut all = String::new();
+    for path in files {
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+        all.push_str(&format!("{name} {}\n", recipe::hash_file(&path)?.1));
+    }
+    Ok(all)
+}
+
+/// The name under which a picture is kept: the same for the same pixels. What the checkpoint is
+/// called does not matter, what is in it does.
+fn key(recipe: &Recipe, configs: &str) -> String {
+    let nameless = Recipe {
+        model: PathBuf::new(),
+        refiner: recipe.refiner.clone().map(|refiner| RefinerRecipe {
+            model: PathBuf::new(),
+            ..refiner
+        }),
+        ..recipe.clone()
+    };
+    let digest = Sha256::digest(format!("{}\n{configs}", nameless.to_json()));
+    digest.iter().take(12).map(|b| format!("{b:02x}")).collect()
+}
+
+/// The picture of an earlier run, if it is there and whole.
+fn read(cell: &Cell) -> Option<Pixels> {
+    let size = cell.recipe.request.upscaled_size();
+    image::read::read(&cell.path)
+        .ok()
+        .filter(|picture| (picture.width, picture.height) == (size.width, size.height))
+}
+
+/// Makes the pictures that are not there yet, and keeps each as soon as it is done.
+fn make(
+    cells: &mut [Cell],
+    chosen: &Chosen,
+    folder: &Path,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<()> {
+    let total = cells.len();
+    let missing = || cells.iter().filter(|c| c.picture.is_none());
+    let evaluations: usize = missing().map(|c| c.evaluations).sum();
+    let count = missing().count();
+    let Some(first) = missing().next() else {
+        err!("all {total} pictures are kept from an earlier run");
+        return Ok(());
+    };
+    std::fs::create_dir_all(folder)
+        .map_err(|e| usage(format!("{}: it cannot be made: {e}", folder.display())))?;
+    output::check_file(&first.path, true)?;
+    let mut progress = Progress::new(evaluations);
+    if count < total {
+        progress.say(&format!(
+            "{} of {total} pictures are kept from an earlier run",
+            total - count
+        ));
+    }
+    let precision = first.recipe.precision;
+    progress.say(&format!("precision: {precision}"));
+    progress.begin("loading");
+    let pipeline = chosen.pipeline()?;
+    let (mut done, mut made) = (0, 0);
+    let mut warned: Vec<String> = Vec::new();
+    for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {
+        progress.say(&format!("picture {} of {count}: {}", made + 1, cell.name));
+        let result = pipeline.generate_from(&cell.recipe.request, &cell.inputs, &mut |event| {
+            match event {
+                // Every picture of a prompt has the same.
+                Event::Warning(text) if warned.iter().any(|w| w == text) => {}
+                Event::Warning(text) => {
+                    warned.push(text.to_string());
+                    progress.show(event);
+                }
+                // Counted over all pictures, so that the time left is that of the sheet.
+                Event::Step { index, seconds, .. } => progress.show(Event::Step {
+                    index: done + index,
+                    total: evaluations,
+                    seconds,
+                }),
+                _ => progress.show(event),
+            }
+            if interrupted.load(Ordering::SeqCst) {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        let output = match result {
+            Ok(output) => output,
+            Err(error) => {
+                progress.finish();
+                err!(
+                    "{} of {total} pictures are kept in {}; the same command goes on from there",
+                    total - count + made,
+                    folder.display()
+                );
+                return Err(anyhow::Error::from(error).context(format!("picture `{}`", cell.name)));
+            }
+        };
+        let Some(picture) = output.images.into_iter().next() else {
+            anyhow::bail!("picture `{}`: nothing was made", cell.name);
+        };
+        let mut bytes = Vec::new();
+        png::write(&mut bytes, &picture.pixels, &cell.recipe.texts())?;
+        // Whatever is there under this name is a broken copy of the same.
+        output::write_file(&cell.path, &bytes, true)?;
+        cell.picture = Some(picture.pixels);
+        done += cell.evaluations;
+        made += 1;
+    }
+    progress.finish();
+    Ok(())
+}
+
+/// What stands above the sheet: the prompt, and what all pictures share.
+fn title(shared: &Recipe, axes: &[Axis], cells: &[Cell]) -> Vec<String> {
+    let varies = |field: &str| axes.iter().any(|axis| axis.field == field);
+    let request = &shared.request;
+    let mut lines = Vec::new();
+    if !varies("prompt") {
+        lines.push(request.prompt.join(" "));
+    }
+    let mut settings = Vec::new();
+    if !varies("width")
+        && !varies("height")
+        && let Some(cell) = cells.first()
+    {
+        settings.push(cell.recipe.request.picture_size().to_string());
+    }
+    if !varies("scheduler")
+        && request.scheduler.is_none()
+        && let Some(cell) = cells.first()
+    {
+        settings.push(cell.recipe.scheduler_class.clone());
+    }
+    let default = serde_json::to_value(Request::default()).unwrap_or_default();
+    let given = serde_json::to_value(request).unwrap_or_default();
+    for (field, value) in given.as_object().into_iter().flatten() {
+        let said = ["prompt", "width", "height"].contains(&field.as_str());
+        let always = ["seed", "guidance_scale", "steps"].contains(&field.as_str());
+        let listed = !request.timesteps.is_empty() || !request.sigmas.is_empty();
+        let silent = said || varies(field) || field == "steps" && listed;
+        if !silent && (always || default.get(field) != Some(value)) {
+            let axis = Axis {
+                field: field.clone(),
+                values: vec![value.clone()],
+            };
+            settings.push(axis.label(0));
+        }
+    }
+    lines.push(settings.join(" \u{b7} "));
+    let model = shared.model.file_name().unwrap_or(shared.model.as_os_str());
+    lines.push(format!(
+        "{} \u{b7} {} \u{b7} sdxl {}",
+        model.to_string_lossy(),
+        shared.precision,
+        shared.version
+    ));
+    lines
+}
+
+/// One axis goes across; of two the first goes down; of three the last makes the grids.
+fn arrange(cell_size: usize, title: Vec<String>, axes: &[Axis], cells: &[Cell]) -> Sheet {
+    let labels = |axis: Option<&Axis>| match axis {
+        Some(axis) => (0..axis.values.len()).map(|i| axis.label(i)).collect(),
+        None => vec![String::new()],
+    };
+    let (down, across, grids) = match axes {
+        [one] => (None, Some(one), None),
+        [first, second, rest @ ..] => (Some(first), Some(second), rest.first()),
+        [] => (None, None, None),
+    };
+    let (rows, columns, headings) = (labels(down), labels(across), labels(grids));
+    // In the order of the axes, so that the grids' index changes fastest.
+    let grids = headings.iter().enumerate().map(|(i, heading)| Grid {
+        heading: heading.clone(),
+        pictures: (cells.iter().skip(i).step_by(headings.len()))
+            .filter_map(|cell| cell.picture.as_ref())
+            .map(|picture| sheet::reduced(picture, cell_size))
+            .collect(),
+    });
+    Sheet {
+        title,
+        grids: grids.collect(),
+        columns,
+        rows,
+    }
+}
+
+/// Writes the sheet with what it was made of.
+fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyhow::Result<()> {
+    let fields: Vec<&str> = axes.iter().map(|a| a.field.as_str()).collect();
+    let recipe = serde_json::json!({
+        "version": shared.version,
+        "axes": axes,
+        "model": shared.model,
+        "variant": shared.variant,
+        "precision": shared.precision,
+        "isa": shared.isa,
+        "files": shared.files,
+        "request": shared.request,
+    });
+    let texts = Texts {
+        parameters: Some(format!(
+            "{}\nSheet over {}, Version: sdxl {}",
+            shared.request.prompt.join("\n"),
+            fields.join(", "),
+            shared.version
+        )),
+        recipe: Some(format!("{recipe:#}")),
+    };
+    let mut bytes = Vec::new();
+    png::write(&mut bytes, drawn, &texts)?;
+    output::write_file(&own.output, &bytes, own.picture.overwrite)
+}

@@ -1,0 +1,38 @@
+//! Running the program as a user does, and reading what it wrote.
+
+#![allow(dead_code)] // each test binary uses its own part of this module
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A path below the repository's `golden/`.
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../golden")
+        .join(path)
+}
+
+/// Runs the program in `folder`, with its cache there too: no test writes to its user's.
+pub fn sdxl(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sdxl"))
+        .args(args)
+        .current_dir(folder)
+        .env("HOME", folder.join("home"))
+        .env("XDG_CACHE_HOME", folder.join("cache"))
+        .output()
+        .unwrap()
+}
+
+/// What the program said.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Width, height and RGB bytes of a PNG: the file without its compression and its texts.
+pub fn read_png(path: &Path) -> (usize, usize, Vec<u8>) {
+    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut rgb).unwrap();
+    (info.width as usize, info.height as usize, rgb)
+}

@@ -1,0 +1,338 @@
+//! The prompts of a request, encoded: what every step of the run is conditioned on.
+
+use std::sync::Arc;
+
+use super::Pipeline;
+use crate::error::{Error, Result};
+use crate::prompt::{Content, Join, Part, Prompt, Resolved, Span};
+use crate::request::Request;
+use crate::text::embeds_file::Embeds;
+use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
+use crate::weights::folder::Checkpoint;
+
+/// A conditioning and how much its prediction counts.
+pub type Weighted = (f32, Arc<Conditioning>);
+
+/// One side of the guidance over a run.
+struct Side {
+    /// What there is to be conditioned on: several predictions each where the prompt has `AND`.
+    variants: Vec<Vec<Weighted>>,
+    /// Which of them each step uses; empty if all use the first.
+    at: Vec<usize>,
+}
+
+impl Side {
+    fn one(conditioning: Arc<Conditioning>) -> Side {
+        Side {
+            variants: vec![vec![(1.0, conditioning)]],
+            at: Vec::new(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Conditioning>> {
+        self.variants.iter().flatten().map(|(_, c)| c)
+    }
+
+    fn at(&self, step: usize) -> &[Weighted] {
+        let last = self.at.last().copied().unwrap_or(0);
+        let variant = self.at.get(step).copied().unwrap_or(last);
+        &self.variants[variant]
+    }
+
+    fn pad(&mut self, text: &TextEncoders, tokens: usize, options: &TextOptions) -> Result<()> {
+        for (_, conditioning) in self.variants.iter_mut().flatten() {
+            *conditioning = text.pad(conditioning, tokens, options)?;
+        }
+        Ok(())
+    }
+}
+
+/// A prompt's positive and negative conditioning, all of one length.
+pub struct PromptPair {
+    positive: Side,
+    negative: Side,
+}
+
+impl PromptPair {
+    /// The predictions that make the positive side of a step, counted from 0.
+    pub fn positive(&self, step: usize) -> &[Weighted] {
+        self.positive.at(step)
+    }
+
+    /// The negative side of a step.
+    pub fn negative(&self, step: usize) -> &Conditioning {
+        &self.negative.at(step)[0].1
+    }
+
+    /// Number of text tokens, for so many channels a token.
+    pub fn tokens(&self, channels: usize) -> usize {
+        self.negative(0).tokens(channels)
+    }
+
+    /// Most predictions that a step of the positive side takes.
+    pub fn parts(&self) -> usize {
+        let parts = self.positive.variants.iter().map(Vec::len);
+        parts.max().unwrap_or(1)
+    }
+}
+
+/// Refuses prompts that cannot be read, and encoded ones that do not go with the rest.
+///
+/// # Errors
+/// [`Error::Request`] that says where.
+pub fn check(
+    checkpoint: &Checkpoint,
+    refiner: bool,
+    request: &Request,
+    embeds: Option<&Embeds>,
+) -> Result<()> {
+    let lists = [
+        &request.prompt,
+        &request.prompt_2,
+        &request.negative_prompt,
+        &request.negative_prompt_2,
+    ];
+    for text in lists.into_iter().flatten() {
+        Prompt::parse(text, request.prompt_syntax)?;
+    }
+    let Some(embeds) = embeds else { return Ok(()) };
+    if refiner {
+        return Err(Error::request(
+            "prompt_embeds: they are of the base's two text encoders, and a refiner reads the \
+             prompt with its own; give the prompt instead",
+        ));
+    }
+    let (given, prompts) = (embeds.positive.len(), request.prompt.len());
+    if given != prompts {
+        return Err(Error::request(format!(
+            "prompt_embeds: {given} given for {prompts} prompts"
+        )));
+    }
+    embeds.check(
+        checkpoint.unet.cross_attention_dim,
+        checkpoint.text_encoder_2.projection_dim,
+    )
+}
+
+/// Whether one prediction, unweighted, is all there is to it.
+fn is_single(resolved: &Resolved) -> bool {
+    resolved.join == Join::Concat || matches!(&resolved.parts[..], [] | [Part { weight: 1.0, .. }])
+}
+
+/// Encodes every prompt of the request for `model`, in order, or takes `embeds` instead;
+/// `steps` are the steps of the whole way from noise to picture.
+///
+/// # Errors
+/// Prompts that cannot be read or tokenized.
+pub fn encode(
+    model: &Pipeline,
+    request: &Request,
+    embeds: Option<&Embeds>,
+    steps: usize,
+    warn: &mut dyn FnMut(String),
+) -> Result<Vec<PromptPair>> {
+    let text = &model.text;
+    let options = TextOptions::of(request);
+    // clip_skip is for the positive prompt only, as in the reference.
+    let negative_options = TextOptions {
+        clip_skip: None,
+        ..options
+    };
+    let zeros = model.checkpoint.force_zeros_for_empty_prompt && request.negative_prompt.is_empty();
+    let given = |side: &[Conditioning], i: usize| -> Option<Side> {
+        let conditioning = side.get(if side.len() == 1 { 0 } else { i })?;
+        Some(Side::one(Arc::new(conditioning.clone())))
+    };
+    let mut pairs: Vec<PromptPair> = Vec::new();
+    for (i, prompt) in request.prompt.iter().enumerate() {
+        let mut side = |text_1: &str, text_2: Option<&str>, options: &TextOptions, negative| {
+            let texts = (text_1, text_2.filter(|t| !t.is_empty()));
+            encode_side(text, request, texts, options, negative, steps, warn)
+        };
+        let mut positive = match embeds {
+            Some(embeds) => given(&embeds.positive, i).ok_or_else(|| {
+                Error::request(format!(
+                    "prompt_embeds: {} given for {} prompts",
+                    embeds.positive.len(),
+                    request.prompt.len()
+                ))
+            })?,
+            None => side(prompt, pick(&request.prompt_2, i), &options, false)?,
+        };
+        // Several parts are summed as differences from the negative side, guided or not.
+        let composed = positive
+            .variants
+            .iter()
+            .any(|v| !matches!(v[..], [(1.0, _)]));
+        let negative = if !request.guided() && !composed {
+            None
+        } else if let Some(side) = embeds.and_then(|e| given(&e.negative, i)) {
+            Some(side)
+        } else if zeros {
+            None
+        } else {
+            let text_1 = pick(&request.negative_prompt, i).unwrap_or("");
+            let text_2 = pick(&request.negative_prompt_2, i);
+            Some(side(text_1, text_2, &negative_options, true)?)
+        };
+        let channels = text.channels();
+        let tokens = (positive.all())
+            .chain(negative.iter().flat_map(Side::all))
+            .map(|c| c.tokens(channels))
+            .max()
+            .unwrap_or(0);
+        positive.pad(text, tokens, &options)?;
+        let negative = match negative {
+            Some(mut negative) => {
+                negative.pad(text, tokens, &negative_options)?;
+                negative
+            }
+            None => Side::one(Arc::new(Conditioning::zeros_like(&positive.at(0)[0].1))),
+        };
+        pairs.push(PromptPair { positive, negative });
+    }
+    Ok(pairs)
+}
+
+/// The text for prompt `index`: a list holds none, one for all, or one each.
+fn pick(list: &[String], index: usize) -> Option<&str> {
+    match list {
+        [] => None,
+        [one] => Some(one),
+        many => many.get(index).map(String::as_str),
+    }
+}
+
+fn encode_side(
+    text: &TextEncoders,
+    request: &Request,
+    texts: (&str, Option<&str>),
+    options: &TextOptions,
+    negative: bool,
+    steps: usize,
+    warn: &mut dyn FnMut(String),
+) -> Result<Side> {
+    let syntax = request.prompt_syntax;
+    let prompt = Prompt::parse(texts.0, syntax)?;
+    let prompt_2 = texts.1.map(|t| Prompt::parse(t, syntax)).transpose()?;
+    for lora in prompt.loras() {
+        warn(format!(
+            "the prompt asks for the LoRA `{}`; LoRAs are not applied yet",
+            lora.name
+        ));
+    }
+    let changes =
+        prompt.changes_by_step() || prompt_2.as_ref().is_some_and(Prompt::changes_by_step);
+    let mut seen: Vec<(Resolved, Option<Resolved>)> = Vec::new();
+    let mut side = Side {
+        variants: Vec::new(),
+        at: Vec::new(),
+    };
+    for step in 0..if changes { steps.max(1) } else { 1 } {
+        let resolve = |prompt: &Prompt| {
+            let resolved = prompt.at(step, steps.max(1));
+            if negative {
+                as_text(resolved)
+            } else {
+                resolved
+            }
+        };
+        let now = (resolve(&prompt), prompt_2.as_ref().map(resolve));
+        let known = seen.iter().position(|before| *before == now);
+        side.at.push(known.unwrap_or(seen.len()));
+        if known.is_none() {
+            let variant = encode_variant(text, texts, (&now.0, now.1.as_ref()), options, warn)?;
+            side.variants.push(variant);
+            seen.push(now);
+        }
+    }
+    Ok(side)
+}
+
+/// What one step is conditioned on.
+fn encode_variant(
+    text: &TextEncoders,
+    (raw, raw_2): (&str, Option<&str>),
+    (resolved, resolved_2): (&Resolved, Option<&Resolved>),
+    options: &TextOptions,
+    warn: &mut dyn FnMut(String),
+) -> Result<Vec<Weighted>> {
+    let resolved_2 = resolved_2.unwrap_or(resolved);
+    let raw_2 = raw_2.unwrap_or(raw);
+    let mut encode = |parts: &[Part], parts_2: &[Part]| {
+        let (input, input_2) = (
+            TextInput { raw, parts },
+            TextInput {
+                raw: raw_2,
+                parts: parts_2,
+            },
+        );
+        text.encode(input, input_2, options, warn)
+    };
+    let composed = |r: &Resolved| r.join == Join::Compose && !r.parts.is_empty();
+    if !composed(resolved) && !composed(resolved_2) {
+        return Ok(vec![(1.0, encode(&resolved.parts, &resolved_2.parts)?)]);
+    }
+    // Each part is encoded without its weight, which is that of its prediction.
+    let alone = |r: &Resolved| -> Vec<(f64, Vec<Part>)> {
+        if !composed(r) {
+            return vec![(1.0, r.parts.clone())];
+        }
+        let part = |p: &Part| {
+            let content = p.content.clone();
+            (
+                p.weight,
+                vec![Part {
+                    content,
+                    weight: 1.0,
+                }],
+            )
+        };
+        r.parts.iter().map(part).collect()
+    };
+    let (first, second) = (alone(resolved), alone(resolved_2));
+    if second.len() != 1 && second.len() != first.len() {
+        return Err(Error::request(format!(
+            "prompt_2: it has {} parts joined by AND and the prompt has {}; give as many, or one",
+            second.len(),
+            first.len()
+        )));
+    }
+    (first.iter().enumerate())
+        .map(|(i, (weight, parts))| {
+            let (_, parts_2) = &second[if second.len() == 1 { 0 } else { i }];
+            Ok((*weight as f32, encode(parts, parts_2)?))
+        })
+        .collect()
+}
+
+/// A negative prompt has one prediction: there `AND` is a word, as it is in A1111.
+fn as_text(resolved: Resolved) -> Resolved {
+    if is_single(&resolved) {
+        return Resolved {
+            join: Join::Concat,
+            ..resolved
+        };
+    }
+    let mut spans: Vec<Span> = Vec::new();
+    let word = |text: String| Span::Text { text, weight: 1.0 };
+    for (i, part) in resolved.parts.into_iter().enumerate() {
+        if i > 0 {
+            spans.push(word("AND".into()));
+        }
+        match part.content {
+            Content::Text(text) => spans.extend(text),
+            Content::Blend { members, .. } => spans.extend(members.into_iter().flat_map(|m| m.0)),
+        }
+        if part.weight != 1.0 {
+            spans.push(word(format!(":{}", part.weight)));
+        }
+    }
+    Resolved {
+        parts: vec![Part {
+            content: Content::Text(spans),
+            weight: 1.0,
+        }],
+        join: Join::Concat,
+    }
+}

@@ -1,0 +1,216 @@
+//! What the UNet is asked for every image, and its answer with guidance.
+
+use std::ops::Range;
+
+use super::Pipeline;
+use super::conditioning::PromptPair;
+use super::guidance::{compose, guide};
+use crate::latents::Latents;
+use crate::memory;
+use crate::model::unet::UNetConditioning;
+use crate::request::{Request, Size};
+use crate::tensor::Tensor;
+use crate::text::Conditioning;
+use crate::weights::folder::Checkpoint;
+
+/// What every image of a stage is conditioned on.
+pub struct Rows<'a> {
+    model: &'a Pipeline,
+    request: &'a Request,
+    prompts: &'a [PromptPair],
+    ids: SizeIds,
+    /// Images evaluated together.
+    group: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Pictures of `size`, made by `model` from noise or from something else.
+    pub fn new(
+        model: &'a Pipeline,
+        request: &'a Request,
+        prompts: &'a [PromptPair],
+        size: Size,
+        from_noise: bool,
+    ) -> Self {
+        let one = memory::of_unet_image(
+            &model.checkpoint.unet,
+            model.precision,
+            (size.width * size.height) as u64,
+            request.guided(),
+        );
+        // Half of what is free, so that an estimate that is off does no harm. Beyond
+        // eight images a larger batch no longer makes the kernels faster.
+        let fit = memory::available().map_or(1, |free| free / 2 / one.max(1));
+        let parts = prompts.iter().map(PromptPair::parts).max().unwrap_or(1);
+        Rows {
+            model,
+            request,
+            prompts,
+            ids: SizeIds::new(&model.checkpoint, request, size, from_noise),
+            group: (fit.clamp(1, 8) as usize / parts).max(1),
+        }
+    }
+
+    /// The request.
+    pub fn request(&self) -> &Request {
+        self.request
+    }
+
+    /// The prediction for all images, `input` `[N, H, W, C]`, guided by `scale` or, without
+    /// one, for the prompt alone, as it is at `step` (from 0).
+    pub fn predict(
+        &self,
+        input: &Latents,
+        timestep: f64,
+        scale: Option<f32>,
+        step: usize,
+    ) -> Latents {
+        let [images, height, width, _] = input.shape();
+        let channels = self.model.checkpoint.unet.out_channels;
+        let mut prediction = Vec::with_capacity(images * height * width * channels);
+        let text_width = self.model.checkpoint.unet.cross_attention_dim;
+        let tokens = |image: usize| self.prompt(image).tokens(text_width);
+        let mut first = 0;
+        while first < images {
+            // Texts of different lengths cannot go together.
+            let together = (first..images.min(first + self.group))
+                .take_while(|image| tokens(*image) == tokens(first));
+            let group = first..first + together.count();
+            first = group.end;
+            prediction.extend(self.predict_group(input, timestep, scale, step, group));
+        }
+        Latents::new([images, height, width, channels], prediction)
+    }
+
+    /// The prompt that an image is of.
+    fn prompt(&self, image: usize) -> &PromptPair {
+        &self.prompts[image / self.request.num_images]
+    }
+
+    /// Images of the range `group`, cond and uncond in one batch.
+    fn predict_group(
+        &self,
+        input: &Latents,
+        timestep: f64,
+        scale: Option<f32>,
+        step: usize,
+        group: Range<usize>,
+    ) -> Vec<f32> {
+        let [images, height, width, channels] = input.shape();
+        let positive = |image: usize| self.prompt(image).positive(step);
+        // Several parts are summed as differences from the negative side, guided or not.
+        let alone = |image| matches!(positive(image), [(1.0, _)]);
+        let composed = !group.clone().all(alone);
+        let sides: &[bool] = if scale.is_some() || composed {
+            &[false, true]
+        } else {
+            &[true]
+        };
+        let (mut values, mut text, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        let size = height * width * channels;
+        for (side, &is_positive) in sides.iter().enumerate() {
+            for image in group.clone() {
+                let negative = if self.ids.alternate {
+                    sides.len() == 2 && (side * images + image).is_multiple_of(2)
+                } else {
+                    !is_positive
+                };
+                let texts: Vec<&Conditioning> = if is_positive {
+                    positive(image).iter().map(|(_, part)| &**part).collect()
+                } else {
+                    vec![self.prompt(image).negative(step)]
+                };
+                for part in texts {
+                    values.extend_from_slice(&input.data()[image * size..(image + 1) * size]);
+                    text.push(part);
+                    ids.extend(if negative {
+                        &self.ids.negative
+                    } else {
+                        &self.ids.positive
+                    });
+                }
+            }
+        }
+        let batch = text.len();
+        let unet = &self.model.unet;
+        let (context, pooled) =
+            Conditioning::stack(&text, self.model.checkpoint.unet.cross_attention_dim);
+        let conditioning = UNetConditioning {
+            context,
+            pooled,
+            time_ids: Tensor::from_f32(vec![batch, self.ids.positive.len()], ids),
+        };
+        let x = Tensor::from_f32(vec![batch, height, width, channels], values);
+        let mut out = unet.forward(&x, timestep, &conditioning).to_f32_vec();
+        if sides.len() == 2 {
+            let size = out.len() / batch;
+            let mut cond = out.split_off(group.len() * size);
+            for (image, u) in group.zip(out.chunks_exact_mut(size)) {
+                let parts = positive(image);
+                let rest = cond.split_off(parts.len() * size);
+                let weights = parts.iter().map(|(weight, _)| *weight);
+                let c = compose(u, std::mem::replace(&mut cond, rest), weights);
+                match scale {
+                    Some(scale) => guide(u, &c, scale, self.request.guidance_rescale),
+                    None => u.copy_from_slice(&c),
+                }
+            }
+        }
+        out
+    }
+}
+
+/// The numbers besides the text: the original picture's height and width, crop top and left,
+/// and the height and width aimed at or, for a refiner, how beautiful the picture is.
+struct SizeIds {
+    positive: Vec<f32>,
+    negative: Vec<f32>,
+    /// Text to image of the reference puts the texts into its batch as n n p p but the size ids
+    /// as n p n p, so with several images half of them are swapped. It shows only where
+    /// negative sizes are given; matched, since numbers are.
+    alternate: bool,
+}
+
+impl SizeIds {
+    fn new(checkpoint: &Checkpoint, request: &Request, size: Size, from_noise: bool) -> Self {
+        let original = request.original_size.unwrap_or(size);
+        let target = request.target_size.unwrap_or(size);
+        let crop = request.crops_coords_top_left;
+        let negative_crop = request.negative_crops_coords_top_left;
+        let negative_original = request.negative_original_size.unwrap_or(original);
+        let negative_target = request.negative_target_size.unwrap_or(target);
+        let ids = |original: Size, crop: [usize; 2], last: &[f32]| {
+            let first = [original.height, original.width, crop[0], crop[1]];
+            let first = first.map(|v| v as f32);
+            [&first, last].concat()
+        };
+        let sides = |size: Size| [size.height as f32, size.width as f32];
+        let positive = ids(original, crop, &sides(target));
+        if checkpoint.requires_aesthetics_score {
+            return SizeIds {
+                positive: ids(original, crop, &[request.aesthetic_score]),
+                negative: ids(
+                    negative_original,
+                    negative_crop,
+                    &[request.negative_aesthetic_score],
+                ),
+                alternate: false,
+            };
+        }
+        let negative = if !from_noise {
+            // Here the reference passes over the negative crop.
+            ids(negative_original, crop, &sides(negative_target))
+        } else if request.negative_original_size.is_some() && request.negative_target_size.is_some()
+        {
+            ids(negative_original, negative_crop, &sides(negative_target))
+        } else {
+            // And here over the negative sizes, unless both are there.
+            positive.clone()
+        };
+        SizeIds {
+            positive,
+            negative,
+            alternate: from_noise,
+        }
+    }
+}

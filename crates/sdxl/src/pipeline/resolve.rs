@@ -1,0 +1,180 @@
+//! From what was asked to what will be done: everything decided that was left open, and
+//! everything refused that cannot be done, before any weights are read.
+
+use super::refine::check_refiner;
+use super::stages::stages;
+use super::{canvas, conditioning};
+use crate::error::{Error, Result};
+use crate::inputs::Inputs;
+use crate::latents::Latents;
+use crate::memory;
+use crate::request::{Request, Tiling};
+use crate::weights::Precision;
+use crate::weights::folder::{Checkpoint, Family};
+
+/// Strengths of diffusers' pipelines where none is asked for: image to image, inpainting.
+const STRENGTH: f64 = 0.3;
+const MASKED_STRENGTH: f64 = 0.9999;
+/// Where base and refiner part where nothing is asked for: diffusers' documentation.
+const FRACTION: f64 = 0.8;
+
+/// The request with everything decided that was left open (size, seed, strength), after
+/// checking that these checkpoints and this machine can do it. Needs no weights.
+///
+/// # Errors
+/// [`Error::Request`] naming the field; [`Error::Scheduler`] for its options;
+/// [`Error::File`] for a checkpoint that is of the wrong kind for the request;
+/// [`Error::Machine`] where the pictures would not fit in memory.
+pub fn resolve(
+    checkpoint: &Checkpoint,
+    refiner: Option<&Checkpoint>,
+    precision: Precision,
+    request: &Request,
+    inputs: &Inputs,
+) -> Result<Request> {
+    request.check()?;
+    if let Some(refiner) = refiner {
+        check_refiner(checkpoint, refiner)?;
+    }
+    let mut request = request.clone();
+    if let (true, Some(embeds)) = (request.prompt.is_empty(), &inputs.embeds) {
+        request.prompt = vec![String::new(); embeds.positive.len()];
+    }
+    let embeds = inputs.embeds.as_ref();
+    conditioning::check(checkpoint, refiner.is_some(), &request, embeds)?;
+    decide_size(checkpoint, &mut request, inputs);
+    // Once more with what was decided: the checkpoint's size may be no multiple of 8.
+    request.check()?;
+    if request.seed.is_empty() {
+        request.seed.push(fresh_seed());
+    }
+    let picture = inputs.init_image.is_some();
+    if picture && (refiner.is_some() || request.denoising_start.is_none()) {
+        let masked = inputs.mask.is_some() || !request.extend.is_zero();
+        let usual = if masked { MASKED_STRENGTH } else { STRENGTH };
+        request.strength.get_or_insert(usual);
+    }
+    if refiner.is_some()
+        && request.refiner_strength.is_none()
+        && request.denoising_start.is_none()
+        && request.denoising_end.is_none()
+    {
+        request.denoising_fraction.get_or_insert(FRACTION);
+    }
+    check_kind(checkpoint, &request, inputs)?;
+    canvas::check(&request, inputs)?;
+    stages(checkpoint, refiner, &request, inputs)?;
+    if let Some(latents) = &inputs.latents {
+        check_latents(checkpoint, &request, latents)?;
+    }
+    check_clip_skip(checkpoint, &request)?;
+    for checkpoint in [Some(checkpoint), refiner].into_iter().flatten() {
+        check_memory(checkpoint, precision, &request)?;
+    }
+    Ok(request)
+}
+
+/// The size asked for, the input picture's or the checkpoint's.
+fn decide_size(checkpoint: &Checkpoint, request: &mut Request, inputs: &Inputs) {
+    let (width, height) = match canvas::natural_size(request, inputs) {
+        Some(size) => (size.width, size.height),
+        None => {
+            let (height, width) = checkpoint.unet.default_latent_size();
+            (8 * width, 8 * height)
+        }
+    };
+    request.width.get_or_insert(width);
+    request.height.get_or_insert(height);
+}
+
+/// Refiners finish, inpainting models need a mask, the others do either.
+fn check_kind(checkpoint: &Checkpoint, request: &Request, inputs: &Inputs) -> Result<()> {
+    let begun = inputs.init_image.is_some()
+        || inputs.latents.is_some()
+            && (request.strength.is_some() || request.denoising_start.is_some());
+    if checkpoint.family() == Family::Refiner && !begun {
+        return Err(Error::file(
+            checkpoint.root(),
+            "this is a refiner, which finishes a picture and cannot start one from a prompt; give \
+             a base checkpoint as the model and this one with --refiner, or a picture with \
+             --init-image",
+        ));
+    }
+    let (channels, latents) = (checkpoint.unet.in_channels, checkpoint.vae.latent_channels);
+    let masked = inputs.mask.is_some() || !request.extend.is_zero();
+    if channels == latents || channels == 2 * latents + 1 && inputs.init_image.is_some() && masked {
+        return Ok(());
+    }
+    Err(Error::file(
+        checkpoint.root().join("unet/config.json"),
+        if channels == 2 * latents + 1 {
+            format!(
+                "in_channels is {channels}, not the {latents} of the latents: an inpainting model, \
+                 which cannot make a picture from a prompt alone; give --init-image and --mask"
+            )
+        } else {
+            format!(
+                "in_channels is {channels}; this program knows {latents} (the latents) and {} (with \
+                 a mask and a masked picture)",
+                2 * latents + 1
+            )
+        },
+    ))
+}
+
+/// Refuses latents of another shape than the run's, naming both in torch's axis order.
+fn check_latents(checkpoint: &Checkpoint, request: &Request, latents: &Latents) -> Result<()> {
+    let size = request.picture_size();
+    let channels = checkpoint.vae.latent_channels;
+    let images = request.images();
+    let shape = [images, size.height / 8, size.width / 8, channels];
+    if latents.shape() == shape {
+        return Ok(());
+    }
+    let ([n, h, w, c], [images, height, width, channels]) = (latents.shape(), shape);
+    Err(Error::request(format!(
+        "latents: [{n}, {c}, {h}, {w}] given, but {images} pictures of {size} start from [{images}, \
+         {channels}, {height}, {width}]"
+    )))
+}
+
+fn check_clip_skip(checkpoint: &Checkpoint, request: &Request) -> Result<()> {
+    let encoders = [
+        checkpoint.text_encoder.as_ref(),
+        Some(&checkpoint.text_encoder_2),
+    ];
+    for config in encoders.into_iter().flatten() {
+        let (skip, layers) = (request.clip_skip.unwrap_or(0), config.num_hidden_layers);
+        if skip >= layers {
+            return Err(Error::request(format!(
+                "clip_skip: {skip} given, but a text encoder has {layers} layers; use up to {}",
+                layers - 1
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_memory(checkpoint: &Checkpoint, precision: Precision, request: &Request) -> Result<()> {
+    let size = request.upscaled_size();
+    let pixels = (size.width * size.height) as u64;
+    let one = memory::of_unet_image(&checkpoint.unet, precision, pixels, request.guided());
+    let decode = match request.vae_tiling {
+        Tiling::Off => memory::of_decode(&checkpoint.vae, pixels),
+        _ => 0,
+    };
+    memory::check(
+        &format!("a picture of {size}"),
+        one.max(decode) + 12 * pixels,
+        "ask for a smaller one",
+    )
+}
+
+/// A seed nobody chose: from the clock, below 2^32 so that other tools can use it too.
+pub(crate) fn fresh_seed() -> u64 {
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64);
+    // Multiplying by an odd constant spreads the fast-changing low bits over the word.
+    nanos.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
+}

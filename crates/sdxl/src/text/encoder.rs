@@ -1,0 +1,133 @@
+//! A text encoder with the tokenizer that goes with it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::clip::ClipTextModel;
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use crate::weights::folder::{Part, TextParts};
+use crate::weights::{Loader, Precision};
+
+/// Sequences that go through the network together: more would not make it faster.
+const BATCH: usize = 8;
+
+/// A sequence to encode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// Token ids, as many as the encoder takes.
+    pub ids: Vec<u32>,
+    /// Which tokens the others, and they themselves, attend to; all if nothing is said.
+    pub seen: Option<Vec<bool>>,
+}
+
+/// A text encoder with its tokenizer.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    model: ClipTextModel,
+    /// States of the empty text, by the number of layers skipped.
+    empty: Mutex<Vec<(usize, Arc<Vec<f32>>)>>,
+}
+
+impl Encoder {
+    /// Reads tokenizer and weights.
+    ///
+    /// # Errors
+    /// A missing or wrong file, and a tokenizer that does not go with the encoder.
+    pub fn load(parts: &TextParts, part: Part, precision: Precision) -> Result<Self> {
+        let folder = parts.tokenizer_folder(part);
+        let tokenizer = Tokenizer::open(&folder)?;
+        let config = match (part, &parts.text_encoder) {
+            (Part::TextEncoder, Some(config)) => config,
+            _ => &parts.text_encoder_2,
+        };
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::file(
+                &folder,
+                format!(
+                    "it has {} tokens, but the text encoder knows {}; they belong to different \
+                     models",
+                    tokenizer.vocab_size(),
+                    config.vocab_size
+                ),
+            ));
+        }
+        if tokenizer.max_length() > config.max_position_embeddings {
+            return Err(Error::file(
+                &folder,
+                format!(
+                    "model_max_length is {}, but the text encoder takes {} tokens",
+                    tokenizer.max_length(),
+                    config.max_position_embeddings
+                ),
+            ));
+        }
+        let tensors = parts.tensors(part)?;
+        let root = Loader::new(&tensors, precision);
+        let model = ClipTextModel::load(config, &root, part == Part::TextEncoder2)?;
+        Ok(Encoder {
+            tokenizer,
+            model,
+            empty: Mutex::default(),
+        })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Channels of a token's state.
+    pub fn width(&self) -> usize {
+        self.model.config().hidden_size
+    }
+
+    /// The states of each sequence, `[tokens, width]`, after `skip` layers fewer than there are.
+    pub fn states(&self, sequences: &[Sequence], skip: usize) -> Vec<Vec<f32>> {
+        let mut states = Vec::with_capacity(sequences.len());
+        for batch in sequences.chunks(BATCH) {
+            let ids: Vec<Vec<u32>> = batch.iter().map(|s| s.ids.clone()).collect();
+            let hidden = if batch.iter().all(|s| s.seen.is_none()) {
+                self.model.forward(&ids, skip).hidden
+            } else {
+                let seen: Vec<bool> = (batch.iter())
+                    .flat_map(|s| s.seen.clone().unwrap_or_else(|| vec![true; s.ids.len()]))
+                    .collect();
+                self.model.forward_masked(&ids, Some(&seen), skip).hidden
+            };
+            let values = hidden.to_f32_vec();
+            let one = values.len() / batch.len();
+            states.extend(values.chunks_exact(one).map(<[f32]>::to_vec));
+        }
+        states
+    }
+
+    /// The states of the empty text: what weights count from, and what fills shorter prompts up.
+    pub fn empty(&self, skip: usize) -> Arc<Vec<f32>> {
+        // A panic while it was locked cannot leave half an entry.
+        let mut known = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, states)) = known.iter().find(|(s, _)| *s == skip) {
+            return Arc::clone(states);
+        }
+        let sequence = Sequence {
+            ids: self.tokenizer.sequence(&[]),
+            seen: None,
+        };
+        let states = Arc::new(self.states(&[sequence], skip).concat());
+        known.push((skip, Arc::clone(&states)));
+        states
+    }
+
+    /// The pooled vector of a sequence, `[projection_dim]`; empty for an encoder without a
+    /// projection.
+    pub fn pooled(&self, ids: Vec<u32>) -> Vec<f32> {
+        let pooled = self.model.forward(&[ids], 1).pooled;
+        pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
+    }
+
+    /// States and pooled vector of one sequence at once.
+    pub fn states_and_pooled(&self, ids: Vec<u32>, skip: usize) -> (Vec<f32>, Vec<f32>) {
+        let output = self.model.forward(&[ids], skip);
+        let pooled = output.pooled.map(|p| p.to_f32_vec()).unwrap_or_default();
+        (output.hidden.to_f32_vec(), pooled)
+    }
+}
