@@ -18,6 +18,7 @@ import checkpoints
 import conditioning
 import modules
 import pixels
+import prompts
 import refined
 import runs
 import tokens
@@ -45,6 +46,7 @@ STAGES = {
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
     "runs": runs.make_runs,
+    "prompts": prompts.make_prompts,
     "conditioning": conditioning.make_conditioning,
     "pixels": pixels.make_pixels,
     "refined": refined.make_refined,
