@@ -236,7 +236,8 @@ impl Prompt {
         self.translate(syntax).text
     }
 
-    /// The prompt in `syntax`. In its own language it reads back to the same parts. In another one
+    /// The prompt in `syntax`. In its own language it reads back to the same parts, save that blanks
+    /// come between signs where unpaired brackets leave Compel no other spelling. In another one
     /// texts and weights are kept, while blanks beside brackets and signs may come and go, and what
     /// the other language cannot say is replaced by what comes nearest.
     pub fn translate(&self, syntax: PromptSyntax) -> Translation {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::a1111::STEP;
-use super::python::is_word;
+use super::python::{is_space, is_word};
 use super::{Body, Join, LoraUse, Node, Prompt};
 use crate::request::PromptSyntax;
 
@@ -24,7 +24,21 @@ pub(super) fn print(prompt: &Prompt, lost: &mut Vec<String>) -> String {
             Body::Text(nodes) if printer.spaced && item.only_loras() => {
                 loras.push_str(&printer.nodes(nodes, false));
             }
-            Body::Text(nodes) => texts.push((printer.nodes(nodes, false), weight)),
+            Body::Text(nodes) => {
+                let mut text = printer.nodes(nodes, false);
+                if prompt.join == Join::Compose {
+                    // blanks at the ends of a part of AND go too; LoRAs are taken out before
+                    let mut words = nodes.iter().filter(|node| !matches!(node, Node::Lora(_)));
+                    if matches!(words.next_back(), Some(Node::Text(last)) if last.ends_with(is_space))
+                    {
+                        text.push('\\');
+                    }
+                    if matches!(nodes.first(), Some(Node::Text(_))) && text.starts_with(is_space) {
+                        text.insert(0, '\\');
+                    }
+                }
+                texts.push((text, weight));
+            }
             Body::Blend { members, normalize } => {
                 composed = true;
                 printer.lose("A1111 cannot mix conditionings; AND mixes predictions instead");
@@ -87,8 +101,20 @@ impl Printer<'_> {
     fn nodes(&mut self, nodes: &[Node], within: bool) -> String {
         let mut out = String::new();
         let mut written = false;
-        for node in nodes {
-            let text = self.node(node, within);
+        for (at, node) in nodes.iter().enumerate() {
+            let mut text = self.node(node, within);
+            // blanks beside BREAK go when they are read, unless a backslash is before them
+            if let Node::Text(plain) = node
+                && !self.spaced
+            {
+                if matches!(nodes.get(at + 1), Some(Node::Break)) && plain.ends_with(is_space) {
+                    text.insert(text.len() - last_length(plain), '\\');
+                }
+                let after_break = at > 0 && matches!(nodes[at - 1], Node::Break);
+                if after_break && text.starts_with(is_space) {
+                    text.insert(0, '\\');
+                }
+            }
             let sign = matches!(node, Node::Text(text) if text == "," || text == ".");
             if self.spaced && written && !sign {
                 out.push(' ');
@@ -101,7 +127,12 @@ impl Printer<'_> {
 
     fn node(&mut self, node: &Node, within: bool) -> String {
         match node {
-            Node::Text(text) => escape(text, within),
+            Node::Text(text) => {
+                if self.spaced && backslash_before_bracket(text) {
+                    self.lose("Compel drops more backslashes where texts meet; these all stay");
+                }
+                escape(text, within)
+            }
             Node::Group { weight, children } if *weight == 1.0 => self.nodes(children, within),
             Node::Group { weight, children } => {
                 let text = self.nodes(children, true);
@@ -137,6 +168,16 @@ impl Printer<'_> {
             }
         }
     }
+}
+
+fn last_length(text: &str) -> usize {
+    text.chars().next_back().map_or(0, char::len_utf8)
+}
+
+/// Whether `text` has a backslash that Compel may still drop.
+pub(super) fn backslash_before_bracket(text: &str) -> bool {
+    let mut pairs = text.as_bytes().windows(2);
+    pairs.any(|pair| pair[0] == b'\\' && matches!(pair[1], b'(' | b')' | b'"'))
 }
 
 /// Literal text: special characters get a backslash, and words that mean something get one inside,

@@ -4,29 +4,49 @@
 //! and whether a sign means something depends on what surrounds it. So single words are tried in
 //! several spellings and read back, and so is a whole prompt that came from Compel.
 
-use super::a1111_print::decimal;
+use super::a1111_print::{backslash_before_bracket, decimal};
 use super::python::{is_ascii_space, is_space};
-use super::{Body, Content, Item, Join, LoraUse, Node, Prompt, Span, compel};
+use super::{Body, Content, Item, Join, LoraUse, Node, Part, Prompt, Span, compel};
 use crate::request::PromptSyntax;
 
 /// `prompt` in Compel's language; what it cannot say is added to `lost`.
 pub(super) fn print(prompt: &Prompt, lost: &mut Vec<String>) -> String {
     if prompt.syntax != PromptSyntax::Compel {
-        return foreign(prompt, lost);
+        let text = foreign(prompt, free_word, lost);
+        if !lost.is_empty() || reads_alike(&text, prompt) {
+            return text;
+        }
+        // brackets of different words have found one another: signs stand alone then
+        let text = foreign(prompt, apart, lost);
+        if !reads_alike(&text, prompt) {
+            lost.push(
+                "Compel gives some signs of this text a meaning that cannot be kept out".into(),
+            );
+        }
+        return text;
     }
     // signs in literal words as they are, if that reads back; else with escapes where they work
-    let text = native(prompt, Spelling::Raw);
-    match Prompt::parse(&text, PromptSyntax::Compel) {
-        Ok(again) if again.at(0, 1) == prompt.at(0, 1) && again.loras == prompt.loras => text,
-        _ => native(prompt, Spelling::Escaped),
-    }
+    let same = |text: &String| {
+        Prompt::parse(text, PromptSyntax::Compel)
+            .is_ok_and(|again| again.at(0, 1) == prompt.at(0, 1) && again.loras == prompt.loras)
+    };
+    [Spelling::Raw, Spelling::Escaped, Spelling::Lines]
+        .into_iter()
+        .map(|spelling| native(prompt, spelling))
+        .find(same)
+        .unwrap_or_else(|| native(prompt, Spelling::Escaped))
 }
+
+/// Brackets and quotes of a word that are tried with and without a backslash, at most.
+const TRIED: usize = 5;
 
 /// Which spelling of a literal word is tried first.
 #[derive(Clone, Copy, PartialEq)]
 enum Spelling {
     Raw,
     Escaped,
+    /// As `Raw`, one word a line: no quote finds its partner on another line.
+    Lines,
 }
 
 /// The tree of a Compel prompt, bracket by bracket.
@@ -139,7 +159,11 @@ fn free(nodes: &[Node], spelling: Spelling) -> String {
             node => bracketed(node),
         };
         if !out.is_empty() {
-            out.push(' ');
+            out.push(if spelling == Spelling::Lines {
+                '\n'
+            } else {
+                ' '
+            });
         }
         out.push_str(&text);
     }
@@ -224,10 +248,22 @@ fn plain_word(word: &str) -> bool {
 /// Brackets and quotes with the backslash that makes them text; where backslashes are before them
 /// already, with the two that reading takes away.
 fn escape(text: &str) -> String {
+    escape_where(text, |_| true)
+}
+
+/// `escape` for some of the brackets and quotes, by number from 0.
+fn escape_where(text: &str, escaped: impl Fn(usize) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     let mut before = None;
+    let mut number = 0;
     for c in text.chars() {
-        if matches!(c, '(' | ')' | '"') {
+        if !matches!(c, '(' | ')' | '"') {
+            out.push(c);
+            before = Some(c);
+            continue;
+        }
+        number += 1;
+        if escaped(number - 1) {
             out.push_str(if before == Some('\\') { "\\\\" } else { "\\" });
         }
         out.push(c);
@@ -243,23 +279,20 @@ fn bracketable(text: &str) -> bool {
 
 /// A literal word outside of brackets, in the first spelling that reads back as that word.
 fn literal(word: &str, spelling: Spelling) -> String {
-    let (raw, escaped) = (word.to_string(), escape(word));
-    // a bracket or quote opens only where a word begins
-    let first = match word.starts_with(['(', '"']) {
-        true => format!("\\{word}"),
-        false => raw.clone(),
-    };
-    // an opening bracket without partner is text
-    let ends = match word.strip_prefix('(') {
-        Some(rest) => format!("({}", escape(rest)),
-        None => raw.clone(),
-    };
-    let spellings = match spelling {
-        Spelling::Raw => vec![raw, first, escaped, ends],
+    // a bracket without partner needs no backslash, and must not have one where a sign follows
+    // that would then weigh what is before it
+    let signs = word.matches(['(', ')', '"']).count().min(TRIED);
+    let mut spellings: Vec<String> = (0..1_u32 << signs)
+        .map(|set| escape_where(word, |number| number >= signs || set >> number & 1 == 1))
+        .collect();
+    if signs == TRIED {
+        spellings.insert(0, word.to_string());
+    }
+    if spelling == Spelling::Escaped {
+        spellings.reverse();
         // a quote would find its partner in some later word
-        Spelling::Escaped if word.starts_with('"') => vec![escaped, first],
-        Spelling::Escaped => vec![escaped, first, ends, raw],
-    };
+        spellings.retain(|spelling| !spelling.starts_with('"'));
+    }
     let read = spellings
         .into_iter()
         .find(|spelling| reads_as(spelling, word));
@@ -293,7 +326,41 @@ fn reads_as(text: &str, word: &str) -> bool {
             }
         }
     }
-    read.chars().filter(|c| !is_space(*c)).eq(word.chars())
+    read.chars()
+        .filter(|c| !is_ascii_space(*c))
+        .eq(word.chars())
+}
+
+/// Whether Compel reads the words and weights of `prompt` in `text`.
+fn reads_alike(text: &str, prompt: &Prompt) -> bool {
+    let Ok(again) = Prompt::parse(text, PromptSyntax::Compel) else {
+        return false;
+    };
+    let (read, wanted) = (weighted_words(&again), weighted_words(prompt));
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(1.0);
+    read.len() == wanted.len()
+        && read
+            .iter()
+            .zip(&wanted)
+            .all(|(a, b)| a.0 == b.0 && near(a.1, b.1))
+}
+
+/// What is said at the first step, character by character, with the weight of each: blanks come and
+/// go in translation.
+fn weighted_words(prompt: &Prompt) -> Vec<(char, f64)> {
+    let mut words = Vec::new();
+    for Part { content, .. } in prompt.at(0, usize::MAX).parts {
+        let texts = match content {
+            Content::Text(spans) => vec![spans],
+            Content::Blend { members, .. } => members.into_iter().map(|(spans, _)| spans).collect(),
+        };
+        for span in texts.into_iter().flatten() {
+            if let Span::Text { text, weight } = span {
+                words.extend(text.chars().filter(|c| !is_space(*c)).map(|c| (c, weight)));
+            }
+        }
+    }
+    words
 }
 
 /// A word cut where Compel would see a sign: what may stand inside of brackets (`true`, escaped), and
@@ -338,7 +405,7 @@ fn pieces(word: &str) -> Vec<(String, bool)> {
 }
 
 /// A prompt of another language: its weighted texts as they are at the first step.
-fn foreign(prompt: &Prompt, lost: &mut Vec<String>) -> String {
+fn foreign(prompt: &Prompt, spell: fn(&str) -> String, lost: &mut Vec<String>) -> String {
     if prompt.changes_by_step() {
         lost.push("Compel's prompts are the same at every step; this is the first one's".into());
     }
@@ -383,7 +450,7 @@ fn foreign(prompt: &Prompt, lost: &mut Vec<String>) -> String {
         return join(blend, loras);
     }
     if let [(spans, _)] = texts.as_slice() {
-        return join(foreign_text(spans, free_word, lost), loras);
+        return join(foreign_text(spans, spell, lost), loras);
     }
     // what follows .and(...) is dropped, so LoRAs go inside
     let mut members: Vec<String> = texts
@@ -445,8 +512,7 @@ fn foreign_text(
         inside.clear();
     };
     for (text, weight) in spans {
-        let backslash = |pair: &[u8]| pair[0] == b'\\' && matches!(pair[1], b'(' | b')' | b'"');
-        if text.as_bytes().windows(2).any(backslash) {
+        if backslash_before_bracket(text) {
             lost.push("Compel drops backslashes before brackets and quotes".into());
         }
         let words = text.split(is_ascii_space).filter(|word| !word.is_empty());
