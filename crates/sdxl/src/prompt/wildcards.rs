@@ -144,6 +144,12 @@ impl Expansion<'_> {
     fn braces(&mut self, inside: &str, depth: usize, out: &mut String) -> Result<()> {
         let (count, joiner, inside) = counted(inside);
         let mut left: Vec<Choice> = split(inside, '|').into_iter().map(choice).collect();
+        // each of several choices looks at all that are left
+        if left.len() > MAX_CHOICES {
+            return Err(Error::request(format!(
+                "prompt: wildcards in braces have more than {MAX_CHOICES} options; a file may have more"
+            )));
+        }
         let (low, high) = count.unwrap_or((1, 1));
         let span = high.saturating_sub(low);
         let mut wanted = low;
@@ -497,6 +503,9 @@ mod tests {
         assert_eq!(made(&open, 1), open);
         let many = "{a|b}".repeat(20_000);
         assert!(expand(&many, None, 1).is_err());
+        let wide = format!("{{9999$${}}}", "|".repeat(1_000_000));
+        let error = expand(&wide, None, 1).unwrap_err().to_string();
+        assert!(error.contains("options"), "{error}");
     }
 
     #[cfg(unix)]
