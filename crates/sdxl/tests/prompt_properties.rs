@@ -225,6 +225,16 @@ proptest! {
     }
 }
 
+#[test]
+fn what_fuzzing_found_is_mended() {
+    for text in ["<3BREAK", "<3AND", "<BREAK", "<aBREAK b"] {
+        let prompt = Prompt::parse(text, A1111).unwrap();
+        let printed = prompt.print(A1111);
+        let again = Prompt::parse(&printed, A1111).unwrap();
+        assert_eq!(states(&again), states(&prompt), "{text} {printed}");
+    }
+}
+
 /// The best of three: other programs run beside.
 fn time(text: &str, language: PromptSyntax) -> Duration {
     let once = || {

@@ -185,6 +185,8 @@ pub(super) fn backslash_before_bracket(text: &str) -> bool {
 fn escape(text: &str, within: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let mut before = None;
+    // behind a character with a backslash a word begins
+    let mut escaped = false;
     for (at, c) in text.char_indices() {
         let rest = &text[at..];
         let word = ["AND", "BREAK"].into_iter().find(|word| {
@@ -199,7 +201,8 @@ fn escape(text: &str, within: bool) -> String {
             (_, true) => write!(out, "{c}\\"),
             _ => write!(out, "{c}"),
         };
-        before = Some(c);
+        before = (!escaped).then_some(c);
+        escaped = tag;
     }
     out
 }
