@@ -20,6 +20,7 @@ import modules
 import pixels
 import refined
 import runs
+import single_file
 import tokens
 import vocab
 
@@ -42,6 +43,7 @@ def program(name: str):
 STAGES = {
     "vocab": vocab.make_vocab,
     "checkpoints": make_checkpoints,
+    "single": single_file.make_single_files,
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
     "runs": runs.make_runs,

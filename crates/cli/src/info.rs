@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::folder::missing_files;
 use sdxl::{Checkpoint, Family, Part};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use crate::model::Model;
 /// `sdxl info`
 #[derive(Args)]
 pub struct InfoArgs {
-    /// Checkpoint folder (the one that holds model_index.json), or `demo`
+    /// Checkpoint: the folder that holds model_index.json, a .safetensors file, or `demo`
     pub dir: PathBuf,
     /// Look at the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
@@ -48,11 +49,10 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         .collect();
     let mut problems: Vec<String> = parts.iter().filter_map(|p| p.problem.clone()).collect();
     for part in [Part::TextEncoder, Part::TextEncoder2] {
-        if checkpoint.has(part) {
-            let folder = checkpoint.tokenizer_folder(part);
-            if let Err(error) = sdxl::text::tokenizer::Tokenizer::open(&folder) {
-                problems.push(error.to_string());
-            }
+        if checkpoint.has(part)
+            && let Err(error) = Tokenizer::of(checkpoint.files(), part)
+        {
+            problems.push(error.to_string());
         }
     }
     let family = match checkpoint.family() {

@@ -29,7 +29,14 @@ fn same_tokenizer(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
     if !matches!(part, Part::TextEncoder | Part::TextEncoder2) {
         return Ok(true);
     }
-    let (a, b) = (a.tokenizer_folder(part), b.tokenizer_folder(part));
+    let folders = (
+        a.files().tokenizer_folder(part),
+        b.files().tokenizer_folder(part),
+    );
+    let (a, b) = match folders {
+        (Some(a), Some(b)) => (a, b),
+        (a, b) => return Ok(a.is_none() && b.is_none()),
+    };
     let names = [
         "vocab.json",
         "merges.txt",
