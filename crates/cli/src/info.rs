@@ -24,13 +24,18 @@ pub struct InfoArgs {
     pub json: bool,
 }
 
+/// What a part of a checkpoint holds.
 #[derive(Serialize)]
-struct PartInfo {
-    name: &'static str,
-    files: Vec<String>,
+pub struct PartInfo {
+    /// The part's folder.
+    pub name: &'static str,
+    /// Its files.
+    pub files: Vec<String>,
     bytes: u64,
-    parameters: u64,
-    dtypes: Vec<String>,
+    /// Number of weights.
+    pub parameters: u64,
+    /// How they are stored.
+    pub dtypes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -113,7 +118,8 @@ fn cannot_open(args: &InfoArgs, error: &sdxl::Error) -> anyhow::Error {
     anyhow::Error::new(Reported(text))
 }
 
-fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
+/// Describes a part.
+pub fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
     let mut info = PartInfo {
         name: part.folder(),
         files: Vec::new(),
@@ -157,7 +163,8 @@ fn names(files: &[String]) -> String {
     }
 }
 
-fn count(n: u64) -> String {
+/// A number of weights, for people to read.
+pub fn count(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),

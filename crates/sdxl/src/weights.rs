@@ -1,5 +1,7 @@
 //! Weights: from names in a checkpoint to layers packed for the kernels.
 
+pub mod convert;
+pub mod doctor;
 pub mod files;
 pub mod folder;
 mod infer;

@@ -37,6 +37,11 @@ impl StoredTensor {
         self.dtype
     }
 
+    /// Bytes it takes as stored.
+    pub fn byte_len(&self) -> usize {
+        self.end - self.start
+    }
+
     /// Number of values.
     pub fn values(&self) -> usize {
         self.shape.iter().product()
