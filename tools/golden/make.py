@@ -16,6 +16,7 @@ import transformers
 
 import checkpoints
 import conditioning
+import lora
 import modules
 import pixels
 import refined
@@ -50,6 +51,7 @@ STAGES = {
     "conditioning": conditioning.make_conditioning,
     "pixels": pixels.make_pixels,
     "refined": refined.make_refined,
+    "lora": lora.make_loras,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
     "watermark": program("watermark.py"),

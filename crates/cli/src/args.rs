@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::weights::lora::Lora;
 use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
 
@@ -285,6 +286,14 @@ pub struct PictureArgs {
     /// A VAE to use in the place of the checkpoint's own
     #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]
     pub vae: Option<PathBuf>,
+    /// A LoRA (or DoRA, LoHa, LoKr) to add to the checkpoint, scaled (by 1 where nothing is
+    /// said); may be given several times
+    #[arg(
+        long,
+        value_name = "FILE[:SCALE]",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub lora: Vec<Lora>,
     /// f32 (diffusers' numbers), bf16 or f16 [default: bf16 where the processor has it, else f32]
     #[arg(long, help_heading = "Checkpoint and machine")]
     pub precision: Option<Precision>,

@@ -6,6 +6,7 @@ use anyhow::Context;
 use sdxl::pipeline::default_precision;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
+use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
@@ -64,6 +65,8 @@ pub struct Chosen {
     pub variant: Option<String>,
     /// What stands in for the VAE, where something does.
     vae: Option<PathBuf>,
+    /// What is added to its weights.
+    loras: Vec<Lora>,
     /// The opened folder.
     pub checkpoint: Checkpoint,
     /// The refiner and its opened folder, where one is to finish the pictures.
@@ -93,8 +96,17 @@ impl Chosen {
         let options = OpenOptions {
             variant: variant.clone(),
             vae: args.vae.clone().or(replayed.and_then(|r| r.vae.clone())),
+            loras: Vec::new(),
         };
-        let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
+        let loras = match (args.lora.as_slice(), replayed) {
+            ([], Some(was)) => was.loras.clone(),
+            (typed, _) => typed.to_vec(),
+        };
+        let with_loras = OpenOptions {
+            loras: loras.clone(),
+            ..options.clone()
+        };
+        let checkpoint = Checkpoint::open_with(model.folder(), &with_loras)?;
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
@@ -111,6 +123,7 @@ impl Chosen {
             model,
             variant,
             vae: options.vae,
+            loras,
             checkpoint,
             refiner,
             precision,
@@ -140,6 +153,7 @@ impl Chosen {
             model: self.model.name_in_recipes(),
             variant: self.variant.clone(),
             vae: self.vae.clone(),
+            loras: self.loras.clone(),
             precision: self.precision,
             isa: sdxl_kernels::Isa::current().to_string(),
             latents_sha256: None,

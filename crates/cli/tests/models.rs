@@ -377,3 +377,76 @@ fn doctor_tells_files_apart() {
     assert_eq!(code, 2);
     speaks(&found, true, &["pickle"]);
 }
+
+#[test]
+fn loras_are_in_the_recipe() {
+    let dir = TempDir::new().unwrap();
+    let at = dir.path();
+    let base = golden("base");
+    copy(
+        &golden("lora/kohya.safetensors"),
+        &at.join("one.safetensors"),
+    );
+    copy(
+        &golden("lora/convolution.safetensors"),
+        &at.join("two.safetensors"),
+    );
+    let args = [
+        "generate",
+        "a cat",
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+        "--precision",
+        "f32",
+    ];
+    let model = ["--model", base.to_str().unwrap(), "--output"];
+    let run = |output: &str, more: &[&str]| {
+        ok(at, &[&args[..], &model, &[output], more].concat());
+        read_png(&at.join(output)).2
+    };
+    let plain = run("plain.png", &[]);
+    let both = ["--lora", "one.safetensors:0.5", "--lora", "two.safetensors"];
+    let with = run("with.png", &both);
+    assert!(with != plain);
+    assert!(run("none.png", &["--lora", "one.safetensors:0"]) == plain);
+    let shown = ok(at, &["show", "with.png", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let loras = &shown["recipe"]["loras"];
+    assert_eq!(loras[0]["file"], "one.safetensors");
+    assert_eq!(loras[0]["scale"], 0.5);
+    assert_eq!(loras[1]["scale"], 1.0);
+    let files = shown["recipe"]["files"].as_array().unwrap();
+    let hashed = |name: &str| files.iter().any(|f| f["name"] == name);
+    assert!(
+        hashed("one.safetensors") && hashed("two.safetensors"),
+        "{shown}"
+    );
+    // A replay has the same LoRAs, and says when a file is not the same any more.
+    ok(
+        at,
+        &["generate", "--recipe", "with.png", "--output", "again.png"],
+    );
+    assert!(read_png(&at.join("again.png")).2 == with);
+    fs::copy(at.join("two.safetensors"), at.join("one.safetensors")).unwrap();
+    let replay = ["generate", "--recipe", "with.png", "--output", "other.png"];
+    let told = sdxl(at, &replay);
+    assert!(told.status.success());
+    assert!(
+        text(&told.stderr).contains("one.safetensors"),
+        "{}",
+        text(&told.stderr)
+    );
+
+    let bad = [
+        "generate",
+        "a cat",
+        "--model",
+        base.to_str().unwrap(),
+        "--lora",
+    ];
+    let told = sdxl(at, &[&bad[..], &["absent.safetensors:0.5"]].concat());
+    assert_eq!(told.status.code(), Some(2));
+    assert!(text(&told.stderr).contains("absent.safetensors"));
+}

@@ -14,6 +14,7 @@ use crate::inputs::InputFile;
 use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::lora::Lora;
 
 /// A weight file of a checkpoint and what was in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,9 @@ pub struct Recipe {
     /// What stood in for the checkpoint's VAE, as it was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<PathBuf>,
+    /// The LoRAs that were added, as they were named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
     /// Precision of the networks.
     pub precision: Precision,
     /// Instruction set of the kernels; another one rounds differently.
@@ -253,7 +257,7 @@ pub fn is_png(path: &Path) -> Result<bool> {
     }
 }
 
-/// Hashes all weight files of a checkpoint: seconds for a full-size one, so best done
+/// Hashes all weight files of a checkpoint and the LoRAs added to it: seconds for a full-size one, so best done
 /// beside the run.
 pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
     let mut hashes = Vec::new();
@@ -280,6 +284,15 @@ pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
             });
             seen.push(path);
         }
+    }
+    for lora in checkpoint.files().adapters().loras() {
+        let name = lora.file.file_name().unwrap_or(lora.file.as_os_str());
+        let (bytes, sha256) = hash_file(&lora.file)?;
+        hashes.push(FileHash {
+            name: name.to_string_lossy().into_owned(),
+            bytes,
+            sha256,
+        });
     }
     Ok(hashes)
 }
@@ -320,6 +333,7 @@ mod tests {
             model: "models/base".into(),
             variant: None,
             vae: None,
+            loras: Vec::new(),
             precision: Precision::F32,
             isa: "avx2".into(),
             latents_sha256: None,

@@ -483,6 +483,13 @@ fn other_files_are_told_by_what_they_are() {
             assert!(text.contains(word), "{name}: `{word}` not in: {text}");
         }
     }
+    let (_tiny, path) = tiny("base", &BASE, |entries| {
+        let name = "model.diffusion_model.out.2.weight";
+        entries.retain(|e| e.name != name);
+        entries.push(entry(name, Dtype::F32, &[1 << 40, 0, 3, 3], Vec::new()));
+    });
+    let text = Checkpoint::open(&path, None).err().unwrap().to_string();
+    assert!(text.contains("impossible shape"), "{text}");
     let pickle = dir.path().join("model.ckpt");
     fs::write(&pickle, b"PK\x03\x04 and so on").unwrap();
     let text = Checkpoint::open(&pickle, None).err().unwrap().to_string();

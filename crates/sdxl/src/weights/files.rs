@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::folder::{Part, find_weights};
+use super::lora::Adapters;
 use super::other_vae::OtherVae;
 use super::safetensors::TensorSet;
 use super::single_file::SingleFile;
@@ -16,6 +17,7 @@ pub struct Files {
     pub(super) variant: Option<String>,
     pub(super) single: Option<Arc<SingleFile>>,
     pub(super) vae: Option<Arc<OtherVae>>,
+    pub(super) adapters: Arc<Adapters>,
 }
 
 impl Files {
@@ -56,11 +58,22 @@ impl Files {
         }
     }
 
-    /// Maps a part's weights and checks the files' headers.
+    /// The LoRAs that are added to the weights.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// Maps a part's weights and checks the files' headers. What is read from them has the
+    /// LoRAs added.
     ///
     /// # Errors
     /// Weights that are missing or wrong.
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
+        let stored = self.stored_tensors(part)?;
+        Ok(stored.with_updates(self.adapters.of(part)))
+    }
+
+    fn stored_tensors(&self, part: Part) -> Result<TensorSet> {
         match (part, &self.vae, &self.single) {
             (Part::Vae, Some(vae), _) => Ok(vae.tensors().clone()),
             (_, _, Some(single)) => single

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::files::{Files, missing_part};
+use super::lora::{Adapters, Lora};
 use super::other_vae::OtherVae;
 use super::safetensors::{TensorSet, refuse_pickle};
 use super::single_file::{SingleFile, parse};
@@ -79,6 +80,8 @@ pub struct OpenOptions {
     pub variant: Option<String>,
     /// A VAE to use in the place of the checkpoint's own: a folder or a file.
     pub vae: Option<PathBuf>,
+    /// LoRAs to add to the weights.
+    pub loras: Vec<Lora>,
 }
 
 /// An opened checkpoint: its configuration read and checked, no weights yet.
@@ -160,8 +163,15 @@ impl Checkpoint {
     /// Opens the folder or file `root`.
     ///
     /// # Errors
-    /// As [`Self::open`], and a VAE that cannot be used.
+    /// As [`Self::open`], and a VAE or a LoRA that cannot be used.
     pub fn open_with(root: &Path, options: &OpenOptions) -> Result<Self> {
+        let mut checkpoint = Self::open_bare(root, options)?;
+        let adapters = Adapters::open(&options.loras, &checkpoint)?;
+        checkpoint.files.adapters = Arc::new(adapters);
+        Ok(checkpoint)
+    }
+
+    fn open_bare(root: &Path, options: &OpenOptions) -> Result<Self> {
         if !root.exists() {
             return Err(Error::file(
                 root,
@@ -178,6 +188,7 @@ impl Checkpoint {
             variant: options.variant.clone(),
             single: None,
             vae,
+            adapters: Arc::default(),
         };
         if root.is_file() {
             return Self::of_single_file(files);
@@ -388,6 +399,7 @@ impl TextParts {
                 variant: variant.map(str::to_string),
                 single: None,
                 vae: None,
+                adapters: Arc::default(),
             },
             text_encoder: first.then(|| config(Part::TextEncoder)).transpose()?,
             text_encoder_2: config(Part::TextEncoder2)?,

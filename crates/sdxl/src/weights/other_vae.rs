@@ -35,6 +35,7 @@ impl OtherVae {
         }
         let files = vec![path.to_path_buf()];
         let all = TensorSet::open(&files)?;
+        all.check_shapes(|name| name.contains("encoder.") || name.contains("decoder."))?;
         let starts = |prefix: &str| all.iter().any(|(name, _)| name.starts_with(prefix));
         let (tensors, config) = if starts("encoder.down_blocks.") {
             let beside = path.with_file_name("config.json");

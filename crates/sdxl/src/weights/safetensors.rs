@@ -11,6 +11,8 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use sdxl_kernels::Weights;
 
+use super::lora::{self, Updates};
+use super::to_f32;
 use crate::error::{Error, Result};
 
 /// One tensor of a file, as stored.
@@ -100,6 +102,8 @@ struct MappedFile {
 pub struct TensorSet {
     files: Vec<Arc<MappedFile>>,
     tensors: HashMap<String, StoredTensor>,
+    /// Changes to add to what is read.
+    updates: Option<Arc<Updates>>,
 }
 
 impl TensorSet {
@@ -109,6 +113,7 @@ impl TensorSet {
         let mut set = TensorSet {
             files: Vec::new(),
             tensors: HashMap::new(),
+            updates: None,
         };
         for path in paths {
             set.add(path)?;
@@ -171,6 +176,36 @@ impl TensorSet {
         TensorSet {
             files: self.files.clone(),
             tensors,
+            updates: None,
+        }
+    }
+
+    /// The same tensors, to be read with these changes.
+    pub(super) fn with_updates(mut self, updates: Option<&Arc<Updates>>) -> TensorSet {
+        self.updates = updates.cloned();
+        self
+    }
+
+    /// Refuses tensors with an axis that is empty or longer than any network's: from here on
+    /// shapes are multiplied without a second thought.
+    ///
+    /// # Errors
+    /// Names the first such tensor among those that `matter`.
+    pub(super) fn check_shapes(&self, matter: impl Fn(&str) -> bool) -> Result<()> {
+        let odd = |t: &StoredTensor| t.shape.iter().any(|n| *n == 0 || *n > 1 << 24);
+        let mut found: Vec<_> = (self.tensors.iter())
+            .filter(|(name, tensor)| odd(tensor) && matter(name))
+            .collect();
+        found.sort_by_key(|(name, _)| name.as_str());
+        match found.first() {
+            Some((name, tensor)) => Err(Error::file(
+                self.path_of(tensor),
+                format!(
+                    "tensor `{name}` has the impossible shape {:?}",
+                    tensor.shape
+                ),
+            )),
+            None => Ok(()),
         }
     }
 
@@ -199,9 +234,28 @@ impl TensorSet {
         &self.files[tensor.file].path
     }
 
+    /// Runs `use_values` on the values: as stored, or with the changes of LoRAs added to them.
+    ///
+    /// # Errors
+    /// An element type that weights do not have.
+    pub fn read<R>(
+        &self,
+        name: &str,
+        tensor: &StoredTensor,
+        use_values: impl FnOnce(Weights<'_>) -> R,
+    ) -> Result<R> {
+        let updates = self.updates.as_ref().and_then(|all| all.get(name));
+        let Some(updates) = updates else {
+            return self.read_stored(name, tensor, use_values);
+        };
+        let mut values = self.read_stored(name, tensor, to_f32)?;
+        lora::apply(updates, name, tensor.shape(), &mut values)?;
+        Ok(use_values(Weights::F32(&values)))
+    }
+
     /// Runs `use_values` on the stored values, then lets the system take the pages
     /// back: after loading, only the packed copies are in memory.
-    pub fn read<R>(
+    fn read_stored<R>(
         &self,
         name: &str,
         tensor: &StoredTensor,

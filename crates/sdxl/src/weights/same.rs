@@ -20,7 +20,11 @@ pub fn same_part(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
         // No two checkpoints are of use that share it.
         Part::UNet => false,
     };
+    // A LoRA is for the checkpoint that it was given with.
+    let changed = |c: &Checkpoint| c.files().adapters().of(part).is_some();
     Ok(configs
+        && !changed(a)
+        && !changed(b)
         && same_tokenizer(a, b, part)?
         && same_files(&a.weight_files(part)?, &b.weight_files(part)?)?)
 }

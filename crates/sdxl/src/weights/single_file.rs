@@ -60,6 +60,8 @@ impl SingleFile {
             }
         };
         refuse_scaled(&all, path)?;
+        let prefixes = Part::ALL.map(|part| prefix(family, part));
+        all.check_shapes(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))?;
         let mut file = SingleFile {
             path: path.to_path_buf(),
             family,
