@@ -320,3 +320,17 @@ fn what_is_left_out_is_named() {
         assert!(warning.contains(word), "{warning}");
     }
 }
+
+#[test]
+fn a_refiner_does_not_share_what_a_lora_changed() {
+    use sdxl::Part;
+    use sdxl::weights::same::same_part;
+    let refiner = Checkpoint::open(&golden("refiner"), None).unwrap();
+    let same = |base: &Checkpoint, part| same_part(base, &refiner, part).unwrap();
+    let (plain, changed) = (
+        base(&[]).unwrap(),
+        base(&[(file("kohya_text"), 1.0)]).unwrap(),
+    );
+    assert!(same(&plain, Part::TextEncoder2) && same(&plain, Part::Vae));
+    assert!(!same(&changed, Part::TextEncoder2) && same(&changed, Part::Vae));
+}

@@ -197,6 +197,10 @@ fn hollow(layout: &Map<String, Value>, dir: &Path) -> PathBuf {
     let mut header = Map::new();
     let mut end = 0;
     for (name, told) in layout {
+        if name == "__metadata__" {
+            header.insert(name.clone(), told.clone());
+            continue;
+        }
         let shape = numbers(&told["shape"]);
         let start = end;
         end += shape.iter().product::<usize>();
@@ -326,22 +330,25 @@ fn an_eight_bit_checkpoint_runs() {
 
 #[test]
 fn markers_change_the_schedule() {
-    let mark = |names: &[&str]| {
+    let mark = |names: &[&str], prediction: &str| {
         let layout = layout("base");
         let dir = TempDir::new().unwrap();
         let mut with = layout.clone();
         for name in names {
             with.insert(name.to_string(), json!({ "shape": [0] }));
         }
+        let told = json!({ "modelspec.prediction_type": prediction });
+        with.insert("__metadata__".to_string(), told);
         let path = hollow(&with, dir.path());
         Checkpoint::open(&path, None).unwrap().scheduler
     };
-    let plain = mark(&[]);
+    let plain = mark(&[], "epsilon");
     assert_eq!(plain["prediction_type"], "epsilon");
-    let v = mark(&["v_pred"]);
+    let v = mark(&["v_pred"], "");
     assert_eq!(v["prediction_type"], "v_prediction");
     assert_eq!(v.get("rescale_betas_zero_snr"), None);
-    let both = mark(&["v_pred", "ztsnr"]);
+    assert_eq!(mark(&[], "v")["prediction_type"], "v_prediction");
+    let both = mark(&["v_pred", "ztsnr"], "v");
     assert_eq!(both["prediction_type"], "v_prediction");
     assert_eq!(both["rescale_betas_zero_snr"], true);
     assert_eq!(both["timestep_spacing"], "trailing");

@@ -321,3 +321,66 @@ fn object(value: Value) -> Map<String, Value> {
         _ => Map::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::model::config::UNetConfig;
+    use crate::weights::folder::read_json;
+    use crate::weights::names::Names;
+    use crate::weights::safetensors::TensorSet;
+
+    /// Distilled UNets have other depths on the way up, and middles of their own.
+    #[test]
+    fn layers_of_distilled_networks() {
+        for name in ["ssd-1b", "vega", "no-mid", "cross-mid"] {
+            let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+            let root = root.join("../../golden/unets").join(name);
+            let path = root.join("config.json");
+            let wanted: UNetConfig = read_json(&path).unwrap();
+            let names = Names::unet(&wanted, &path).unwrap();
+            let weights = root.join("diffusion_pytorch_model.safetensors");
+            let set = TensorSet::open(&[weights]).unwrap();
+            // As wide as heads of 64 channels need it.
+            let shapes: HashMap<String, Vec<usize>> = (set.iter())
+                .map(|(name, tensor)| {
+                    let shape = tensor.shape().iter().map(|n| n * HEAD).collect();
+                    (names.to_original(name).unwrap(), shape)
+                })
+                .collect();
+            let told = unet(&|name| shapes.get(name).cloned(), &path).unwrap();
+            let told: UNetConfig = serde_json::from_value(told).unwrap();
+            let depths = |config: &UNetConfig| -> Vec<_> {
+                let levels = config.levels(&path).unwrap();
+                let each = levels.into_iter();
+                each.map(|l| (l.layers, l.down_transformers, l.up_transformers))
+                    .collect()
+            };
+            assert_eq!(depths(&told), depths(&wanted), "{name}");
+            assert_eq!(
+                told.middle(&path).unwrap(),
+                wanted.middle(&path).unwrap(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn networks_of_odd_widths_are_refused() {
+        let shapes = |name: &str| match name {
+            "input_blocks.0.0.weight" => Some(vec![100, 4, 3, 3]),
+            "input_blocks.1.0.in_layers.2.weight" => Some(vec![100, 100, 3, 3]),
+            _ => None,
+        };
+        let error = unet(&shapes, Path::new("file")).err().unwrap().to_string();
+        assert!(error.contains("100 channels"), "{error}");
+        let error = unet(&|_| None, Path::new("file"))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("input_blocks.0.0.weight"), "{error}");
+    }
+}

@@ -380,7 +380,12 @@ impl Update {
 /// Adds all changes to a tensor's values. Each is made to the weight as it is stored, as
 /// PEFT does with several adapters.
 pub fn apply(updates: &[Update], name: &str, shape: &[usize], values: &mut [f32]) -> Result<()> {
-    let weight = values.to_vec();
+    // Only DoRA looks at the weight as it was.
+    let weight = if updates.iter().any(|u| u.magnitude.is_some()) {
+        values.to_vec()
+    } else {
+        Vec::new()
+    };
     for update in updates {
         update.add(name, &weight, shape, values)?;
     }
