@@ -16,11 +16,13 @@ import transformers
 
 import checkpoints
 import conditioning
+import lora
 import modules
 import pixels
 import prompts
 import refined
 import runs
+import single_file
 import tokens
 import vocab
 
@@ -43,6 +45,7 @@ def program(name: str):
 STAGES = {
     "vocab": vocab.make_vocab,
     "checkpoints": make_checkpoints,
+    "single": single_file.make_single_files,
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
     "runs": runs.make_runs,
@@ -50,6 +53,7 @@ STAGES = {
     "conditioning": conditioning.make_conditioning,
     "pixels": pixels.make_pixels,
     "refined": refined.make_refined,
+    "lora": lora.make_loras,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
     "watermark": program("watermark.py"),

@@ -39,6 +39,9 @@ def make_vocab() -> None:
     # the sizes of the published files
     assert (GOLDEN / "vocab/vocab.json").stat().st_size == 1059962
     assert (GOLDEN / "vocab/merges.txt").stat().st_size == 524619
+    # what the library carries for checkpoints without a tokenizer
+    packed = gzip.compress((GOLDEN / "vocab/merges.txt").read_bytes(), 9, mtime=0)
+    (GOLDEN.parent / "crates/sdxl/src/text/clip_merges.txt.gz").write_bytes(packed)
 
 
 def special(content: str, tagged: bool) -> dict:

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::weights::lora::Lora;
 use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
 
@@ -275,13 +276,24 @@ pub struct PictureArgs {
     #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
     pub negative_crops_coords_top_left: Option<[usize; 2]>,
 
-    /// Checkpoint folder (the one that holds model_index.json) [default: the demo model
-    /// that this program carries]
-    #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
+    /// Checkpoint: the folder that holds model_index.json, or one .safetensors file [default:
+    /// the demo model that this program carries]
+    #[arg(long, value_name = "DIR|FILE", help_heading = "Checkpoint and machine")]
     pub model: Option<PathBuf>,
     /// Use weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME", help_heading = "Checkpoint and machine")]
     pub variant: Option<String>,
+    /// A VAE to use in the place of the checkpoint's own
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]
+    pub vae: Option<PathBuf>,
+    /// A LoRA (or DoRA, LoHa, LoKr) to add to the checkpoint, scaled (by 1 where nothing is
+    /// said); may be given several times
+    #[arg(
+        long,
+        value_name = "FILE[:SCALE]",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub lora: Vec<Lora>,
     /// f32 (diffusers' numbers), bf16 or f16 [default: bf16 where the processor has it, else f32]
     #[arg(long, help_heading = "Checkpoint and machine")]
     pub precision: Option<Precision>,

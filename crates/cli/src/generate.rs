@@ -82,6 +82,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         ));
     }
     let mut warnings: Vec<String> = Vec::new();
+    for text in checkpoint.files().adapters().warnings() {
+        progress.say(&format!("warning: {text}"));
+        warnings.push(text.clone());
+    }
     if let Some(was) = &replayed {
         for text in differences(was, latents_sha256.as_deref(), &inputs) {
             progress.say(&format!("warning: {text}"));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::folder::missing_files;
 use sdxl::{Checkpoint, Family, Part};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use crate::model::Model;
 /// `sdxl info`
 #[derive(Args)]
 pub struct InfoArgs {
-    /// Checkpoint folder (the one that holds model_index.json), or `demo`
+    /// Checkpoint: the folder that holds model_index.json, a .safetensors file, or `demo`
     pub dir: PathBuf,
     /// Look at the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
@@ -23,13 +24,18 @@ pub struct InfoArgs {
     pub json: bool,
 }
 
+/// What a part of a checkpoint holds.
 #[derive(Serialize)]
-struct PartInfo {
-    name: &'static str,
-    files: Vec<String>,
+pub struct PartInfo {
+    /// The part's folder.
+    pub name: &'static str,
+    /// Its files.
+    pub files: Vec<String>,
     bytes: u64,
-    parameters: u64,
-    dtypes: Vec<String>,
+    /// Number of weights.
+    pub parameters: u64,
+    /// How they are stored.
+    pub dtypes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -48,11 +54,10 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
         .collect();
     let mut problems: Vec<String> = parts.iter().filter_map(|p| p.problem.clone()).collect();
     for part in [Part::TextEncoder, Part::TextEncoder2] {
-        if checkpoint.has(part) {
-            let folder = checkpoint.tokenizer_folder(part);
-            if let Err(error) = sdxl::text::tokenizer::Tokenizer::open(&folder) {
-                problems.push(error.to_string());
-            }
+        if checkpoint.has(part)
+            && let Err(error) = Tokenizer::of(checkpoint.files(), part)
+        {
+            problems.push(error.to_string());
         }
     }
     let family = match checkpoint.family() {
@@ -113,7 +118,8 @@ fn cannot_open(args: &InfoArgs, error: &sdxl::Error) -> anyhow::Error {
     anyhow::Error::new(Reported(text))
 }
 
-fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
+/// Describes a part.
+pub fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
     let mut info = PartInfo {
         name: part.folder(),
         files: Vec::new(),
@@ -157,7 +163,8 @@ fn names(files: &[String]) -> String {
     }
 }
 
-fn count(n: u64) -> String {
+/// A number of weights, for people to read.
+pub fn count(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),

@@ -114,7 +114,7 @@ fn main() -> ExitCode {
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
         (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
-        (Command::Models(args), _) => (false, models::run(args)),
+        (Command::Models(args), _) => (args.wants_json(), models::run(args)),
         (Command::Generate(_) | Command::Plot(_), None) => (false, Err(usage("no arguments"))),
     };
     let Err(error) = result else {

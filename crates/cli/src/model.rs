@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sdxl::pipeline::default_precision;
 use sdxl::recipe::RefinerRecipe;
+use sdxl::weights::folder::OpenOptions;
+use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
@@ -61,6 +63,10 @@ pub struct Chosen {
     pub model: Model,
     /// The variant of the weight files, where one was named.
     pub variant: Option<String>,
+    /// What stands in for the VAE, where something does.
+    vae: Option<PathBuf>,
+    /// What is added to its weights.
+    loras: Vec<Lora>,
     /// The opened folder.
     pub checkpoint: Checkpoint,
     /// The refiner and its opened folder, where one is to finish the pictures.
@@ -87,12 +93,25 @@ impl Chosen {
             .variant
             .clone()
             .or(replayed.and_then(|r| r.variant.clone()));
-        let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
+        let options = OpenOptions {
+            variant: variant.clone(),
+            vae: args.vae.clone().or(replayed.and_then(|r| r.vae.clone())),
+            loras: Vec::new(),
+        };
+        let loras = match (args.lora.as_slice(), replayed) {
+            ([], Some(was)) => was.loras.clone(),
+            (typed, _) => typed.to_vec(),
+        };
+        let with_loras = OpenOptions {
+            loras: loras.clone(),
+            ..options.clone()
+        };
+        let checkpoint = Checkpoint::open_with(model.folder(), &with_loras)?;
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
                 let model = Model::find(Some(named))?;
-                let checkpoint = Checkpoint::open(model.folder(), variant.as_deref())?;
+                let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
                 Ok((model, checkpoint))
             })
             .transpose()?;
@@ -103,6 +122,8 @@ impl Chosen {
         Ok(Chosen {
             model,
             variant,
+            vae: options.vae,
+            loras,
             checkpoint,
             refiner,
             precision,
@@ -131,6 +152,8 @@ impl Chosen {
             version: env!("CARGO_PKG_VERSION").to_string(),
             model: self.model.name_in_recipes(),
             variant: self.variant.clone(),
+            vae: self.vae.clone(),
+            loras: self.loras.clone(),
             precision: self.precision,
             isa: sdxl_kernels::Isa::current().to_string(),
             latents_sha256: None,

@@ -118,6 +118,9 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let (base, axes) = request(own, matches, replayed.as_ref())?;
     check_output(own)?;
     let chosen = Chosen::new(args, None, replayed.as_ref())?;
+    for text in chosen.checkpoint.files().adapters().warnings() {
+        err!("warning: {text}");
+    }
     let (checkpoint, refiner) = (&chosen.checkpoint, chosen.refiner());
     let precision = chosen.precision;
     let mut shared = chosen.recipe(base);

@@ -213,7 +213,7 @@ fn read_tokens(
     let mut readings = Vec::new();
     let first = parts.text_encoder.as_ref().map(|_| Part::TextEncoder);
     for part in first.into_iter().chain([Part::TextEncoder2]) {
-        let tokenizer = Tokenizer::open(&parts.tokenizer_folder(part))?;
+        let tokenizer = Tokenizer::of(parts.files(), part)?;
         for phase in phases {
             for (name, spans) in texts(&phase.resolved) {
                 let truncate = options.truncate;

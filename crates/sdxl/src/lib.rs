@@ -46,4 +46,5 @@ pub use request::{
     UpscaleMethod,
 };
 pub use weights::Precision;
-pub use weights::folder::{Checkpoint, Family, Part};
+pub use weights::folder::{Checkpoint, Family, OpenOptions, Part};
+pub use weights::lora::Lora;

@@ -127,7 +127,7 @@ impl Pipeline {
             Some(text) => text,
             None => TextEncoders::load(&checkpoint.text_parts(), precision)?,
         };
-        let config_path = checkpoint.root().join("unet/config.json");
+        let config_path = checkpoint.config_path(Part::UNet);
         let unet = UNet::load(
             &checkpoint.unet,
             &config_path,

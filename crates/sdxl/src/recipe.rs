@@ -14,6 +14,7 @@ use crate::inputs::InputFile;
 use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::lora::Lora;
 
 /// A weight file of a checkpoint and what was in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,12 @@ pub struct Recipe {
     /// The variant of the weight files, where one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// What stood in for the checkpoint's VAE, as it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<PathBuf>,
+    /// The LoRAs that were added, as they were named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
     /// Precision of the networks.
     pub precision: Precision,
     /// Instruction set of the kernels; another one rounds differently.
@@ -157,7 +164,9 @@ impl Recipe {
             seed.copied().unwrap_or(0),
             r.picture_size(),
         ));
-        if let Some(unet) = self.files.iter().find(|f| f.name.starts_with("unet/")) {
+        // A checkpoint in one file comes first of all.
+        let unet = self.files.iter().find(|f| f.name.starts_with("unet/"));
+        if let Some(unet) = unet.or(self.files.first().filter(|f| !f.name.contains('/'))) {
             let hash = unet.sha256.get(..10).unwrap_or(&unet.sha256);
             text.push_str(&format!(", Model hash: {hash}"));
         }
@@ -248,16 +257,24 @@ pub fn is_png(path: &Path) -> Result<bool> {
     }
 }
 
-/// Hashes all weight files of a checkpoint: seconds for a full-size one, so best done
+/// Hashes all weight files of a checkpoint and the LoRAs added to it: seconds for a full-size one, so best done
 /// beside the run.
 pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
     let mut hashes = Vec::new();
+    let mut seen: Vec<PathBuf> = Vec::new();
     for part in Part::ALL {
         if !checkpoint.has(part) {
             continue;
         }
         for path in checkpoint.weight_files(part)? {
-            let name = path.strip_prefix(checkpoint.root()).unwrap_or(&path);
+            // A single file holds all parts, and is hashed once.
+            if seen.contains(&path) {
+                continue;
+            }
+            let name = match path.strip_prefix(checkpoint.root()) {
+                Ok(inside) if inside.file_name().is_some() => inside,
+                _ => path.file_name().map_or(path.as_path(), Path::new),
+            };
             let parts: Vec<_> = name.iter().map(|p| p.to_string_lossy()).collect();
             let (bytes, sha256) = hash_file(&path)?;
             hashes.push(FileHash {
@@ -265,7 +282,17 @@ pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
                 bytes,
                 sha256,
             });
+            seen.push(path);
         }
+    }
+    for lora in checkpoint.files().adapters().loras() {
+        let name = lora.file.file_name().unwrap_or(lora.file.as_os_str());
+        let (bytes, sha256) = hash_file(&lora.file)?;
+        hashes.push(FileHash {
+            name: name.to_string_lossy().into_owned(),
+            bytes,
+            sha256,
+        });
     }
     Ok(hashes)
 }
@@ -305,6 +332,8 @@ mod tests {
             version: "0.1.0".into(),
             model: "models/base".into(),
             variant: None,
+            vae: None,
+            loras: Vec::new(),
             precision: Precision::F32,
             isa: "avx2".into(),
             latents_sha256: None,

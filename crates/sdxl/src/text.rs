@@ -5,6 +5,7 @@ pub mod clip;
 pub mod embeds_file;
 pub mod encoder;
 pub mod tokenizer;
+pub mod vocabulary;
 pub mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -154,7 +155,7 @@ impl TextEncoders {
             && first.tokenizer().max_length() != second.tokenizer().max_length()
         {
             return Err(Error::file(
-                parts.tokenizer_folder(Part::TextEncoder),
+                parts.files().root().join("tokenizer"),
                 "the two tokenizers have different model_max_length; they belong to different models",
             ));
         }

@@ -1,8 +1,17 @@
 //! Weights: from names in a checkpoint to layers packed for the kernels.
 
+pub mod convert;
+pub mod doctor;
+pub mod files;
 pub mod folder;
+mod infer;
+pub mod lora;
+pub mod names;
+pub mod other_vae;
+pub mod recognise;
 pub mod safetensors;
 pub mod same;
+pub mod single_file;
 
 use serde::{Deserialize, Serialize};
 

@@ -47,11 +47,11 @@ pub fn check_refiner(base: &Checkpoint, refiner: &Checkpoint) -> Result<()> {
     };
     match differing {
         Some(key) => Err(Error::file(
-            refiner.root().join("vae/config.json"),
+            refiner.config_path(Part::Vae),
             format!(
                 "`{key}` is not that of {}: base and refiner must have latents of one scale to hand \
                  them over; use a refiner of the same family",
-                base.root().join("vae/config.json").display()
+                base.config_path(Part::Vae).display()
             ),
         )),
         None => Ok(()),
@@ -63,7 +63,7 @@ fn check_channels(refiner: &Checkpoint) -> Result<()> {
         return Ok(());
     }
     Err(Error::file(
-        refiner.root().join("unet/config.json"),
+        refiner.config_path(Part::UNet),
         format!(
             "in_channels is {}, not the {} of the latents, which a refiner has",
             refiner.unet.in_channels, refiner.vae.latent_channels

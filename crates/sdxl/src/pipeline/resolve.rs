@@ -10,7 +10,7 @@ use crate::latents::Latents;
 use crate::memory;
 use crate::request::{Request, Tiling};
 use crate::weights::Precision;
-use crate::weights::folder::{Checkpoint, Family};
+use crate::weights::folder::{Checkpoint, Family, Part};
 
 /// Strengths of diffusers' pipelines where none is asked for: image to image, inpainting.
 const STRENGTH: f64 = 0.3;
@@ -106,7 +106,7 @@ fn check_kind(checkpoint: &Checkpoint, request: &Request, inputs: &Inputs) -> Re
         return Ok(());
     }
     Err(Error::file(
-        checkpoint.root().join("unet/config.json"),
+        checkpoint.config_path(Part::UNet),
         if channels == 2 * latents + 1 {
             format!(
                 "in_channels is {channels}, not the {latents} of the latents: an inpainting model, \

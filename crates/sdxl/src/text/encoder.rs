@@ -34,8 +34,9 @@ impl Encoder {
     /// # Errors
     /// A missing or wrong file, and a tokenizer that does not go with the encoder.
     pub fn load(parts: &TextParts, part: Part, precision: Precision) -> Result<Self> {
-        let folder = parts.tokenizer_folder(part);
-        let tokenizer = Tokenizer::open(&folder)?;
+        let folder = parts.files().tokenizer_folder(part);
+        let folder = folder.unwrap_or_else(|| parts.files().root().to_path_buf());
+        let tokenizer = Tokenizer::of(parts.files(), part)?;
         let config = match (part, &parts.text_encoder) {
             (Part::TextEncoder, Some(config)) => config,
             _ => &parts.text_encoder_2,

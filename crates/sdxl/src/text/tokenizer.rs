@@ -8,15 +8,17 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
+use super::vocabulary;
 use crate::error::{Error, Result};
-use crate::weights::folder::read_json;
+use crate::weights::files::Files;
+use crate::weights::folder::{Part, read_json};
 
 /// How text is cut into words before merging: CLIP's own pattern.
 const WORDS: &str =
@@ -56,6 +58,44 @@ impl Tokenizer {
             path if path.is_file() => read_json(&path)?,
             _ => Map::new(),
         };
+        let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
+        Self::build(model, &config, &special_map, folder, true)
+    }
+
+    /// The tokenizer that goes with a text encoder: the folder's, or CLIP's where the checkpoint
+    /// is a file that has none.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of(files: &Files, part: Part) -> Result<Self> {
+        match files.tokenizer_folder(part) {
+            Some(folder) => Self::open(&folder),
+            None => Self::of_clip(part == Part::TextEncoder, files.root()),
+        }
+    }
+
+    /// The tokenizer that the published folders hold, from this program: the first encoder's
+    /// or the second's. `file` is named in errors.
+    ///
+    /// # Errors
+    /// None that a checkpoint could cause.
+    pub fn of_clip(first: bool, file: &Path) -> Result<Self> {
+        let merges = vocabulary::merges(&vocabulary::merges_txt());
+        let tokens = vocabulary::tokens(&merges);
+        let vocab: Vocab = tokens.into_iter().zip(0..).collect();
+        let model = BPE::builder().vocab_and_merges(vocab, merges);
+        let config = vocabulary::tokenizer_config(first);
+        Self::build(model, &config, &Map::new(), file, false)
+    }
+
+    /// `folder` is named in errors; `extended`: it may hold textual inversions.
+    fn build(
+        model: BpeBuilder,
+        config: &Map<String, Value>,
+        special_map: &Map<String, Value>,
+        folder: &Path,
+        extended: bool,
+    ) -> Result<Self> {
         let special = |key: &str, default: &str| -> AddedToken {
             let named = config.get(key).or_else(|| special_map.get(key));
             let (text, normalized) = match named {
@@ -73,8 +113,13 @@ impl Tokenizer {
         let unk = special("unk_token", "<|endoftext|>");
         let pad = special("pad_token", "<|endoftext|>");
 
-        let bad = |e: tokenizers::Error| Error::file(&merges, format!("cannot be used: {e}"));
-        let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
+        let bad = |e: tokenizers::Error| {
+            Error::file(
+                folder.join("merges.txt"),
+                format!("cannot be used, with vocab.json: {e}"),
+            )
+        };
+        let model = model
             .unk_token(unk.content.clone())
             .end_of_word_suffix("</w>".to_string())
             .build()
@@ -109,12 +154,16 @@ impl Tokenizer {
             added.push(token.clone());
         }
         inner.add_special_tokens(&added);
-        let expansions = add_inversions(&mut inner, folder, &config)?;
+        let expansions = if extended {
+            add_inversions(&mut inner, folder, config)?
+        } else {
+            HashMap::new()
+        };
         let id = |token: &AddedToken| {
             let token = &token.content;
             inner.token_to_id(token).ok_or_else(|| {
                 Error::file(
-                    &vocab,
+                    folder.join("vocab.json"),
                     format!("it lacks the special token `{token}`; it is not a CLIP vocabulary"),
                 )
             })

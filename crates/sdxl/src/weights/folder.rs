@@ -1,15 +1,20 @@
-//! A checkpoint in the Hugging Face folder layout: which parts it has, which files
-//! hold them, and what its configuration files say.
+//! A checkpoint, in the Hugging Face folder layout or in one file: which parts it has, which
+//! files hold them, and what its configuration files say.
 //!
-//! Everything is driven by `model_index.json` and the `config.json` of each part;
-//! nothing about the model is assumed.
+//! Everything is driven by `model_index.json` and the `config.json` of each part; nothing
+//! about the model is assumed. A single file's are made up by [`super::single_file`].
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::files::{Files, missing_part};
+use super::lora::{Adapters, Lora};
+use super::other_vae::OtherVae;
 use super::safetensors::{TensorSet, refuse_pickle};
+use super::single_file::{SingleFile, parse};
 use crate::error::{Error, Result};
 use crate::model::config::{ClipConfig, UNetConfig, VaeConfig};
 
@@ -50,7 +55,7 @@ impl Part {
     }
 
     /// The name that weight files start with: transformers and diffusers differ.
-    fn file_stem(self) -> &'static str {
+    pub(super) fn file_stem(self) -> &'static str {
         match self {
             Part::TextEncoder | Part::TextEncoder2 => "model",
             Part::UNet | Part::Vae => "diffusion_pytorch_model",
@@ -68,12 +73,22 @@ impl Part {
     }
 }
 
-/// An opened checkpoint folder: its configuration read and checked, no weights yet.
+/// How a checkpoint is to be opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Use weight files named `*.VARIANT.safetensors` (`fp16`) where a part has them.
+    pub variant: Option<String>,
+    /// A VAE to use in the place of the checkpoint's own: a folder or a file.
+    pub vae: Option<PathBuf>,
+    /// LoRAs to add to the weights.
+    pub loras: Vec<Lora>,
+}
+
+/// An opened checkpoint: its configuration read and checked, no weights yet.
 #[derive(Clone)]
 pub struct Checkpoint {
-    root: PathBuf,
+    files: Files,
     family: Family,
-    variant: Option<String>,
     /// Whether an absent negative prompt means zeros instead of an encoded "".
     pub force_zeros_for_empty_prompt: bool,
     /// Whether the size ids end in an aesthetic score instead of a target size.
@@ -90,95 +105,183 @@ pub struct Checkpoint {
     pub scheduler: Map<String, Value>,
 }
 
+/// What the configuration files say.
+struct Configs {
+    text_encoder: Option<ClipConfig>,
+    text_encoder_2: ClipConfig,
+    unet: UNetConfig,
+    vae: VaeConfig,
+    scheduler: Map<String, Value>,
+}
+
+/// The pipeline must be SDXL's and have the parts that SDXL needs.
+fn check_index(path: &Path, index: &Map<String, Value>) -> Result<()> {
+    match index.get("_class_name").and_then(Value::as_str) {
+        Some(name) if name.starts_with("StableDiffusionXL") => {}
+        Some(name) => {
+            return Err(Error::file(
+                path,
+                format!("this is a checkpoint for {name}, not for Stable Diffusion XL"),
+            ));
+        }
+        None => {
+            return Err(Error::file(
+                path,
+                "it names no `_class_name`, so it is not a pipeline's model_index.json",
+            ));
+        }
+    }
+    for part in Part::ALL {
+        check_class(path, index, part)?;
+    }
+    for part in [Part::TextEncoder2, Part::UNet, Part::Vae] {
+        if named_class(index, part).is_none() {
+            return Err(Error::file(
+                path,
+                format!("it names no `{}`, which SDXL needs", part.folder()),
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Checkpoint {
-    /// Opens the folder `root`. With `variant` (`fp16`), weight files named
+    /// Opens the folder or file `root`. With `variant` (`fp16`), weight files named
     /// `*.fp16.safetensors` are used where a part has them.
     ///
     /// # Errors
     /// Names the file that is missing, unreadable, of another kind of model, or that
     /// holds something this program cannot run.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Self> {
+        let options = OpenOptions {
+            variant: variant.map(str::to_string),
+            ..OpenOptions::default()
+        };
+        Self::open_with(root, &options)
+    }
+
+    /// Opens the folder or file `root`.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and a VAE or a LoRA that cannot be used.
+    pub fn open_with(root: &Path, options: &OpenOptions) -> Result<Self> {
+        let mut checkpoint = Self::open_bare(root, options)?;
+        let adapters = Adapters::open(&options.loras, &checkpoint)?;
+        checkpoint.files.adapters = Arc::new(adapters);
+        Ok(checkpoint)
+    }
+
+    fn open_bare(root: &Path, options: &OpenOptions) -> Result<Self> {
         if !root.exists() {
             return Err(Error::file(
                 root,
-                "there is no such checkpoint folder; give the folder that holds model_index.json",
+                "there is no such checkpoint; give the folder that holds model_index.json, or a \
+                 checkpoint in one .safetensors file",
             ));
         }
+        let vae = match &options.vae {
+            Some(path) => Some(Arc::new(OtherVae::open(path, options.variant.as_deref())?)),
+            None => None,
+        };
+        let mut files = Files {
+            root: root.to_path_buf(),
+            variant: options.variant.clone(),
+            single: None,
+            vae,
+            adapters: Arc::default(),
+        };
         if root.is_file() {
-            refuse_pickle(root)?;
-            return Err(Error::file(
-                root,
-                "this is a file; a checkpoint in the folder layout is needed (the folder that \
-                 holds model_index.json, unet/, vae/ and so on)",
-            ));
+            return Self::of_single_file(files);
         }
         let index_path = root.join("model_index.json");
         if !index_path.exists() {
+            // Some folders hold nothing but the checkpoint in one file.
+            if let Some(only) = only_safetensors(root) {
+                files.root = only;
+                return Self::of_single_file(files);
+            }
             return Err(Error::file(root, what_is_in(root)));
         }
         let index: Map<String, Value> = read_json(&index_path)?;
-        let class = index.get("_class_name").and_then(Value::as_str);
-        match class {
-            Some(name) if name.starts_with("StableDiffusionXL") => {}
-            Some(name) => {
-                return Err(Error::file(
-                    &index_path,
-                    format!("this is a checkpoint for {name}, not for Stable Diffusion XL"),
-                ));
-            }
-            None => {
-                return Err(Error::file(
-                    &index_path,
-                    "it names no `_class_name`, so it is not a pipeline's model_index.json",
-                ));
-            }
-        }
-        let flag = |key: &str| index.get(key).and_then(Value::as_bool).unwrap_or(false);
-        for part in Part::ALL {
-            check_class(&index_path, &index, part)?;
-        }
+        check_index(&index_path, &index)?;
         let present = |part: Part| named_class(&index, part).is_some();
-        for part in [Part::TextEncoder2, Part::UNet, Part::Vae] {
-            if !present(part) {
-                return Err(Error::file(
-                    &index_path,
-                    format!("it names no `{}`, which SDXL needs", part.folder()),
-                ));
-            }
-        }
         let config_path = |part: Part| root.join(part.folder()).join("config.json");
         let text_encoder: Option<ClipConfig> = present(Part::TextEncoder)
             .then(|| read_config(&config_path(Part::TextEncoder)))
             .transpose()?;
+        let configs = Configs {
+            text_encoder,
+            text_encoder_2: read_config(&config_path(Part::TextEncoder2))?,
+            unet: read_config(&config_path(Part::UNet))?,
+            vae: match &files.vae {
+                Some(vae) => vae.config()?,
+                None => read_config(&config_path(Part::Vae))?,
+            },
+            scheduler: read_json(&root.join("scheduler/scheduler_config.json"))?,
+        };
+        Self::build(files, &index, configs)
+    }
+
+    fn of_single_file(mut files: Files) -> Result<Self> {
+        let root = files.root.clone();
+        refuse_pickle(&root)?;
+        let single = SingleFile::open(&root)?;
+        let has = |part: Part| single.tensors(part).is_some();
+        for part in Part::ALL {
+            let needed = match part {
+                Part::TextEncoder => single.family() == Family::Base,
+                Part::Vae => files.vae.is_none(),
+                _ => true,
+            };
+            if needed && !has(part) {
+                return Err(missing_part(&root, part));
+            }
+        }
+        let index: Map<String, Value> = parse(single.configs(), "model_index.json", &root)?;
+        check_index(&root, &index)?;
+        let configs = Configs {
+            text_encoder: has(Part::TextEncoder)
+                .then(|| single.config(Part::TextEncoder))
+                .transpose()?,
+            text_encoder_2: single.config(Part::TextEncoder2)?,
+            unet: single.config(Part::UNet)?,
+            vae: match &files.vae {
+                Some(vae) => vae.config()?,
+                None => single.config(Part::Vae)?,
+            },
+            scheduler: parse(single.configs(), "scheduler/scheduler_config.json", &root)?,
+        };
+        files.single = Some(Arc::new(single));
+        Self::build(files, &index, configs)
+    }
+
+    fn build(files: Files, index: &Map<String, Value>, configs: Configs) -> Result<Self> {
+        let flag = |key: &str| index.get(key).and_then(Value::as_bool);
         let checkpoint = Checkpoint {
-            root: root.to_path_buf(),
-            family: if text_encoder.is_some() {
+            files,
+            family: if configs.text_encoder.is_some() {
                 Family::Base
             } else {
                 Family::Refiner
             },
-            variant: variant.map(str::to_string),
-            // diffusers' default where the key is absent.
-            force_zeros_for_empty_prompt: index
-                .get("force_zeros_for_empty_prompt")
-                .and_then(Value::as_bool)
-                .unwrap_or(true),
-            requires_aesthetics_score: flag("requires_aesthetics_score"),
-            text_encoder,
-            text_encoder_2: read_config(&config_path(Part::TextEncoder2))?,
-            unet: read_config(&config_path(Part::UNet))?,
-            vae: read_config(&config_path(Part::Vae))?,
-            scheduler: read_json(&root.join("scheduler/scheduler_config.json"))?,
+            // diffusers' defaults where a key is absent.
+            force_zeros_for_empty_prompt: flag("force_zeros_for_empty_prompt").unwrap_or(true),
+            requires_aesthetics_score: flag("requires_aesthetics_score").unwrap_or(false),
+            text_encoder: configs.text_encoder,
+            text_encoder_2: configs.text_encoder_2,
+            unet: configs.unet,
+            vae: configs.vae,
+            scheduler: configs.scheduler,
         };
+        let path = |part: Part| checkpoint.config_path(part);
         if let Some(config) = &checkpoint.text_encoder {
-            config.check(&config_path(Part::TextEncoder))?;
+            config.check(&path(Part::TextEncoder))?;
         }
-        checkpoint
-            .text_encoder_2
-            .check(&config_path(Part::TextEncoder2))?;
-        checkpoint.unet.check(&config_path(Part::UNet))?;
-        checkpoint.vae.check(&config_path(Part::Vae))?;
-        checkpoint.check_fit(&config_path(Part::UNet))?;
+        let second = &checkpoint.text_encoder_2;
+        second.check(&path(Part::TextEncoder2))?;
+        checkpoint.unet.check(&path(Part::UNet))?;
+        checkpoint.vae.check(&path(Part::Vae))?;
+        checkpoint.check_fit(&path(Part::UNet))?;
         Ok(checkpoint)
     }
 
@@ -211,19 +314,24 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The folder.
+    /// The folder, or the file.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.files.root()
+    }
+
+    /// Where all parts are.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The file that says how a part is built; a single file itself.
+    pub fn config_path(&self, part: Part) -> PathBuf {
+        self.files.config_path(part)
     }
 
     /// Base or refiner.
     pub fn family(&self) -> Family {
         self.family
-    }
-
-    /// The tokenizer folder that goes with a text encoder.
-    pub fn tokenizer_folder(&self, part: Part) -> PathBuf {
-        tokenizer_folder(&self.root, part)
     }
 
     /// Whether the checkpoint has this part.
@@ -232,18 +340,14 @@ impl Checkpoint {
     }
 
     /// The weight files of a part, in the order of their shards.
-    ///
-    /// The variant's files are taken where the part has them, else the plain ones;
-    /// a folder that has only one variant (`fp16`) is used as it is.
     pub fn weight_files(&self, part: Part) -> Result<Vec<PathBuf>> {
-        find_weights(&self.root, self.variant.as_deref(), part)
+        self.files.weight_files(part)
     }
 
     /// The text encoders and what goes with them.
     pub fn text_parts(&self) -> TextParts {
         TextParts {
-            root: self.root.clone(),
-            variant: self.variant.clone(),
+            files: self.files.clone(),
             text_encoder: self.text_encoder.clone(),
             text_encoder_2: self.text_encoder_2.clone(),
         }
@@ -251,16 +355,15 @@ impl Checkpoint {
 
     /// Maps a part's weights and checks the files' headers.
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
-        TensorSet::open(&self.weight_files(part)?)
+        self.files.tensors(part)
     }
 }
 
-/// The text encoders of a checkpoint folder with their tokenizers: all that encoding prompts
-/// takes. The folder need not hold anything else.
+/// The text encoders of a checkpoint with their tokenizers: all that encoding prompts
+/// takes. A folder need not hold anything else.
 #[derive(Clone)]
 pub struct TextParts {
-    root: PathBuf,
-    variant: Option<String>,
+    files: Files,
     /// First text encoder; a refiner has none.
     pub text_encoder: Option<ClipConfig>,
     /// Second text encoder.
@@ -269,11 +372,14 @@ pub struct TextParts {
 
 impl TextParts {
     /// Opens the text parts of the folder `root`: `text_encoder_2` with `tokenizer_2`, and
-    /// `text_encoder` with `tokenizer` where they are there.
+    /// `text_encoder` with `tokenizer` where they are there; or those of a single file.
     ///
     /// # Errors
     /// Names the file that is missing or that this program cannot run.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<TextParts> {
+        if root.is_file() {
+            return Ok(Checkpoint::open(root, variant)?.text_parts());
+        }
         if !root.is_dir() {
             return Err(Error::file(
                 root,
@@ -288,32 +394,34 @@ impl TextParts {
         };
         let first = root.join(Part::TextEncoder.folder()).is_dir();
         Ok(TextParts {
-            root: root.to_path_buf(),
-            variant: variant.map(str::to_string),
+            files: Files {
+                root: root.to_path_buf(),
+                variant: variant.map(str::to_string),
+                single: None,
+                vae: None,
+                adapters: Arc::default(),
+            },
             text_encoder: first.then(|| config(Part::TextEncoder)).transpose()?,
             text_encoder_2: config(Part::TextEncoder2)?,
         })
     }
 
-    /// The tokenizer folder that goes with a text encoder.
-    pub fn tokenizer_folder(&self, part: Part) -> PathBuf {
-        tokenizer_folder(&self.root, part)
+    /// Where both are.
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Maps a text encoder's weights and checks the files' headers.
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
-        TensorSet::open(&find_weights(&self.root, self.variant.as_deref(), part)?)
+        self.files.tensors(part)
     }
 }
 
-fn tokenizer_folder(root: &Path, part: Part) -> PathBuf {
-    root.join(match part {
-        Part::TextEncoder => "tokenizer",
-        _ => "tokenizer_2",
-    })
-}
-
-fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Result<Vec<PathBuf>> {
+/// The weight files of a part of a folder.
+///
+/// The variant's files are taken where the part has them, else the plain ones; a folder that
+/// has only one variant (`fp16`) is used as it is.
+pub(super) fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Result<Vec<PathBuf>> {
     let folder = root.join(part.folder());
     if let Some(variant) = variant {
         if let Some(files) = files_of(&folder, part.file_stem(), Some(variant))? {
@@ -418,7 +526,11 @@ fn check_class(path: &Path, index: &Map<String, Value>, part: Part) -> Result<()
 }
 
 /// The weight files `stem[.variant].safetensors`, or those listed by the shard index.
-fn files_of(folder: &Path, stem: &str, variant: Option<&str>) -> Result<Option<Vec<PathBuf>>> {
+pub(super) fn files_of(
+    folder: &Path,
+    stem: &str,
+    variant: Option<&str>,
+) -> Result<Option<Vec<PathBuf>>> {
     let (whole, index) = match variant {
         Some(v) => (
             format!("{stem}.{v}.safetensors"),
@@ -499,6 +611,16 @@ fn missing_weights(folder: &Path, part: Part) -> String {
         "{wanted} is missing (found: {}); for files such as *.fp16.safetensors add --variant fp16",
         names.join(", ")
     )
+}
+
+/// The one `.safetensors` file of a folder that has one.
+fn only_safetensors(root: &Path) -> Option<PathBuf> {
+    let names = names_in(root);
+    let mut files = names.iter().filter(|n| n.ends_with(".safetensors"));
+    match (files.next(), files.next()) {
+        (Some(one), None) => Some(root.join(one)),
+        _ => None,
+    }
 }
 
 fn what_is_in(root: &Path) -> String {

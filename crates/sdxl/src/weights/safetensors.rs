@@ -1,14 +1,18 @@
 //! Reading `.safetensors` files: memory-mapped, checked before anything is trusted.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use sdxl_kernels::Weights;
 
+use super::lora::{self, Updates};
+use super::to_f32;
 use crate::error::{Error, Result};
 
 /// One tensor of a file, as stored.
@@ -20,6 +24,8 @@ pub struct StoredTensor {
     /// Byte range inside the file.
     start: usize,
     end: usize,
+    /// Whether the file has rows and columns the other way round than `shape` says.
+    transposed: bool,
 }
 
 impl StoredTensor {
@@ -32,17 +38,72 @@ impl StoredTensor {
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
+
+    /// Bytes it takes as stored.
+    pub fn byte_len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Number of values.
+    pub fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The same values under another shape.
+    pub(super) fn reshaped(&self, shape: Vec<usize>) -> StoredTensor {
+        debug_assert_eq!(shape.iter().product::<usize>(), self.values());
+        StoredTensor {
+            shape,
+            ..self.clone()
+        }
+    }
+
+    /// Part `index` of `count` equal parts along the first axis; nothing where it cannot be
+    /// divided so.
+    pub(super) fn slice(&self, index: usize, count: usize) -> Option<StoredTensor> {
+        let rows = *self.shape.first()?;
+        let bytes = self.end - self.start;
+        let even = rows.is_multiple_of(count) && bytes.is_multiple_of(count);
+        if self.transposed || index >= count || !even {
+            return None;
+        }
+        let mut shape = self.shape.clone();
+        shape[0] = rows / count;
+        let start = self.start + index * (bytes / count);
+        Some(StoredTensor {
+            shape,
+            start,
+            end: start + bytes / count,
+            ..self.clone()
+        })
+    }
+
+    /// The matrix with rows and columns exchanged; nothing where it is no matrix.
+    pub(super) fn transpose(&self) -> Option<StoredTensor> {
+        let [rows, columns] = self.shape[..] else {
+            return None;
+        };
+        Some(StoredTensor {
+            shape: vec![columns, rows],
+            transposed: !self.transposed,
+            ..self.clone()
+        })
+    }
 }
 
 struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    metadata: HashMap<String, String>,
 }
 
 /// All tensors of one part of a checkpoint, which may be spread over several files.
+#[derive(Clone)]
 pub struct TensorSet {
-    files: Vec<MappedFile>,
+    files: Vec<Arc<MappedFile>>,
     tensors: HashMap<String, StoredTensor>,
+    /// Changes to add to what is read.
+    updates: Option<Arc<Updates>>,
 }
 
 impl TensorSet {
@@ -52,6 +113,7 @@ impl TensorSet {
         let mut set = TensorSet {
             files: Vec::new(),
             tensors: HashMap::new(),
+            updates: None,
         };
         for path in paths {
             set.add(path)?;
@@ -69,6 +131,9 @@ impl TensorSet {
                  the checkpoint's folder or download the file again",
             ));
         }
+        if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
+            return Err(pickle(path));
+        }
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, explain(&e, &map)))?;
         let data = header + 8;
@@ -80,6 +145,7 @@ impl TensorSet {
                 shape: info.shape.clone(),
                 start: data + info.data_offsets.0,
                 end: data + info.data_offsets.1,
+                transposed: false,
             };
             if stored.end > map.len() {
                 return Err(Error::file(path, truncated(map.len(), stored.end)));
@@ -91,17 +157,61 @@ impl TensorSet {
                         "tensor `{name}` is also in {}; one of the two files does not belong here",
                         self.files
                             .get(other.file)
-                            .map_or(path, |f| &f.path)
+                            .map_or(path, |f| f.path.as_path())
                             .display()
                     ),
                 ));
             }
         }
-        self.files.push(MappedFile {
+        self.files.push(Arc::new(MappedFile {
             path: path.to_path_buf(),
             map,
-        });
+            metadata: metadata.metadata().clone().unwrap_or_default(),
+        }));
         Ok(())
+    }
+
+    /// Other names, and other views, of tensors of this set; the files stay mapped once.
+    pub(super) fn renamed(&self, tensors: HashMap<String, StoredTensor>) -> TensorSet {
+        TensorSet {
+            files: self.files.clone(),
+            tensors,
+            updates: None,
+        }
+    }
+
+    /// The same tensors, to be read with these changes.
+    pub(super) fn with_updates(mut self, updates: Option<&Arc<Updates>>) -> TensorSet {
+        self.updates = updates.cloned();
+        self
+    }
+
+    /// Refuses tensors with an axis that is empty or longer than any network's: from here on
+    /// shapes are multiplied without a second thought.
+    ///
+    /// # Errors
+    /// Names the first such tensor among those that `matter`.
+    pub(super) fn check_shapes(&self, matter: impl Fn(&str) -> bool) -> Result<()> {
+        let odd = |t: &StoredTensor| t.shape.iter().any(|n| *n == 0 || *n > 1 << 24);
+        let mut found: Vec<_> = (self.tensors.iter())
+            .filter(|(name, tensor)| odd(tensor) && matter(name))
+            .collect();
+        found.sort_by_key(|(name, _)| name.as_str());
+        match found.first() {
+            Some((name, tensor)) => Err(Error::file(
+                self.path_of(tensor),
+                format!(
+                    "tensor `{name}` has the impossible shape {:?}",
+                    tensor.shape
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// What the header of the first file says besides its tensors.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.first()?.metadata.get(key).map(String::as_str)
     }
 
     /// The tensor of this name, if there is one.
@@ -124,45 +234,74 @@ impl TensorSet {
         &self.files[tensor.file].path
     }
 
-    /// Runs `use_values` on the stored values, then lets the system take the pages
-    /// back: after loading, only the packed copies are in memory.
+    /// Runs `use_values` on the values: as stored, or with the changes of LoRAs added to them.
+    ///
+    /// # Errors
+    /// An element type that weights do not have.
     pub fn read<R>(
         &self,
         name: &str,
         tensor: &StoredTensor,
         use_values: impl FnOnce(Weights<'_>) -> R,
     ) -> Result<R> {
+        let updates = self.updates.as_ref().and_then(|all| all.get(name));
+        let Some(updates) = updates else {
+            return self.read_stored(name, tensor, use_values);
+        };
+        let mut values = self.read_stored(name, tensor, to_f32)?;
+        lora::apply(updates, name, tensor.shape(), &mut values)?;
+        Ok(use_values(Weights::F32(&values)))
+    }
+
+    /// Runs `use_values` on the stored values, then lets the system take the pages
+    /// back: after loading, only the packed copies are in memory.
+    fn read_stored<R>(
+        &self,
+        name: &str,
+        tensor: &StoredTensor,
+        use_values: impl FnOnce(Weights<'_>) -> R,
+    ) -> Result<R> {
         let file = &self.files[tensor.file];
-        let bytes = &file.map[tensor.start..tensor.end];
+        let bytes = self.bytes(tensor);
         // A header may leave values unaligned; those are copied first.
         let (floats, halves, brains);
         let values = match tensor.dtype {
-            Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
+            Dtype::F32 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::F32(slice),
                 Err(_) => {
-                    floats = copied(bytes, f32::from_le_bytes);
+                    floats = copied(&bytes, f32::from_le_bytes);
                     Weights::F32(&floats)
                 }
             },
-            Dtype::F16 => match bytemuck::try_cast_slice(bytes) {
+            Dtype::F16 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::F16(slice),
                 Err(_) => {
-                    halves = copied(bytes, f16::from_le_bytes);
+                    halves = copied(&bytes, f16::from_le_bytes);
                     Weights::F16(&halves)
                 }
             },
-            Dtype::BF16 => match bytemuck::try_cast_slice(bytes) {
+            Dtype::BF16 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::Bf16(slice),
                 Err(_) => {
-                    brains = copied(bytes, bf16::from_le_bytes);
+                    brains = copied(&bytes, bf16::from_le_bytes);
                     Weights::Bf16(&brains)
                 }
             },
+            // Both have fewer bits than f16 in every field, so nothing is rounded.
+            Dtype::F8_E4M3 => {
+                halves = bytes.iter().map(|b| f8_e4m3(*b)).collect();
+                Weights::F16(&halves)
+            }
+            Dtype::F8_E5M2 => {
+                halves = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
+                Weights::F16(&halves)
+            }
             other => {
                 return Err(Error::file(
                     &file.path,
                     format!(
-                        "tensor `{name}` is stored as {other:?}; weights must be F32, F16 or BF16"
+                        "tensor `{name}` is stored as {other:?}; weights must be F32, F16, BF16, \
+                         F8_E4M3 or F8_E5M2"
                     ),
                 ));
             }
@@ -171,6 +310,38 @@ impl TensorSet {
         release(&file.map, tensor.start, tensor.end);
         Ok(result)
     }
+
+    /// The values as stored, in the order of the tensor's shape.
+    pub fn bytes(&self, tensor: &StoredTensor) -> Cow<'_, [u8]> {
+        let stored = &self.files[tensor.file].map[tensor.start..tensor.end];
+        let [rows, columns] = tensor.shape[..] else {
+            return Cow::Borrowed(stored);
+        };
+        if !tensor.transposed || stored.is_empty() {
+            return Cow::Borrowed(stored);
+        }
+        let size = stored.len() / (rows * columns);
+        let mut turned = Vec::with_capacity(stored.len());
+        for row in 0..rows {
+            for column in 0..columns {
+                let at = (column * rows + row) * size;
+                turned.extend_from_slice(&stored[at..at + size]);
+            }
+        }
+        Cow::Owned(turned)
+    }
+}
+
+/// An 8-bit float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities
+/// (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; torch's `float8_e4m3fn`).
+fn f8_e4m3(bits: u8) -> f16 {
+    let (exponent, mantissa) = ((bits >> 3) & 15, f32::from(bits & 7));
+    let magnitude = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (8.0 + mantissa) * 2f32.powi(i32::from(exponent) - 10),
+    };
+    f16::from_f32(if bits < 128 { magnitude } else { -magnitude })
 }
 
 fn copied<T, const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> T) -> Vec<T> {
@@ -190,14 +361,18 @@ pub fn refuse_pickle(path: &Path) -> Result<()> {
         .unwrap_or_default()
         .to_ascii_lowercase();
     if ["ckpt", "bin", "pt", "pth", "pkl"].contains(&extension.as_str()) {
-        return Err(Error::file(
-            path,
-            "this is a pickle file, which can run any program when it is opened, so it is never \
-             read; get the `.safetensors` version of the checkpoint, or convert it on a machine \
-             you can lose with `safetensors.torch.save_file` in Python",
-        ));
+        return Err(pickle(path));
     }
     Ok(())
+}
+
+fn pickle(path: &Path) -> Error {
+    Error::file(
+        path,
+        "this is a pickle file, which can run any program when it is opened, so it is never \
+         read; get the `.safetensors` version of the checkpoint, or convert it on a machine \
+         you can lose with `safetensors.torch.save_file` in Python",
+    )
 }
 
 fn truncated(have: usize, need: usize) -> String {

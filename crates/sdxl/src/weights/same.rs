@@ -20,7 +20,11 @@ pub fn same_part(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
         // No two checkpoints are of use that share it.
         Part::UNet => false,
     };
+    // A LoRA is for the checkpoint that it was given with.
+    let changed = |c: &Checkpoint| c.files().adapters().of(part).is_some();
     Ok(configs
+        && !changed(a)
+        && !changed(b)
         && same_tokenizer(a, b, part)?
         && same_files(&a.weight_files(part)?, &b.weight_files(part)?)?)
 }
@@ -29,7 +33,14 @@ fn same_tokenizer(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
     if !matches!(part, Part::TextEncoder | Part::TextEncoder2) {
         return Ok(true);
     }
-    let (a, b) = (a.tokenizer_folder(part), b.tokenizer_folder(part));
+    let folders = (
+        a.files().tokenizer_folder(part),
+        b.files().tokenizer_folder(part),
+    );
+    let (a, b) = match folders {
+        (Some(a), Some(b)) => (a, b),
+        (a, b) => return Ok(a.is_none() && b.is_none()),
+    };
     let names = [
         "vocab.json",
         "merges.txt",

@@ -1,0 +1,250 @@
+//! What is wrong with a checkpoint or another file of weights, and what to do about it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::folder::{Checkpoint, Family, Part, files_of, missing_files};
+use super::recognise::Kind;
+use super::safetensors::TensorSet;
+use crate::text::tokenizer::Tokenizer;
+
+/// Something to know about a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// Whether it stands in the way of a picture.
+    pub problem: bool,
+    /// What it is, and what to do.
+    pub text: String,
+}
+
+fn problem(text: impl Into<String>) -> Finding {
+    Finding {
+        problem: true,
+        text: text.into(),
+    }
+}
+
+fn note(text: impl Into<String>) -> Finding {
+    Finding {
+        problem: false,
+        text: text.into(),
+    }
+}
+
+/// Looks at a folder or a file. Reads headers and small files, no weights.
+pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if path.is_file() {
+        match TensorSet::open(&[path.to_path_buf()]) {
+            Err(error) => return vec![problem(error.to_string())],
+            Ok(tensors) => match Kind::of(&tensors) {
+                Kind::Base | Kind::Refiner => {}
+                Kind::Lora => return lora(&tensors),
+                kind => {
+                    let (what, advice) = (kind.describe(), kind.advice());
+                    return vec![problem(format!("this is {what}; {advice}"))];
+                }
+            },
+        }
+    } else {
+        found.extend(pointers(path));
+        found.extend(missing_files(path).into_iter().map(problem));
+        found.extend(variants(path));
+    }
+    let checkpoint = match Checkpoint::open(path, variant) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            let text = error.to_string();
+            // Said already, of a missing file.
+            if !found.iter().any(|f| same_file(&f.text, &text)) {
+                found.push(problem(text));
+            }
+            return found;
+        }
+    };
+    for part in Part::ALL {
+        if !checkpoint.has(part) {
+            continue;
+        }
+        if let Err(error) = checkpoint.tensors(part) {
+            let text = error.to_string();
+            if !found.iter().any(|f| same_file(&f.text, &text)) {
+                found.push(problem(text));
+            }
+        }
+        if matches!(part, Part::TextEncoder | Part::TextEncoder2)
+            && let Err(error) = Tokenizer::of(checkpoint.files(), part)
+        {
+            let text = error.to_string();
+            if !found.iter().any(|f| same_file(&f.text, &text)) {
+                found.push(problem(text));
+            }
+        }
+    }
+    if checkpoint.family() == Family::Refiner {
+        found.push(note(
+            "this is a refiner: it finishes pictures and cannot start one from a prompt; give it \
+             with --refiner, beside a base checkpoint as --model",
+        ));
+    }
+    found.extend(vae(&checkpoint));
+    found.extend(schedule(&checkpoint));
+    found
+}
+
+/// Whether two messages begin with the same path.
+fn same_file(a: &str, b: &str) -> bool {
+    let path = |text: &str| text.split(": ").next().map(str::to_string);
+    path(a) == path(b)
+}
+
+/// Files of a Git checkout whose contents were never fetched.
+fn pointers(root: &Path) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let inside = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries.map(|e| e.path()).collect();
+        paths.sort();
+        paths
+    };
+    for path in inside(root) {
+        let paths = if path.is_dir() {
+            inside(&path)
+        } else {
+            vec![path]
+        };
+        for path in paths.iter().filter(|path| is_pointer(path)) {
+            found.push(problem(format!(
+                "{}: this is a Git LFS pointer, not the file itself; run `git lfs pull` in the \
+                 checkpoint's folder or download the file again",
+                path.display()
+            )));
+        }
+    }
+    found
+}
+
+fn is_pointer(path: &Path) -> bool {
+    let start = b"version https://git-lfs";
+    let mut read = [0; 23];
+    File::open(path).is_ok_and(|mut f| f.read_exact(&mut read).is_ok()) && read == *start
+}
+
+/// A variant that some parts have and others lack.
+fn variants(root: &Path) -> Vec<Finding> {
+    let there = |part: Part, variant: Option<&str>| {
+        let files = files_of(&root.join(part.folder()), part.file_stem(), variant);
+        matches!(files, Ok(Some(_)))
+    };
+    let names = |parts: &[Part]| -> String {
+        let names: Vec<&str> = parts.iter().map(|p| p.folder()).collect();
+        names.join(", ")
+    };
+    let parts: Vec<Part> = (Part::ALL.into_iter())
+        .filter(|p| there(*p, None) || there(*p, Some("fp16")))
+        .collect();
+    let half: Vec<Part> = (parts.iter().copied())
+        .filter(|p| there(*p, Some("fp16")))
+        .collect();
+    let plain: Vec<Part> = (parts.iter().copied())
+        .filter(|p| there(*p, None))
+        .collect();
+    let mut found = Vec::new();
+    if !half.is_empty() && half.len() < parts.len() {
+        let without: Vec<Part> = (parts.iter().copied())
+            .filter(|p| !half.contains(p))
+            .collect();
+        found.push(note(format!(
+            "only {} have weights of variant fp16; with --variant fp16 the plain ones are used of {}",
+            names(&half),
+            names(&without)
+        )));
+    }
+    if plain.is_empty() && !half.is_empty() {
+        found.push(note(
+            "there are weights of variant fp16 only, which are used with or without --variant fp16",
+        ));
+    }
+    found
+}
+
+fn vae(checkpoint: &Checkpoint) -> Vec<Finding> {
+    let config = &checkpoint.vae;
+    let mut found = Vec::new();
+    if config.scaling_factor == 0.18215 && config.latents_mean.is_none() {
+        found.push(problem(format!(
+            "{}: scaling_factor is 0.18215, that of Stable Diffusion 1 and 2; SDXL's is 0.13025. \
+             This VAE gives wrong colours with an SDXL UNet: give the right one with --vae",
+            checkpoint.config_path(Part::Vae).display()
+        )));
+    }
+    if config.force_upcast {
+        found.push(note(
+            "the VAE is decoded in f32 whatever the precision (force_upcast): SDXL's first VAE \
+             overflows in f16, which gives black pictures. madebyollin/sdxl-vae-fp16-fix, given \
+             with --vae, does not",
+        ));
+    } else {
+        found.push(note(
+            "the VAE says that it may be decoded in 16 bits (force_upcast false): right for \
+             madebyollin/sdxl-vae-fp16-fix, but the first VAE of SDXL overflows in f16. If \
+             pictures come out black, set it to true",
+        ));
+    }
+    found
+}
+
+fn schedule(checkpoint: &Checkpoint) -> Vec<Finding> {
+    let config = &checkpoint.scheduler;
+    let is = |key: &str, value: &str| config.get(key).and_then(|v| v.as_str()) == Some(value);
+    let zero = config.get("rescale_betas_zero_snr") == Some(&true.into());
+    if !is("prediction_type", "v_prediction") {
+        return Vec::new();
+    }
+    let mut text = "the UNet predicts v".to_string();
+    if zero {
+        text.push_str(
+            ", down to a signal-to-noise ratio of zero: --guidance-rescale 0.7 keeps pictures from \
+             being overexposed",
+        );
+    }
+    vec![note(text)]
+}
+
+/// The channels of the text states that a LoRA's attention was trained on, where it has some.
+pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
+    let of = |part: &str| {
+        tensors.iter().find_map(|(name, tensor)| {
+            let key = name.replace('.', "_");
+            let reads = key.contains("attn2_to_k") && part_is(name, part);
+            reads.then(|| tensor.shape().get(1).copied()).flatten()
+        })
+    };
+    of("lora_down")
+        .or_else(|| of("lora_A"))
+        .or_else(|| of("lora.down"))
+}
+
+fn part_is(name: &str, part: &str) -> bool {
+    name.ends_with(&format!(".{part}.weight"))
+}
+
+fn lora(tensors: &TensorSet) -> Vec<Finding> {
+    match lora_context(tensors) {
+        Some(768) => vec![problem(
+            "this is a LoRA for Stable Diffusion 1 (its text states have 768 channels, SDXL's \
+             2048); get one trained on SDXL",
+        )],
+        Some(1024) => vec![problem(
+            "this is a LoRA for Stable Diffusion 2 (its text states have 1024 channels, SDXL's \
+             2048); get one trained on SDXL",
+        )],
+        Some(1280) => vec![note(
+            "this is a LoRA for SDXL's refiner; it does not go with the base model",
+        )],
+        _ => vec![note(
+            "this is a LoRA: give a checkpoint as the model and this file with --lora",
+        )],
+    }
+}

@@ -1,0 +1,99 @@
+//! Where the parts of a checkpoint are: in a folder with files for each, or in one file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::folder::{Part, find_weights};
+use super::lora::Adapters;
+use super::other_vae::OtherVae;
+use super::safetensors::TensorSet;
+use super::single_file::SingleFile;
+use crate::error::{Error, Result};
+
+/// The files of a checkpoint, and what was put in the place of some of them.
+#[derive(Clone)]
+pub struct Files {
+    pub(super) root: PathBuf,
+    pub(super) variant: Option<String>,
+    pub(super) single: Option<Arc<SingleFile>>,
+    pub(super) vae: Option<Arc<OtherVae>>,
+    pub(super) adapters: Arc<Adapters>,
+}
+
+impl Files {
+    /// The folder, or the file.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The file that says how a part is built; a single file itself.
+    pub fn config_path(&self, part: Part) -> PathBuf {
+        match (part, &self.vae) {
+            (Part::Vae, Some(vae)) => vae.path().to_path_buf(),
+            _ if self.single.is_some() => self.root.clone(),
+            _ => self.root.join(part.folder()).join("config.json"),
+        }
+    }
+
+    /// The folder of the tokenizer that goes with a text encoder; a single file has none and
+    /// means CLIP's.
+    pub fn tokenizer_folder(&self, part: Part) -> Option<PathBuf> {
+        self.single.is_none().then(|| {
+            self.root.join(match part {
+                Part::TextEncoder => "tokenizer",
+                _ => "tokenizer_2",
+            })
+        })
+    }
+
+    /// The weight files of a part, in the order of their shards.
+    ///
+    /// # Errors
+    /// Weights that are missing.
+    pub fn weight_files(&self, part: Part) -> Result<Vec<PathBuf>> {
+        match (part, &self.vae, &self.single) {
+            (Part::Vae, Some(vae), _) => Ok(vae.files().to_vec()),
+            (_, _, Some(_)) => Ok(vec![self.root.clone()]),
+            _ => find_weights(&self.root, self.variant.as_deref(), part),
+        }
+    }
+
+    /// The LoRAs that are added to the weights.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// Maps a part's weights and checks the files' headers. What is read from them has the
+    /// LoRAs added.
+    ///
+    /// # Errors
+    /// Weights that are missing or wrong.
+    pub fn tensors(&self, part: Part) -> Result<TensorSet> {
+        let stored = self.stored_tensors(part)?;
+        Ok(stored.with_updates(self.adapters.of(part)))
+    }
+
+    fn stored_tensors(&self, part: Part) -> Result<TensorSet> {
+        match (part, &self.vae, &self.single) {
+            (Part::Vae, Some(vae), _) => Ok(vae.tensors().clone()),
+            (_, _, Some(single)) => single
+                .tensors(part)
+                .cloned()
+                .ok_or_else(|| missing_part(&self.root, part)),
+            _ => TensorSet::open(&self.weight_files(part)?),
+        }
+    }
+}
+
+/// What is said of a single file without a part.
+pub(super) fn missing_part(path: &Path, part: Part) -> Error {
+    let what = match part {
+        Part::TextEncoder | Part::TextEncoder2 => "it lacks a text encoder",
+        Part::UNet => "it has no UNet",
+        Part::Vae => {
+            "it has no VAE baked in; give one with --vae, such as the file of \
+                      madebyollin/sdxl-vae-fp16-fix or the vae/ folder of the base model"
+        }
+    };
+    Error::file(path, what)
+}

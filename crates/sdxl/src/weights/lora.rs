@@ -1,0 +1,403 @@
+//! LoRAs and their relatives: small files of changes to a checkpoint's weights.
+//!
+//! The changes are added when weights are read, before they are packed: a network with a
+//! LoRA runs as fast as one without. Read are the names of kohya's trainer (with diffusers'
+//! or the original implementation's blocks), of LyCORIS, and of diffusers and PEFT.
+
+mod update;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::doctor::lora_context;
+use super::folder::{Checkpoint, Part, read_json};
+use super::names::Names;
+use super::safetensors::{StoredTensor, TensorSet};
+use crate::error::{Error, Result};
+
+use update::{Parts, Piece};
+pub(super) use update::{Update, apply};
+
+/// A file to add, and how much of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// The `.safetensors` file.
+    pub file: PathBuf,
+    /// What its changes are multiplied by; 1 is what it was trained for.
+    pub scale: f32,
+}
+
+impl std::str::FromStr for Lora {
+    type Err = String;
+
+    /// `FILE` or `FILE:SCALE`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (file, scale) = match text.rsplit_once(':') {
+            Some((file, scale)) if !file.is_empty() => match scale.trim().parse::<f32>() {
+                Ok(scale) if scale.is_finite() => (file, scale),
+                Ok(_) => {
+                    return Err(format!(
+                        "`{scale}` is not a scale; use a number such as 0.8"
+                    ));
+                }
+                // A colon inside a path.
+                Err(_) => (text, 1.0),
+            },
+            _ => (text, 1.0),
+        };
+        if file.is_empty() {
+            return Err("name a file, as in FILE or FILE:0.8".to_string());
+        }
+        Ok(Lora {
+            file: file.into(),
+            scale,
+        })
+    }
+}
+
+/// The changes to one part's tensors, by the names that its files have for them.
+pub(super) type Updates = HashMap<String, Vec<Update>>;
+
+/// Opened LoRAs: matched with a checkpoint's tensors, no values read yet.
+#[derive(Default)]
+pub struct Adapters {
+    loras: Vec<Lora>,
+    updates: HashMap<&'static str, Arc<Updates>>,
+    warnings: Vec<String>,
+}
+
+impl Adapters {
+    /// Opens the files and finds the weights that they change.
+    ///
+    /// # Errors
+    /// A file that is no LoRA, that changes nothing of this checkpoint, or that was made for
+    /// networks of other sizes.
+    pub(super) fn open(loras: &[Lora], checkpoint: &Checkpoint) -> Result<Adapters> {
+        if loras.is_empty() {
+            return Ok(Adapters::default());
+        }
+        let targets = Targets::of(checkpoint)?;
+        let mut updates: HashMap<&'static str, Updates> = HashMap::new();
+        let mut warnings = Vec::new();
+        for lora in loras {
+            let found = match_file(lora, checkpoint, &targets)?;
+            warnings.extend(found.warning);
+            for (part, name, update) in found.updates {
+                let of_part = updates.entry(part.folder()).or_default();
+                of_part.entry(name).or_default().push(update);
+            }
+        }
+        Ok(Adapters {
+            loras: loras.to_vec(),
+            updates: (updates.into_iter())
+                .map(|(part, updates)| (part, Arc::new(updates)))
+                .collect(),
+            warnings,
+        })
+    }
+
+    /// The files and their scales, as they were given.
+    pub fn loras(&self) -> &[Lora] {
+        &self.loras
+    }
+
+    /// What of the files is not used.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The changes to a part.
+    pub(super) fn of(&self, part: Part) -> Option<&Arc<Updates>> {
+        self.updates.get(part.folder())
+    }
+}
+
+/// Modules that can be changed, by their names with `_` for `.`, as kohya writes them.
+struct Targets {
+    parts: Vec<(Part, TensorSet, HashMap<String, String>)>,
+}
+
+impl Targets {
+    fn of(checkpoint: &Checkpoint) -> Result<Targets> {
+        let mut parts = Vec::new();
+        for part in [Part::UNet, Part::TextEncoder, Part::TextEncoder2] {
+            if !checkpoint.has(part) {
+                continue;
+            }
+            let original = match part {
+                Part::UNet => Some(Names::unet(
+                    &checkpoint.unet,
+                    &checkpoint.config_path(part),
+                )?),
+                _ => None,
+            };
+            let set = checkpoint.tensors(part)?;
+            let mut modules = HashMap::new();
+            for (name, _) in set.iter() {
+                let Some(module) = name.strip_suffix(".weight") else {
+                    continue;
+                };
+                let flat = |name: &str| name.replace('.', "_");
+                if let Some(name) = original.as_ref().and_then(|n| n.to_original(module)) {
+                    modules.insert(flat(&name), module.to_string());
+                }
+                if let Some(short) = module.strip_prefix("text_model.") {
+                    modules.insert(flat(short), module.to_string());
+                } else if part != Part::UNet {
+                    modules.insert(flat(&format!("text_model.{module}")), module.to_string());
+                }
+                modules.insert(flat(module), module.to_string());
+            }
+            parts.push((part, set, modules));
+        }
+        Ok(Targets { parts })
+    }
+
+    /// The part, the module and the tensors of a name in a LoRA.
+    fn find(&self, key: &str) -> Option<(Part, &str, &TensorSet)> {
+        let key = key.strip_prefix("base_model.model.").unwrap_or(key);
+        let (part, name) = [
+            ("lora_unet_", Part::UNet),
+            ("lora_te1_", Part::TextEncoder),
+            ("lora_te2_", Part::TextEncoder2),
+            ("lora_te_", Part::TextEncoder),
+            ("unet.", Part::UNet),
+            ("model.diffusion_model.", Part::UNet),
+            ("diffusion_model.", Part::UNet),
+            ("text_encoder.", Part::TextEncoder),
+            ("text_encoder_2.", Part::TextEncoder2),
+            ("text_encoders.clip_l.transformer.", Part::TextEncoder),
+            ("text_encoders.clip_g.transformer.", Part::TextEncoder2),
+        ]
+        .into_iter()
+        .find_map(|(prefix, part)| Some((part, key.strip_prefix(prefix)?)))
+        .unwrap_or((Part::UNet, key));
+        // Before PEFT, diffusers named the objects that held the attention's LoRAs.
+        let mut name = name.replace(".processor.", ".").replace('.', "_");
+        if name.ends_with("_to_out") {
+            name.push_str("_0");
+        }
+        let (_, set, modules) = self.parts.iter().find(|(p, _, _)| *p == part)?;
+        Some((part, modules.get(&name)?.as_str(), set))
+    }
+}
+
+/// How the names of a LoRA's tensors end, and which piece of a change they are.
+const ENDINGS: [(&str, Piece); 37] = [
+    (".lora_down.weight", Piece::Down),
+    (".lora_up.weight", Piece::Up),
+    (".lora_mid.weight", Piece::Mid),
+    (".lora_A.weight", Piece::Down),
+    (".lora_B.weight", Piece::Up),
+    (".lora_A.default.weight", Piece::Down),
+    (".lora_B.default.weight", Piece::Up),
+    (".lora.down.weight", Piece::Down),
+    (".lora.up.weight", Piece::Up),
+    ("_lora.down.weight", Piece::Down),
+    ("_lora.up.weight", Piece::Up),
+    (".lora_linear_layer.down.weight", Piece::Down),
+    (".lora_linear_layer.up.weight", Piece::Up),
+    (".alpha", Piece::Alpha),
+    (".dora_scale", Piece::DoraScale),
+    (".lora_magnitude_vector", Piece::Magnitude),
+    (".lora_magnitude_vector.weight", Piece::Magnitude),
+    (".lora_magnitude_vector.default.weight", Piece::Magnitude),
+    (".hada_w1_a", Piece::Hada1A),
+    (".hada_w1_b", Piece::Hada1B),
+    (".hada_w2_a", Piece::Hada2A),
+    (".hada_w2_b", Piece::Hada2B),
+    (".hada_t1", Piece::HadaT1),
+    (".hada_t2", Piece::HadaT2),
+    (".lokr_w1", Piece::Kron1),
+    (".lokr_w1_a", Piece::Kron1A),
+    (".lokr_w1_b", Piece::Kron1B),
+    (".lokr_w2", Piece::Kron2),
+    (".lokr_w2_a", Piece::Kron2A),
+    (".lokr_w2_b", Piece::Kron2B),
+    (".lokr_t2", Piece::KronT2),
+    (".diff", Piece::Diff),
+    (".w_norm", Piece::Diff),
+    (".diff_b", Piece::DiffBias),
+    (".b_norm", Piece::DiffBias),
+    (".lora_B.bias", Piece::DiffBias),
+    (".lora_up.bias", Piece::DiffBias),
+];
+
+fn split(name: &str) -> Option<(&str, Piece)> {
+    (ENDINGS.iter()).find_map(|(ending, piece)| Some((name.strip_suffix(ending)?, *piece)))
+}
+
+/// What a file changes.
+struct Found {
+    updates: Vec<(Part, String, Update)>,
+    warning: Option<String>,
+}
+
+fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result<Found> {
+    let path = lora.file.as_path();
+    let set = TensorSet::open(std::slice::from_ref(&lora.file))?;
+    set.check_shapes(|name| split(name).is_some())?;
+    check_model(&set, checkpoint, path)?;
+    let told = Told::of(&set, path);
+    let set = Arc::new(set);
+    // Sorted, so that messages name the same keys every time.
+    let mut modules: BTreeMap<&str, HashMap<Piece, StoredTensor>> = BTreeMap::new();
+    let mut unused: Vec<String> = Vec::new();
+    for (name, tensor) in set.iter() {
+        match split(name) {
+            Some((key, piece)) => {
+                modules
+                    .entry(key)
+                    .or_default()
+                    .insert(piece, tensor.clone());
+            }
+            // A list of numbers from 0, or an empty marker, changes nothing.
+            None if name.ends_with(".position_ids") || tensor.values() == 0 => {}
+            None => unused.push(name.to_string()),
+        }
+    }
+    if modules.is_empty() {
+        let what = super::recognise::Kind::of(&set).describe();
+        let text = format!("none of its tensors is named as a LoRA's are: it is {what}");
+        return Err(Error::file(path, text));
+    }
+    let mut updates = Vec::new();
+    let mut matched = 0;
+    for (key, pieces) in modules {
+        let Some((part, module, weights)) = targets.find(key) else {
+            unused.push(key.to_string());
+            continue;
+        };
+        let parts = Parts {
+            key,
+            path,
+            source: &set,
+            pieces,
+        };
+        let alpha = told.alpha(part, module);
+        let mut used = false;
+        for (inner, update) in parts.updates(lora.scale, alpha)? {
+            let name = format!("{module}.{inner}");
+            let Some(weight) = weights.get(&name) else {
+                continue;
+            };
+            update.check(weight.shape(), key, path)?;
+            used = true;
+            // Left out rather than multiplied by nothing: what is read stays as it is stored.
+            if !update.is_nothing() {
+                updates.push((part, name, update));
+            }
+        }
+        if used {
+            matched += 1;
+        } else {
+            unused.push(key.to_string());
+        }
+    }
+    unused.sort();
+    let all = unused.len();
+    let named: Vec<&str> = unused.iter().take(4).map(String::as_str).collect();
+    let rest = match all.saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let list = format!("{}{rest}", named.join(", "));
+    if matched == 0 {
+        return Err(Error::file(
+            path,
+            format!(
+                "none of it fits this checkpoint, so it would change nothing; it speaks of {list}"
+            ),
+        ));
+    }
+    let warning = (all > 0).then(|| {
+        format!(
+            "{}: {all} of its modules have no place in this checkpoint and are left out: {list}",
+            path.display()
+        )
+    });
+    Ok(Found { updates, warning })
+}
+
+/// Refuses a LoRA whose attention reads text states of another width: another model's.
+fn check_model(set: &TensorSet, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
+    let wanted = checkpoint.unet.cross_attention_dim;
+    let Some(width) = lora_context(set).filter(|width| *width != wanted) else {
+        return Ok(());
+    };
+    let model = match width {
+        768 => "Stable Diffusion 1",
+        1024 => "Stable Diffusion 2",
+        1280 => "SDXL's refiner",
+        2048 => "SDXL's base",
+        _ => "another model",
+    };
+    Err(Error::file(
+        path,
+        format!(
+            "this LoRA was made for {model}: its text states have {width} channels, this \
+             checkpoint's {wanted}; get one made for this checkpoint"
+        ),
+    ))
+}
+
+/// What a file of PEFT says about its scale: in the header where diffusers wrote it, in
+/// `adapter_config.json` beside it where PEFT did.
+struct Told {
+    config: Map<String, Value>,
+}
+
+impl Told {
+    fn of(set: &TensorSet, path: &Path) -> Told {
+        let header = set.metadata("lora_adapter_metadata");
+        let mut config = header
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default();
+        if path
+            .file_name()
+            .is_some_and(|n| n == "adapter_model.safetensors")
+        {
+            config = read_json(&path.with_file_name("adapter_config.json")).unwrap_or(config);
+        }
+        Told { config }
+    }
+
+    /// `lora_alpha` of a module, and whether it is divided by the root of the rank.
+    fn alpha(&self, part: Part, module: &str) -> Option<(f32, bool)> {
+        let entry = |key: &str| {
+            let with_part = self.config.get(&format!("{}.{key}", part.folder()));
+            with_part.or_else(|| self.config.get(key))
+        };
+        let own = (entry("alpha_pattern").and_then(Value::as_object))
+            .into_iter()
+            .flatten()
+            .find(|(pattern, _)| {
+                let rest = module.strip_suffix(pattern.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            })
+            .map(|(_, alpha)| alpha);
+        let alpha = own.or_else(|| entry("lora_alpha"))?.as_f64()?;
+        let root = entry("use_rslora").and_then(Value::as_bool);
+        Some((alpha as f32, root.unwrap_or(false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_with_and_without_a_scale() {
+        let parse = |text: &str| text.parse::<Lora>().map(|l| (l.file, l.scale));
+        let lora = |file: &str, scale| Ok((PathBuf::from(file), scale));
+        assert_eq!(parse("a.safetensors"), lora("a.safetensors", 1.0));
+        assert_eq!(parse("a.safetensors:0.5"), lora("a.safetensors", 0.5));
+        assert_eq!(parse("b:c.safetensors"), lora("b:c.safetensors", 1.0));
+        assert_eq!(parse("b:c.safetensors:-2"), lora("b:c.safetensors", -2.0));
+        assert!(parse("a:nan").is_err() && parse("").is_err());
+    }
+}
