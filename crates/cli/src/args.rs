@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::image::Format;
 use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
 
@@ -169,10 +170,16 @@ pub struct GenerateArgs {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
     pub steps: usize,
-    /// PNG file, or folder for them; with several pictures FILE gets a number
-    /// [default: sdxl-SEED.png here]
+    /// File (*.png, *.jpg or *.webp), or folder for them; with several pictures FILE gets a
+    /// number [default: sdxl-SEED.png here]
     #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
     pub output: Option<PathBuf>,
+    /// png, jpeg or webp [default: what the file's name ends in, else png]
+    #[arg(long, help_heading = "Output")]
+    pub format: Option<Format>,
+    /// Quality of a JPEG, 1 to 100 [default: 90]; makes a WebP lossy, which is lossless without it
+    #[arg(long, value_name = "Q", help_heading = "Output")]
+    pub quality: Option<u8>,
     /// Also write the final latents (safetensors)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub output_latents: Option<PathBuf>,
@@ -313,7 +320,7 @@ pub struct PictureArgs {
     /// Replace files that exist
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Start from the recipe of a picture (a PNG of ours, or JSON): alone it makes the same
+    /// Start from the recipe of a picture (PNG, JPEG or WebP of ours, or JSON): alone it makes the same
     /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
