@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
 use sdxl::image::Format;
+use sdxl::request::Aspect;
 use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
 
@@ -227,6 +228,10 @@ pub struct PictureArgs {
     /// Height in pixels, a multiple of 8 [default: the checkpoint's]
     #[arg(long, value_name = "H", help_heading = "Picture")]
     pub height: Option<usize>,
+    /// The training size of the nearest aspect ratio: 16:9, phone, ... (`sdxl aspects` lists them)
+    #[arg(long, value_name = "W:H|NAME", conflicts_with_all = ["width", "height"],
+          help_heading = "Picture")]
+    pub aspect: Option<Aspect>,
     /// Whose random numbers a seed gives: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
@@ -440,6 +445,12 @@ impl PictureArgs {
             eta,
             denoising_end
         );
+        if self.aspect.is_some() {
+            // In the place of a recipe's size.
+            r.aspect = self.aspect.clone();
+            r.width = None;
+            r.height = None;
+        }
         if self.timesteps.is_some() || self.sigmas.is_some() {
             // In the place of a recipe's steps.
             let list = |numbers: &Option<Numbers>| numbers.clone().map_or_else(Vec::new, |n| n.0);

@@ -9,6 +9,7 @@ use clap::ArgMatches;
 use sdxl::image::Format;
 use sdxl::pipeline;
 use sdxl::recipe::{self, FileHash, Recipe};
+use sdxl::request::aspect;
 use sdxl::{Event, Inputs, Request, latents_file};
 
 use crate::args::{self, GenerateArgs};
@@ -90,6 +91,11 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
         }
+    }
+    let native = checkpoint.unet.native_pixels();
+    if let Some(text) = aspect::hint(request.picture_size(), native) {
+        progress.say(&format!("hint: {text}"));
+        warnings.push(text);
     }
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
