@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::image::Format;
+use sdxl::request::Aspect;
 use sdxl::weights::lora::Lora;
 use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
 use serde_json::Value;
@@ -170,10 +172,16 @@ pub struct GenerateArgs {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = defaults().steps, help_heading = "Sampling")]
     pub steps: usize,
-    /// PNG file, or folder for them; with several pictures FILE gets a number
-    /// [default: sdxl-SEED.png here]
+    /// File (*.png, *.jpg or *.webp), or folder for them; with several pictures FILE gets a
+    /// number [default: sdxl-SEED.png here]
     #[arg(long, short, value_name = "FILE|DIR", help_heading = "Output")]
     pub output: Option<PathBuf>,
+    /// png, jpeg or webp [default: what the file's name ends in, else png]
+    #[arg(long, help_heading = "Output")]
+    pub format: Option<Format>,
+    /// Quality of a JPEG, 1 to 100 [default: 90]; makes a WebP lossy, which is lossless without it
+    #[arg(long, value_name = "Q", help_heading = "Output")]
+    pub quality: Option<u8>,
     /// Also write the final latents (safetensors)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub output_latents: Option<PathBuf>,
@@ -221,6 +229,10 @@ pub struct PictureArgs {
     /// Height in pixels, a multiple of 8 [default: the checkpoint's]
     #[arg(long, value_name = "H", help_heading = "Picture")]
     pub height: Option<usize>,
+    /// The training size of the nearest aspect ratio: 16:9, phone, ... (`sdxl aspects` lists them)
+    #[arg(long, value_name = "W:H|NAME", conflicts_with_all = ["width", "height"],
+          help_heading = "Picture")]
+    pub aspect: Option<Aspect>,
     /// Whose random numbers a seed gives: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
@@ -325,7 +337,7 @@ pub struct PictureArgs {
     /// Replace files that exist
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Start from the recipe of a picture (a PNG of ours, or JSON): alone it makes the same
+    /// Start from the recipe of a picture (PNG, JPEG or WebP of ours, or JSON): alone it makes the same
     /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub recipe: Option<PathBuf>,
@@ -445,6 +457,12 @@ impl PictureArgs {
             eta,
             denoising_end
         );
+        if self.aspect.is_some() {
+            // In the place of a recipe's size.
+            r.aspect = self.aspect.clone();
+            r.width = None;
+            r.height = None;
+        }
         if self.timesteps.is_some() || self.sigmas.is_some() {
             // In the place of a recipe's steps.
             let list = |numbers: &Option<Numbers>| numbers.clone().map_or_else(Vec::new, |n| n.0);

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::ArgMatches;
-use sdxl::image::png;
+use sdxl::image::Format;
 use sdxl::pipeline;
 use sdxl::recipe::{self, FileHash, Recipe};
+use sdxl::request::aspect;
 use sdxl::{Event, Inputs, Request, latents_file};
 
 use crate::args::{self, GenerateArgs};
@@ -27,6 +28,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map_or_else(Request::default, |r| r.request.clone());
     let request = own.request(base, matches)?;
     request.check()?;
+    let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
     let chosen = Chosen::new(args, own.start.refiner.as_deref(), replayed.as_ref())?;
     let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
     let mut inputs = Inputs::read(&request)?;
@@ -60,7 +62,9 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         .map(|r| r.image_index)
         .filter(|i| *i < request.images());
     let written = if only.is_some() { 1 } else { request.images() };
-    let destination = Destination::new(own.output.as_deref(), written, args.overwrite)?;
+    check_sides(encoding.format(), &request, &inputs)?;
+    let format = encoding.format();
+    let destination = Destination::new(own.output.as_deref(), format, written, args.overwrite)?;
     if let Some(path) = &own.output_latents {
         output::check_file(path, args.overwrite)?;
         if own.output.as_ref() == Some(path) {
@@ -91,6 +95,11 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
         }
+    }
+    let native = checkpoint.unet.native_pixels();
+    if let Some(text) = aspect::hint(request.picture_size(), native) {
+        progress.say(&format!("hint: {text}"));
+        warnings.push(text);
     }
     let interrupted = interrupt_flag()?;
     // Hashing reads the files once more; beside the run it costs next to nothing.
@@ -164,10 +173,13 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             continue;
         }
         recipe.image_index = index;
-        let mut bytes = Vec::new();
-        png::write(&mut bytes, &picture.pixels, &recipe.texts())?;
+        let file = encoding.encode(&picture.pixels, &recipe.texts())?;
+        for text in file.warnings {
+            err!("warning: {text}");
+            warnings.push(text);
+        }
         let number = written_files.len();
-        let path = destination.write(number, written, picture.seed, &bytes)?;
+        let path = destination.write(number, written, picture.seed, &file.bytes)?;
         written_files.push(serde_json::json!({
             "path": path.to_string_lossy(),
             "seed": picture.seed,
@@ -196,6 +208,21 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         for file in &written_files {
             out!("{}", file["path"].as_str().unwrap_or_default());
         }
+    }
+    Ok(())
+}
+
+/// Refuses, before the work, pictures that are larger than their format allows.
+fn check_sides(format: Format, request: &Request, inputs: &Inputs) -> anyhow::Result<()> {
+    let made = request.upscaled_size();
+    // What is made may be laid into the input picture.
+    let input = (inputs.init_image.as_ref()).map_or(0, |p| p.width.max(p.height));
+    let side = made.width.max(made.height).max(input);
+    if side > format.max_side() {
+        return Err(usage(format!(
+            "a side of {side} pixels: a {format} has up to {}; write a PNG",
+            format.max_side()
+        )));
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ macro_rules! err {
 }
 
 mod args;
+mod aspects;
 mod generate;
 mod info;
 mod model;
@@ -61,6 +62,8 @@ enum Command {
     Show(show::ShowArgs),
     /// List the schedulers, or show the numbers one would use
     Schedulers(schedulers::SchedulersArgs),
+    /// List the sizes that SDXL was trained at, with their shapes
+    Aspects(aspects::AspectsArgs),
     /// Describe a checkpoint and say what is missing
     Info(info::InfoArgs),
     /// Look for the invisible watermark, or put it into a picture
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
         (Command::Plot(args), Some((_, given))) => (args.picture.json, plot::run(args, given)),
         (Command::Show(args), _) => (args.json, show::run(args)),
         (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
+        (Command::Aspects(args), _) => (args.json, aspects::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
         (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
         (Command::Models(args), _) => (args.wants_json(), models::run(args)),

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sdxl::image::{Encoding, Format};
 use tempfile::NamedTempFile;
 
 use crate::usage;
@@ -11,6 +12,7 @@ use crate::usage;
 /// Where the files of a run will be, decided before anything heavy.
 pub struct Destination {
     kind: Kind,
+    extension: String,
     overwrite: bool,
 }
 
@@ -22,8 +24,14 @@ enum Kind {
 }
 
 impl Destination {
-    /// Checks that `images` pictures can be written to `output` (default: this folder).
-    pub fn new(output: Option<&Path>, images: usize, overwrite: bool) -> anyhow::Result<Self> {
+    /// Checks that `images` pictures can be written to `output` (default: this folder), whose
+    /// names end as `format` says where they do not say so themselves.
+    pub fn new(
+        output: Option<&Path>,
+        format: Format,
+        images: usize,
+        overwrite: bool,
+    ) -> anyhow::Result<Self> {
         let kind = match output {
             None => Kind::Folder(PathBuf::from(".")),
             Some(path) if path.is_dir() || path.extension().is_none() => {
@@ -31,7 +39,19 @@ impl Destination {
             }
             Some(path) => Kind::File(path.to_path_buf()),
         };
-        let destination = Destination { kind, overwrite };
+        let extension = match &kind {
+            Kind::File(path) => path
+                .extension()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into(),
+            Kind::Folder(_) => format.extension().to_string(),
+        };
+        let destination = Destination {
+            kind,
+            extension,
+            overwrite,
+        };
         match &destination.kind {
             Kind::Folder(folder) => {
                 std::fs::create_dir_all(folder).map_err(|e| {
@@ -43,12 +63,6 @@ impl Destination {
                 writable(folder)?;
             }
             Kind::File(path) => {
-                if !ends_in(path, "png") {
-                    return Err(usage(format!(
-                        "--output {}: pictures are written as PNG; name the file *.png, or give a folder",
-                        path.display()
-                    )));
-                }
                 check_file(path, overwrite || images > 1)?;
                 for i in 0..images {
                     check_file(&destination.path(i, images, 0), overwrite)?;
@@ -64,7 +78,7 @@ impl Destination {
             Kind::File(path) if images == 1 => path.clone(),
             Kind::File(path) => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                path.with_file_name(format!("{stem}-{}.png", index + 1))
+                path.with_file_name(format!("{stem}-{}.{}", index + 1, self.extension))
             }
             Kind::Folder(folder) => {
                 let stem = if images == 1 {
@@ -72,10 +86,10 @@ impl Destination {
                 } else {
                     format!("sdxl-{seed}-{}", index + 1)
                 };
-                let mut path = folder.join(format!("{stem}.png"));
+                let mut path = folder.join(format!("{stem}.{}", self.extension));
                 let mut copy = 2;
                 while path.exists() && !self.overwrite {
-                    path = folder.join(format!("{stem} ({copy}).png"));
+                    path = folder.join(format!("{stem} ({copy}).{}", self.extension));
                     copy += 1;
                 }
                 path
@@ -95,6 +109,33 @@ impl Destination {
         write_file(&path, bytes, self.overwrite)?;
         Ok(path)
     }
+}
+
+/// How pictures are written: as `format` and `quality` say, or as the name of the file does.
+pub fn encoding(
+    output: Option<&Path>,
+    format: Option<Format>,
+    quality: Option<u8>,
+) -> anyhow::Result<Encoding> {
+    let file = output.filter(|path| !path.is_dir() && path.extension().is_some());
+    let named = file.and_then(Format::of_name);
+    let format = match (file, named, format) {
+        (Some(path), Some(named), Some(format)) if named != format => {
+            return Err(usage(format!(
+                "--output {}: its name says {named} and --format says {format}",
+                path.display()
+            )));
+        }
+        (Some(path), None, None) => {
+            return Err(usage(format!(
+                "--output {}: pictures are written as PNG, JPEG or WebP; name the file *.png, \
+                 *.jpg or *.webp, say which with --format, or give a folder",
+                path.display()
+            )));
+        }
+        _ => format.or(named).unwrap_or(Format::Png),
+    };
+    Ok(Encoding::new(format, quality)?)
 }
 
 /// Whether a file's name says that it is of this kind.

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{ArgMatches, Args};
-use sdxl::image::png::{self, Texts};
+use sdxl::image::{Texts, png, xmp};
 use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe, RefinerRecipe};
 use sdxl::{Event, Inputs, Pixels, Request, image};
@@ -532,6 +532,7 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyh
             shared.version
         )),
         recipe: Some(format!("{recipe:#}")),
+        source_type: Some(xmp::TRAINED.into()),
     };
     let mut bytes = Vec::new();
     png::write(&mut bytes, drawn, &texts)?;

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use sdxl::image::png;
-use sdxl::recipe::{self, Recipe};
+use sdxl::image::{Texts, read};
+use sdxl::{Recipe, watermark};
 
 use crate::usage;
 
 /// `sdxl show`
 #[derive(Args)]
 pub struct ShowArgs {
-    /// A PNG, or a recipe as JSON
+    /// A PNG, JPEG or WebP, or a recipe as JSON
     pub file: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -33,14 +33,16 @@ fn harmless(text: &str) -> String {
 
 /// Runs the command.
 pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
-    let texts = if recipe::is_png(&args.file)? {
-        png::read_texts(&args.file)?
-    } else {
-        Recipe::read(&args.file)?.texts()
+    let (texts, mark) = match Texts::read(&args.file)? {
+        // Half a picture can still say how it was made.
+        Some(texts) => (texts, read::read(&args.file).ok()),
+        None => (Recipe::read(&args.file)?.texts(), None),
     };
-    if texts.parameters.is_none() && texts.recipe.is_none() {
+    let is_picture = mark.is_some();
+    let mark = mark.and_then(|p| watermark::detect(&p.data, p.width, p.height));
+    if texts == Texts::default() && !mark.is_some_and(|mark| mark.found()) {
         return Err(usage(format!(
-            "{}: this PNG says nothing about how it was made",
+            "{}: this picture says nothing about how it was made",
             args.file.display()
         )));
     }
@@ -50,7 +52,12 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok());
     if args.json {
-        let object = serde_json::json!({ "parameters": texts.parameters, "recipe": recipe });
+        let object = serde_json::json!({
+            "parameters": texts.parameters,
+            "recipe": recipe,
+            "source_type": texts.source_type,
+            "watermark": mark.map(|mark| mark.found()),
+        });
         out!("{object}");
         return Ok(());
     }
@@ -60,6 +67,17 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     match recipe {
         Some(recipe) => out!("\nrecipe:\n{recipe:#}"),
         None => out!("\n(no sdxl recipe: made by another tool)"),
+    }
+    if let Some(uri) = &texts.source_type {
+        out!("\ndigital source type: {}", harmless(uri));
+    }
+    if is_picture {
+        let verdict = match mark {
+            None => "none (the picture is too small for one)",
+            Some(mark) if mark.found() => "found",
+            Some(_) => "none",
+        };
+        out!("invisible watermark: {verdict}");
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use sdxl::image::png::{self, Texts};
 use sdxl::image::read::read;
-use sdxl::{Pixels, recipe, watermark};
+use sdxl::image::{Encoding, Format, Texts};
+use sdxl::{Pixels, watermark};
 
 use crate::output;
 use crate::usage;
@@ -28,13 +28,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write a picture again, as PNG, with the watermark; what the PNG says about its making is kept
+    /// Write a picture again with the watermark; what it says about its making is kept
     Embed {
         /// PNG, JPEG or WebP
         file: PathBuf,
-        /// The PNG to write
+        /// The file to write (*.png, *.jpg or *.webp)
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
+        /// png, jpeg or webp [default: what the file's name ends in]
+        #[arg(long)]
+        format: Option<Format>,
+        /// Quality of a JPEG, 1 to 100 [default: 90]; makes a WebP lossy
+        #[arg(long, value_name = "Q")]
+        quality: Option<u8>,
         /// Replace the file if it exists
         #[arg(long)]
         overwrite: bool,
@@ -55,8 +61,13 @@ pub fn run(args: &WatermarkArgs) -> anyhow::Result<()> {
         Command::Embed {
             file,
             output,
+            format,
+            quality,
             overwrite,
-        } => embed(file, output, *overwrite),
+        } => {
+            let encoding = output::encoding(Some(output), *format, *quality)?;
+            embed(file, output, encoding, *overwrite)
+        }
     }
 }
 
@@ -99,7 +110,7 @@ fn detect(files: &[PathBuf], json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn embed(file: &Path, to: &Path, overwrite: bool) -> anyhow::Result<()> {
+fn embed(file: &Path, to: &Path, encoding: Encoding, overwrite: bool) -> anyhow::Result<()> {
     output::check_file(to, overwrite)?;
     let image = read(file)?;
     let (width, height) = (image.width, image.height);
@@ -109,18 +120,17 @@ fn embed(file: &Path, to: &Path, overwrite: bool) -> anyhow::Result<()> {
             file.display()
         )));
     }
-    let texts = match recipe::is_png(file)? {
-        true => png::read_texts(file)?,
-        false => Texts::default(),
-    };
+    let texts = Texts::read(file)?.unwrap_or_default();
     let mut values: Vec<f32> = (image.data.iter())
         .map(|b| f32::from(*b) / 127.5 - 1.0)
         .collect();
     watermark::embed(&mut values, width, height);
     let marked = Pixels::new(width, height, 3, sdxl::image::to_u8(&values));
-    let mut bytes = Vec::new();
-    png::write(&mut bytes, &marked, &texts)?;
-    output::write_file(to, &bytes, overwrite)?;
+    let written = encoding.encode(&marked, &texts)?;
+    for text in written.warnings {
+        err!("warning: {text}");
+    }
+    output::write_file(to, &written.bytes, overwrite)?;
     out!("{}", to.display());
     Ok(())
 }

@@ -261,7 +261,7 @@ fn latents_go_out_and_in() {
 #[test]
 fn mistakes_are_named_with_exit_code_2() {
     let dir = TempDir::new().unwrap();
-    let cases: [(&[&str], &str); 20] = [
+    let cases: [(&[&str], &str); 23] = [
         (
             &["a", "b", "--num-images", "9223372036854775808"],
             "num_images",
@@ -282,7 +282,16 @@ fn mistakes_are_named_with_exit_code_2() {
             &["a cat", "--output", "/no/such/place/x.png"],
             "/no/such/place",
         ),
-        (&["a cat", "--output", "x.jpg"], "PNG"),
+        (&["a cat", "--output", "x.gif"], "*.webp"),
+        (&["a cat", "--output", "x.jpg", "--format", "png"], "JPEG"),
+        (
+            &["a cat", "--output", "x.png", "--quality", "90"],
+            "lossless",
+        ),
+        (
+            &["a cat", "--output", "x.jpg", "--quality", "0"],
+            "1 to 100",
+        ),
         (&["a cat", "--scheduler", "magic"], "magic"),
         (&["a cat", "--scheduler-option", "karras"], "KEY=VALUE"),
         (

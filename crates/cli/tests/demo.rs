@@ -111,3 +111,35 @@ fn the_demo_can_be_exported_and_used_as_a_checkpoint() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("something here already"));
 }
+
+#[test]
+fn tiles_change_a_picture_little_and_slices_not_at_all() {
+    let dir = TempDir::new().unwrap();
+    let make = |name: &str, more: &[&str]| {
+        let mut args = vec!["generate", "a house on a hill"];
+        args.extend(["--width", "384", "--height", "384", "--steps", "8"]);
+        args.extend(["--seed", "1", "--num-images", "2", "--precision", "f32"]);
+        args.extend(["--no-watermark", "--output", name]);
+        args.extend(more);
+        let made = sdxl(dir.path(), &args);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let stem = name.trim_end_matches(".png");
+        [1, 2].map(|i| read_png(&dir.path().join(format!("{stem}-{i}.png"))).2)
+    };
+    let whole = make("whole.png", &["--vae-tiling", "off"]);
+    let unsliced = make(
+        "unsliced.png",
+        &["--vae-tiling", "off", "--vae-slicing", "off"],
+    );
+    assert!(whole == unsliced);
+    // The demo's tiles have 96 pixels, a quarter of them shared.
+    let tiled = make("tiled.png", &["--vae-tiling", "on"]);
+    for (whole, tiled) in whole.iter().zip(&tiled) {
+        let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
+        let error = whole.iter().zip(tiled).map(square).sum::<f64>() / whole.len() as f64;
+        let psnr = 10.0 * (255.0 * 255.0 / error).log10();
+        println!("PSNR {psnr:.2} dB");
+        // What the README states.
+        assert!(psnr.is_finite() && psnr >= 36.0, "{psnr} dB");
+    }
+}

@@ -278,6 +278,13 @@ fn what_cannot_be_done_is_refused_before_any_work() {
     let (base, refiner) = (base.to_str().unwrap(), refiner.to_str().unwrap());
     let (square, wide_mask) = (picture("square"), picture("wide_mask"));
     fs::write(dir.path().join("text.png"), "no picture").unwrap();
+    // The header of a picture of 100000 x 100000 pixels.
+    let mut header = b"BM".to_vec();
+    for word in [54u32, 0, 54, 40, 100_000, 100_000, 24 << 16 | 1] {
+        header.extend(word.to_le_bytes());
+    }
+    header.extend([0; 24]);
+    fs::write(dir.path().join("huge.bmp"), header).unwrap();
     let cases: &[(&str, &[&str], &[&str])] = &[
         ("refiner", &[], &["refiner", "--init-image"]),
         (
@@ -345,6 +352,16 @@ fn what_cannot_be_done_is_refused_before_any_work() {
             "base",
             &["--init-image", "none.png"],
             &["none.png", "no such file"],
+        ),
+        (
+            "base",
+            &["--init-image", "huge.bmp"],
+            &["huge.bmp", "too large"],
+        ),
+        (
+            "base",
+            &["--init-image", &square, "--mask", "huge.bmp"],
+            &["huge.bmp", "too large"],
         ),
         (
             "inpaint",

@@ -1,12 +1,18 @@
 //! Pictures: those that come in, and from the VAE's numbers to bytes.
 
+pub mod exif;
+pub mod format;
 pub mod mask;
 pub mod pixels;
 pub mod png;
 pub mod read;
 pub mod resize;
+pub mod texts;
+pub mod xmp;
 
+pub use format::{Encoding, Format};
 pub use pixels::Pixels;
+pub use texts::Texts;
 
 /// A finished picture.
 #[derive(Debug, Clone, PartialEq, Eq)]

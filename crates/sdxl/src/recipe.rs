@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::image::png::{self, Texts};
+use crate::image::{Texts, xmp};
 use crate::inputs::InputFile;
 use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
@@ -87,23 +87,27 @@ fn read_request<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Reque
 }
 
 impl Recipe {
-    /// Reads a recipe from a PNG that carries one, or from a JSON file.
+    /// Reads a recipe from a PNG, JPEG or WebP that carries one, or from a JSON file.
     ///
     /// # Errors
     /// A file without a recipe, or with one this version cannot read.
     pub fn read(path: &Path) -> Result<Recipe> {
-        let text = if is_png(path)? {
-            png::read_texts(path)?.recipe.ok_or_else(|| {
+        let text = if let Some(texts) = Texts::read(path)? {
+            texts.recipe.ok_or_else(|| {
                 Error::file(
                     path,
-                    "this PNG carries no sdxl recipe (made by another tool, or saved again by an \
+                    "this picture carries no sdxl recipe (made by another tool, or saved again by an \
                      editor); `sdxl show` prints what it does carry",
                 )
             })?
         } else {
             let bytes = read_bounded(path, RECIPE_LIMIT)?;
-            String::from_utf8(bytes)
-                .map_err(|_| Error::file(path, "this is neither a PNG nor a recipe as JSON"))?
+            String::from_utf8(bytes).map_err(|_| {
+                Error::file(
+                    path,
+                    "this is no picture (PNG, JPEG or WebP), nor a recipe as JSON",
+                )
+            })?
         };
         let unusable =
             |e: serde_json::Error| Error::file(path, format!("its recipe cannot be used: {e}"));
@@ -133,6 +137,13 @@ impl Recipe {
         Texts {
             parameters: Some(self.parameters()),
             recipe: Some(self.to_json()),
+            source_type: Some(
+                match self.request.init_image {
+                    None => xmp::TRAINED,
+                    Some(_) => xmp::COMPOSITE,
+                }
+                .to_string(),
+            ),
         }
     }
 
@@ -243,17 +254,6 @@ fn a1111_sampler(class: &str) -> &str {
         "UniPCMultistepScheduler" => "UniPC",
         "LCMScheduler" => "LCM",
         other => other,
-    }
-}
-
-/// Whether the file starts as a PNG does.
-pub fn is_png(path: &Path) -> Result<bool> {
-    let mut start = [0; 8];
-    let mut file = File::open(path).map_err(|e| Error::read(path, &e))?;
-    match file.read_exact(&mut start) {
-        Ok(()) => Ok(start == *b"\x89PNG\r\n\x1a\n"),
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(e) => Err(Error::read(path, &e)),
     }
 }
 

@@ -3,9 +3,11 @@
 //! Field names, units and defaults are those of diffusers'
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
+pub mod aspect;
 mod picture;
 mod wildcards;
 
+pub use aspect::Aspect;
 pub use picture::{Margins, ResizeMode, UpscaleMethod};
 
 use std::fmt;
@@ -163,6 +165,9 @@ pub struct Request {
     pub width: Option<usize>,
     /// Height in pixels, a multiple of 8.
     pub height: Option<usize>,
+    /// The training size of the nearest aspect ratio, instead of `width` and `height`, which
+    /// it becomes.
+    pub aspect: Option<Aspect>,
     /// Classifier-free guidance scale (Ho & Salimans 2022); off at 1 and below.
     pub guidance_scale: f32,
     /// Guidance scales instead of the one: from the first step to the last, straight lines
@@ -275,6 +280,7 @@ impl Default for Request {
             steps: 50,
             width: None,
             height: None,
+            aspect: None,
             guidance_scale: 5.0,
             guidance_schedule: Vec::new(),
             guidance_interval: None,
@@ -459,6 +465,13 @@ impl Request {
                     list.len()
                 ));
             }
+        }
+        if let Some(aspect) = &self.aspect
+            && (self.width.is_some() || self.height.is_some())
+        {
+            return no(format!(
+                "aspect: {aspect} given beside width or height, which it decides; give one or the other"
+            ));
         }
         for (name, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {

@@ -1,7 +1,7 @@
 //! PNG files that carry how they were made.
 //!
 //! Two texts go in: `parameters`, the form that A1111 started and that most tools read, and
-//! `sdxl-recipe`, our own JSON (see [`crate::recipe`]).
+//! `sdxl-recipe`, our own JSON (see [`crate::recipe`]). What kind of picture it is stands in XMP.
 
 use std::fs::File;
 use std::io::{BufReader, Seek, Write};
@@ -11,22 +11,17 @@ use png::text_metadata::{ITXtChunk, ZTXtChunk};
 
 use crate::error::{Error, Result};
 use crate::image::Pixels;
+use crate::image::texts::Texts;
+use crate::image::xmp;
 
 /// Key of the text that other tools read.
 const PARAMETERS: &str = "parameters";
 /// Key of our recipe.
 const RECIPE: &str = "sdxl-recipe";
+/// Key of the XMP packet (XMP specification, part 3, section 1.1.5).
+const XMP: &str = "XML:com.adobe.xmp";
 /// Memory a decoder may use for texts: recipes are a few kilobytes.
 const TEXT_LIMIT: usize = 64 << 20;
-
-/// The texts of a PNG file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Texts {
-    /// The A1111-style text, from any tool.
-    pub parameters: Option<String>,
-    /// Our recipe, as JSON.
-    pub recipe: Option<String>,
-}
 
 /// Writes `picture` (red, green and blue) with its texts.
 pub fn write(out: impl Write, picture: &Pixels, texts: &Texts) -> Result<()> {
@@ -51,6 +46,13 @@ pub fn write(out: impl Write, picture: &Pixels, texts: &Texts) -> Result<()> {
         encoder
             .add_itxt_chunk(RECIPE.into(), text.clone())
             .map_err(failed)?;
+    }
+    let packet = xmp::write(&xmp::Found {
+        source_type: texts.source_type.clone(),
+        recipe: None,
+    });
+    if !packet.is_empty() {
+        encoder.add_itxt_chunk(XMP.into(), packet).map_err(failed)?;
     }
     let mut writer = encoder.write_header().map_err(failed)?;
     writer.write_image_data(&picture.data).map_err(failed)?;
@@ -77,7 +79,7 @@ fn texts_of(input: impl std::io::BufRead + Seek) -> std::result::Result<Texts, S
         .map_err(explain)?;
     // Texts may stand behind the pixels too.
     let found = collect(reader.info());
-    if found.parameters.is_some() && found.recipe.is_some() {
+    if found.parameters.is_some() && found.recipe.is_some() && found.source_type.is_some() {
         return Ok(found);
     }
     match reader.finish() {
@@ -119,6 +121,7 @@ fn collect(info: &png::Info<'_>) -> Texts {
         match key.as_str() {
             PARAMETERS => texts.parameters = text,
             RECIPE => texts.recipe = text,
+            XMP => texts.source_type = text.and_then(|packet| xmp::read(&packet).source_type),
             _ => {}
         }
     }
@@ -141,6 +144,7 @@ mod tests {
             let texts = Texts {
                 parameters: Some(parameters.into()),
                 recipe: Some(r#"{"prompt":"naïve 🐱"}"#.into()),
+                source_type: Some(xmp::TRAINED.into()),
             };
             let mut bytes = Vec::new();
             write(&mut bytes, &picture(), &texts).unwrap();

@@ -398,6 +398,12 @@ impl UNetConfig {
             _ => (128, 128),
         }
     }
+
+    /// Pixels of the pictures that the network was trained on.
+    pub fn native_pixels(&self) -> usize {
+        let (height, width) = self.default_latent_size();
+        64 * height * width
+    }
 }
 
 /// The transformer depths after each of a level's `resnets`: from a number for all

@@ -76,6 +76,11 @@ pub fn resolve(
 
 /// The size asked for, the input picture's or the checkpoint's.
 fn decide_size(checkpoint: &Checkpoint, request: &mut Request, inputs: &Inputs) {
+    if let Some(aspect) = request.aspect.take() {
+        let size = aspect.size(checkpoint.unet.native_pixels());
+        request.width = Some(size.width);
+        request.height = Some(size.height);
+    }
     let (width, height) = match canvas::natural_size(request, inputs) {
         Some(size) => (size.width, size.height),
         None => {
