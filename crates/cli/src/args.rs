@@ -1,5 +1,7 @@
 //! The words of `sdxl generate`: every field of a request under its own name.
 
+#[cfg(feature = "c2pa")]
+mod credentials;
 mod start;
 
 use std::path::PathBuf;
@@ -185,6 +187,10 @@ pub struct GenerateArgs {
     /// Also write the final latents (safetensors)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub output_latents: Option<PathBuf>,
+    /// Whose signature pictures bear.
+    #[cfg(feature = "c2pa")]
+    #[command(flatten)]
+    pub c2pa: credentials::CredentialsArgs,
     /// Pictures to start from, refiners, second passes.
     #[command(flatten)]
     pub start: start::StartArgs,

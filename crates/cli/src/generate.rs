@@ -10,7 +10,7 @@ use sdxl::image::Format;
 use sdxl::pipeline;
 use sdxl::recipe::{self, FileHash, Recipe};
 use sdxl::request::aspect;
-use sdxl::{Event, Inputs, Request, latents_file};
+use sdxl::{Event, Inputs, Request, Tiling, latents_file};
 
 use crate::args::{self, GenerateArgs};
 use crate::model::Chosen;
@@ -29,6 +29,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let request = own.request(base, matches)?;
     request.check()?;
     let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
+    #[cfg(feature = "c2pa")]
+    let signer = own.c2pa.signer()?;
     let chosen = Chosen::new(args, own.start.refiner.as_deref(), replayed.as_ref())?;
     let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
     let mut inputs = Inputs::read(&request)?;
@@ -155,6 +157,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         scheduler_class: scheduler.info().class.to_string(),
         ..chosen.recipe(request)
     };
+    if made.vae_tiled {
+        // On a machine with more memory too, a replay gives these pictures.
+        recipe.request.vae_tiling = Tiling::On;
+    }
     if let (Some(refiner), Some(files)) = (&mut recipe.refiner, refiner_files) {
         refiner.files = files;
     }
@@ -173,7 +179,14 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             continue;
         }
         recipe.image_index = index;
-        let file = encoding.encode(&picture.pixels, &recipe.texts())?;
+        let texts = recipe.texts();
+        #[cfg_attr(not(feature = "c2pa"), expect(unused_mut))]
+        let mut file = encoding.encode(&picture.pixels, &texts)?;
+        #[cfg(feature = "c2pa")]
+        if let Some(signer) = &signer {
+            let composite = texts.is_composite();
+            file.bytes = signer.sign(encoding.format(), &file.bytes, composite)?;
+        }
         for text in file.warnings {
             err!("warning: {text}");
             warnings.push(text);

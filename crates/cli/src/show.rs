@@ -39,6 +39,8 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
         None => (Recipe::read(&args.file)?.texts(), None),
     };
     let is_picture = mark.is_some();
+    #[cfg(feature = "c2pa")]
+    let credentials = sdxl::image::credentials::Credentials::read(&args.file)?;
     let mark = mark.and_then(|p| watermark::detect(&p.data, p.width, p.height));
     if texts == Texts::default() && !mark.is_some_and(|mark| mark.found()) {
         return Err(usage(format!(
@@ -52,12 +54,17 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok());
     if args.json {
-        let object = serde_json::json!({
+        #[cfg_attr(not(feature = "c2pa"), expect(unused_mut))]
+        let mut object = serde_json::json!({
             "parameters": texts.parameters,
             "recipe": recipe,
             "source_type": texts.source_type,
             "watermark": mark.map(|mark| mark.found()),
         });
+        #[cfg(feature = "c2pa")]
+        {
+            object["c2pa"] = serde_json::json!(credentials);
+        }
         out!("{object}");
         return Ok(());
     }
@@ -70,6 +77,17 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     }
     if let Some(uri) = &texts.source_type {
         out!("\ndigital source type: {}", harmless(uri));
+    }
+    #[cfg(feature = "c2pa")]
+    if let Some(found) = credentials {
+        let by = found.signed_by.as_deref().unwrap_or("(no name)");
+        let generator = found.generator.as_deref().unwrap_or("(not named)");
+        let verdict = match found.valid {
+            true => "valid".to_string(),
+            false => format!("NOT valid: {}", found.problems.join("; ")),
+        };
+        let line = format!("content credentials: {verdict}; signed by {by}, made with {generator}");
+        out!("{}", harmless(&line));
     }
     if is_picture {
         let verdict = match mark {

@@ -1,5 +1,7 @@
 //! Pictures: those that come in, and from the VAE's numbers to bytes.
 
+#[cfg(feature = "c2pa")]
+pub mod credentials;
 pub mod exif;
 pub mod format;
 pub mod mask;

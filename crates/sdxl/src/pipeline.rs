@@ -83,6 +83,8 @@ pub struct Output {
     pub images: Vec<Picture>,
     /// The final latents, before the VAE's scaling, one a picture.
     pub latents: Latents,
+    /// Whether the VAE decoded them tile by tile, be it for want of memory.
+    pub vae_tiled: bool,
 }
 
 /// A loaded checkpoint. Immutable: one can serve many runs at once.

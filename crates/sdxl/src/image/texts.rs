@@ -24,6 +24,11 @@ pub struct Texts {
 }
 
 impl Texts {
+    /// Whether the picture was made by a model, but out of another picture.
+    pub fn is_composite(&self) -> bool {
+        self.source_type.as_deref() == Some(xmp::COMPOSITE)
+    }
+
     /// Reads the texts of a PNG, JPEG or WebP, told by its contents. `None` for a file that is
     /// none of them.
     ///

@@ -7,7 +7,7 @@ use super::conditioning::encode;
 use super::denoise::denoise;
 use super::predict::Rows;
 use super::stages::{Begin, Course, Network, stages};
-use super::vae::decode;
+use super::vae::{Passes, decode};
 use super::{Event, Output, Pipeline, proceed, start};
 use crate::error::Result;
 use crate::image::{Picture, Pixels};
@@ -77,16 +77,21 @@ pub fn run(
     // Latents to pictures.
     let images = latents.batch();
     let mut pictures = Vec::with_capacity(images);
-    let group = if request.vae_slicing { 1 } else { images };
-    for first in (0..images).step_by(group) {
+    let passes = Passes::choose(last, request, [latents.height(), latents.width()], images);
+    if passes.short {
+        let _ = observe(Event::Warning(
+            "memory is short, so the VAE works tile by tile, which shows a little in the picture \
+             (vae_tiling: off forbids it)",
+        ));
+    }
+    for first in (0..images).step_by(passes.group) {
         proceed(observe(Event::Decoding {
             index: first + 1,
             total: images,
         }))?;
-        for (offset, rgb) in decode(last, request, &latents, first, group, request.watermark)?
-            .into_iter()
-            .enumerate()
-        {
+        let (group, mark) = (passes.group, request.watermark);
+        let decoded = decode(last, &latents, first, group, mark, passes.tiled)?;
+        for (offset, rgb) in decoded.into_iter().enumerate() {
             let image = first + offset;
             let made = Pixels::new(8 * latents.width(), 8 * latents.height(), 3, rgb);
             let made = match &canvas {
@@ -104,5 +109,6 @@ pub fn run(
     Ok(Output {
         images: pictures,
         latents,
+        vae_tiled: passes.tiled,
     })
 }

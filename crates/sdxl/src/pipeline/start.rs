@@ -8,7 +8,7 @@ use super::Pipeline;
 use super::canvas::Canvas;
 use super::inpaint::Inpainting;
 use super::stages::{Begin, Stage};
-use super::vae::{Posterior, decode};
+use super::vae::{Passes, Posterior, decode};
 use crate::error::{Error, Result};
 use crate::image::Pixels;
 use crate::image::resize::lanczos;
@@ -228,8 +228,9 @@ fn enlarge(
         return Ok(bilinear(&latents, grid(size)));
     }
     let mut pictures = Vec::with_capacity(images);
+    let tiled = Passes::choose(last, request, [height, width], 1).tiled;
     for i in 0..images {
-        for rgb in decode(last, request, &latents, i, 1, false)? {
+        for rgb in decode(last, &latents, i, 1, false, tiled)? {
             let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
             pictures.push(lanczos(&picture, size.width, size.height).to_signed());
         }

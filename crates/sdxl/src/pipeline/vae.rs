@@ -9,17 +9,17 @@ use crate::tensor::Tensor;
 use crate::watermark;
 
 /// The RGB bytes of up to `count` images from `first`, with the invisible watermark where
-/// `watermark` says so.
+/// `watermark` says so. `tiled`: tile by tile.
 ///
 /// # Errors
 /// [`Error::Machine`] for numbers that leave the range of the precision.
 pub fn decode(
     pipeline: &Pipeline,
-    request: &Request,
     latents: &Latents,
     first: usize,
     count: usize,
     watermark: bool,
+    tiled: bool,
 ) -> Result<Vec<Vec<u8>>> {
     let config = pipeline.vae.config();
     let [images, height, width, channels] = latents.shape();
@@ -36,7 +36,7 @@ pub fn decode(
         })
         .collect();
     let x = Tensor::from_f32(vec![count, height, width, channels], unscaled);
-    let decoded: Vec<Tensor> = if tiled(pipeline, request, [height, width], count) {
+    let decoded: Vec<Tensor> = if tiled {
         (0..count)
             .map(|i| pipeline.vae.decode_tiled(&x.narrow_batch(i, 1)))
             .collect()
@@ -83,7 +83,7 @@ impl Posterior {
         [height, width]: [usize; 2],
     ) -> Result<Self> {
         let channels = pipeline.vae.config().latent_channels;
-        let tiled = tiled(pipeline, request, [height, width], 1);
+        let tiled = Passes::choose(pipeline, request, [height, width], 1).tiled;
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
@@ -138,21 +138,73 @@ impl Posterior {
     }
 }
 
-/// Whether `count` pictures of so many latents go through the VAE tile by tile.
-fn tiled(
-    pipeline: &Pipeline,
-    request: &Request,
-    [height, width]: [usize; 2],
-    count: usize,
-) -> bool {
-    let tile = pipeline.vae.tile_size();
-    let large = height > tile || width > tile;
-    let pixels = (64 * height * width * count) as u64;
-    let needed = memory::of_decode(pipeline.vae.config(), pixels);
-    large
-        && match request.vae_tiling {
-            Tiling::On => true,
-            Tiling::Off => false,
-            Tiling::Auto => memory::available().is_some_and(|free| needed > free / 4 * 3),
+/// How pictures go through the VAE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passes {
+    /// How many at once.
+    pub group: usize,
+    /// Whether tile by tile.
+    pub tiled: bool,
+    /// Whether that was decided here, for want of memory.
+    pub short: bool,
+}
+
+impl Passes {
+    /// For `count` pictures of `height` times `width` latents, with the memory that is free now.
+    pub fn choose(
+        pipeline: &Pipeline,
+        request: &Request,
+        [height, width]: [usize; 2],
+        count: usize,
+    ) -> Passes {
+        let tile = pipeline.vae.tile_size();
+        let large = height > tile || width > tile;
+        let one = memory::of_decode(pipeline.vae.config(), (64 * height * width) as u64);
+        Passes::of(request, large, count, one, memory::available())
+    }
+
+    /// `large`: larger than a tile. `one`: bytes that one picture takes as a whole.
+    ///
+    /// Where memory is short, first one by one, which changes no number, then by tiles. A
+    /// quarter of what is free is left to the rest of the machine.
+    fn of(request: &Request, large: bool, count: usize, one: u64, free: Option<u64>) -> Passes {
+        let fits = |pictures: usize| free.is_none_or(|free| one * pictures as u64 <= free / 4 * 3);
+        let short = large && request.vae_tiling == Tiling::Auto && !fits(1);
+        Passes {
+            group: match request.vae_slicing || !fits(count) {
+                true => 1,
+                false => count,
+            },
+            tiled: short || large && request.vae_tiling == Tiling::On,
+            short,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_memory_takes_pictures_one_by_one_and_then_by_tiles() {
+        let passes = |tiling, large, free| {
+            let request = Request {
+                vae_tiling: tiling,
+                ..Default::default()
+            };
+            let passes = Passes::of(&request, large, 4, 300, free);
+            (passes.group, passes.tiled, passes.short)
+        };
+        use Tiling::{Auto, Off, On};
+        assert_eq!(passes(Auto, true, None), (4, false, false));
+        assert_eq!(passes(Auto, true, Some(1600)), (4, false, false));
+        assert_eq!(passes(Auto, true, Some(1500)), (1, false, false));
+        assert_eq!(passes(Auto, true, Some(400)), (1, false, false));
+        assert_eq!(passes(Auto, true, Some(396)), (1, true, true));
+        // There is nothing smaller than a tile.
+        assert_eq!(passes(Auto, false, Some(396)), (1, false, false));
+        assert_eq!(passes(Off, true, Some(396)), (1, false, false));
+        assert_eq!(passes(On, true, Some(1600)), (4, true, false));
+        assert_eq!(passes(On, false, Some(1600)), (4, false, false));
+    }
 }
