@@ -16,6 +16,7 @@ import transformers
 
 import checkpoints
 import conditioning
+import gguf_file
 import lora
 import modules
 import pixels
@@ -54,6 +55,7 @@ STAGES = {
     "pixels": pixels.make_pixels,
     "refined": refined.make_refined,
     "lora": lora.make_loras,
+    "gguf": gguf_file.make_gguf,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),
     "watermark": program("watermark.py"),

@@ -304,6 +304,9 @@ pub struct PictureArgs {
     /// A VAE to use in the place of the checkpoint's own
     #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]
     pub vae: Option<PathBuf>,
+    /// A UNet to use in the place of the checkpoint's own: .safetensors or GGUF, or a folder
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]
+    pub unet: Option<PathBuf>,
     /// A LoRA (or DoRA, LoHa, LoKr) to add to the checkpoint, scaled (by 1 where nothing is
     /// said); may be given several times
     #[arg(

@@ -142,7 +142,7 @@ pub fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
             Ok(tensors) => {
                 for (_, tensor) in tensors.iter() {
                     info.parameters += tensor.shape().iter().product::<usize>() as u64;
-                    let dtype = format!("{:?}", tensor.dtype());
+                    let dtype = tensor.element().to_string();
                     if !info.dtypes.contains(&dtype) {
                         info.dtypes.push(dtype);
                     }

@@ -65,6 +65,8 @@ pub struct Chosen {
     pub variant: Option<String>,
     /// What stands in for the VAE, where something does.
     vae: Option<PathBuf>,
+    /// What stands in for the base's UNet, where something does.
+    unet: Option<PathBuf>,
     /// What is added to its weights.
     loras: Vec<Lora>,
     /// The opened folder.
@@ -96,17 +98,20 @@ impl Chosen {
         let options = OpenOptions {
             variant: variant.clone(),
             vae: args.vae.clone().or(replayed.and_then(|r| r.vae.clone())),
-            loras: Vec::new(),
+            ..OpenOptions::default()
         };
+        let unet = args.unet.clone().or(replayed.and_then(|r| r.unet.clone()));
         let loras = match (args.lora.as_slice(), replayed) {
             ([], Some(was)) => was.loras.clone(),
             (typed, _) => typed.to_vec(),
         };
-        let with_loras = OpenOptions {
+        // Neither a UNet nor LoRAs made for the base fit the refiner.
+        let of_base = OpenOptions {
+            unet: unet.clone(),
             loras: loras.clone(),
             ..options.clone()
         };
-        let checkpoint = Checkpoint::open_with(model.folder(), &with_loras)?;
+        let checkpoint = Checkpoint::open_with(model.folder(), &of_base)?;
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
@@ -123,6 +128,7 @@ impl Chosen {
             model,
             variant,
             vae: options.vae,
+            unet,
             loras,
             checkpoint,
             refiner,
@@ -153,6 +159,7 @@ impl Chosen {
             model: self.model.name_in_recipes(),
             variant: self.variant.clone(),
             vae: self.vae.clone(),
+            unet: self.unet.clone(),
             loras: self.loras.clone(),
             precision: self.precision,
             isa: sdxl_kernels::Isa::current().to_string(),

@@ -49,6 +49,9 @@ pub struct Recipe {
     /// What stood in for the checkpoint's VAE, as it was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<PathBuf>,
+    /// What stood in for the checkpoint's UNet, as it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet: Option<PathBuf>,
     /// The LoRAs that were added, as they were named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<Lora>,
@@ -333,6 +336,7 @@ mod tests {
             model: "models/base".into(),
             variant: None,
             vae: None,
+            unet: None,
             loras: Vec::new(),
             precision: Precision::F32,
             isa: "avx2".into(),

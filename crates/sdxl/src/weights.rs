@@ -1,14 +1,16 @@
 //! Weights: from names in a checkpoint to layers packed for the kernels.
 
+pub mod blocks;
 pub mod convert;
 pub mod doctor;
 pub mod files;
 pub mod folder;
+pub mod gguf;
 mod infer;
 pub mod lora;
 pub mod names;
-pub mod other_vae;
 pub mod recognise;
+pub mod replacement;
 pub mod safetensors;
 pub mod same;
 pub mod single_file;

@@ -94,7 +94,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
 fn other(args: &InspectArgs, kind: Kind, tensors: &TensorSet) {
     let dtypes: BTreeSet<String> = tensors
         .iter()
-        .map(|(_, t)| format!("{:?}", t.dtype()))
+        .map(|(_, t)| t.element().to_string())
         .collect();
     let dtypes: Vec<String> = dtypes.into_iter().collect();
     let parameters: u64 = tensors.iter().map(|(_, t)| t.values() as u64).sum();

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::folder::{Checkpoint, Part, read_json};
 use super::names::Names;
-use super::safetensors::{StoredTensor, TensorSet};
+use super::safetensors::{ElementType, StoredTensor, TensorSet};
 use super::single_file::{CONFIGS, config_key, prefix};
 use crate::error::{Error, Result};
 use crate::text::tokenizer::Tokenizer;
@@ -25,12 +25,12 @@ struct Laid<'a> {
     set: &'a TensorSet,
     parts: Vec<StoredTensor>,
     shape: Vec<usize>,
+    dtype: Dtype,
 }
 
 impl View for Laid<'_> {
     fn dtype(&self) -> Dtype {
-        // Never empty: made of one tensor, or of three.
-        self.parts[0].dtype()
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
@@ -98,18 +98,21 @@ pub fn to_folder(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
         }
         for part in own_parts(checkpoint) {
             let set = checkpoint.tensors(part)?;
-            let laid = (set.iter()).map(|(name, tensor)| {
-                let laid = Laid {
-                    set: &set,
-                    parts: vec![tensor.clone()],
-                    shape: tensor.shape().to_vec(),
-                };
-                (name.to_string(), laid)
-            });
+            let laid: Vec<_> = (set.iter())
+                .map(|(name, tensor)| {
+                    let laid = Laid {
+                        set: &set,
+                        parts: vec![tensor.clone()],
+                        shape: tensor.shape().to_vec(),
+                        dtype: plain(&set, name, tensor)?,
+                    };
+                    Ok((name.to_string(), laid))
+                })
+                .collect::<Result<_>>()?;
             let file = format!("{}/{}.safetensors", part.folder(), part.file_stem());
             // What torch's own writer puts there, and its readers ask for.
             let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-            write(laid.collect(), metadata, &root.join(file))?;
+            write(laid, metadata, &root.join(file))?;
             if matches!(part, Part::TextEncoder | Part::TextEncoder2) {
                 let name = part.folder().replace("text_encoder", "tokenizer");
                 write_tokenizer(checkpoint, part, &root.join(name), &text)?;
@@ -170,8 +173,10 @@ fn configs(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
                 "scheduler/scheduler_config.json".to_string(),
             ];
             paths.extend(own_parts(checkpoint).map(config_key));
-            if files.vae.is_some() {
-                paths.retain(|path| *path != config_key(Part::Vae));
+            for part in [Part::Vae, Part::UNet] {
+                if files.replacement(part).is_some() {
+                    paths.retain(|path| *path != config_key(part));
+                }
             }
             let mut configs = Map::new();
             for path in paths {
@@ -181,10 +186,26 @@ fn configs(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
             configs
         }
     };
-    if let Some(vae) = &files.vae {
-        configs.insert(config_key(Part::Vae), vae.config_json().clone());
+    for part in [Part::Vae, Part::UNet] {
+        if let Some(other) = files.replacement(part) {
+            configs.insert(config_key(part), other.config_json().clone());
+        }
     }
     Ok(configs)
+}
+
+/// The type of a tensor's values, which are to be written as they are stored.
+fn plain(set: &TensorSet, name: &str, tensor: &StoredTensor) -> Result<Dtype> {
+    match tensor.element() {
+        ElementType::Plain(dtype) => Ok(dtype),
+        ElementType::Blocks(block) => Err(Error::file(
+            set.path_of(tensor),
+            format!(
+                "tensor `{name}` is stored in blocks of {block}, for which safetensors has no place; \
+                 convert the checkpoint that the GGUF file was made from"
+            ),
+        )),
+    }
 }
 
 /// A part's tensors as a single file has them, without the part's prefix.
@@ -227,7 +248,7 @@ fn lay_out<'a>(
                     let other = stored_name.replace("q_proj", &format!("{letter}_proj"));
                     let same = set
                         .get(&other)
-                        .filter(|t| t.dtype() == tensor.dtype() && t.shape() == tensor.shape());
+                        .filter(|t| t.element() == tensor.element() && t.shape() == tensor.shape());
                     parts.push(same.ok_or_else(|| odd(&other, tensor))?.clone());
                 }
                 shape[0] *= 3;
@@ -244,7 +265,16 @@ fn lay_out<'a>(
         if part == Part::Vae && name.contains(".attentions.") && shape.len() == 2 {
             shape.extend([1, 1]);
         }
-        laid.push((original, Laid { set, parts, shape }));
+        let dtype = plain(set, &name, tensor)?;
+        laid.push((
+            original,
+            Laid {
+                set,
+                parts,
+                shape,
+                dtype,
+            },
+        ));
     }
     Ok(laid)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::folder::{Part, find_weights};
 use super::lora::Adapters;
-use super::other_vae::OtherVae;
+use super::replacement::Replacement;
 use super::safetensors::TensorSet;
 use super::single_file::SingleFile;
 use crate::error::{Error, Result};
@@ -16,7 +16,8 @@ pub struct Files {
     pub(super) root: PathBuf,
     pub(super) variant: Option<String>,
     pub(super) single: Option<Arc<SingleFile>>,
-    pub(super) vae: Option<Arc<OtherVae>>,
+    pub(super) vae: Option<Arc<Replacement>>,
+    pub(super) unet: Option<Arc<Replacement>>,
     pub(super) adapters: Arc<Adapters>,
 }
 
@@ -26,10 +27,19 @@ impl Files {
         &self.root
     }
 
+    /// What stands in for a part.
+    pub(super) fn replacement(&self, part: Part) -> Option<&Replacement> {
+        match part {
+            Part::Vae => self.vae.as_deref(),
+            Part::UNet => self.unet.as_deref(),
+            Part::TextEncoder | Part::TextEncoder2 => None,
+        }
+    }
+
     /// The file that says how a part is built; a single file itself.
     pub fn config_path(&self, part: Part) -> PathBuf {
-        match (part, &self.vae) {
-            (Part::Vae, Some(vae)) => vae.path().to_path_buf(),
+        match self.replacement(part) {
+            Some(other) => other.path().to_path_buf(),
             _ if self.single.is_some() => self.root.clone(),
             _ => self.root.join(part.folder()).join("config.json"),
         }
@@ -51,9 +61,9 @@ impl Files {
     /// # Errors
     /// Weights that are missing.
     pub fn weight_files(&self, part: Part) -> Result<Vec<PathBuf>> {
-        match (part, &self.vae, &self.single) {
-            (Part::Vae, Some(vae), _) => Ok(vae.files().to_vec()),
-            (_, _, Some(_)) => Ok(vec![self.root.clone()]),
+        match (self.replacement(part), &self.single) {
+            (Some(other), _) => Ok(other.files().to_vec()),
+            (_, Some(_)) => Ok(vec![self.root.clone()]),
             _ => find_weights(&self.root, self.variant.as_deref(), part),
         }
     }
@@ -74,9 +84,9 @@ impl Files {
     }
 
     fn stored_tensors(&self, part: Part) -> Result<TensorSet> {
-        match (part, &self.vae, &self.single) {
-            (Part::Vae, Some(vae), _) => Ok(vae.tensors().clone()),
-            (_, _, Some(single)) => single
+        match (self.replacement(part), &self.single) {
+            (Some(other), _) => Ok(other.tensors().clone()),
+            (_, Some(single)) => single
                 .tensors(part)
                 .cloned()
                 .ok_or_else(|| missing_part(&self.root, part)),

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::files::{Files, missing_part};
 use super::lora::{Adapters, Lora};
-use super::other_vae::OtherVae;
+use super::replacement::Replacement;
 use super::safetensors::{TensorSet, refuse_pickle};
 use super::single_file::{SingleFile, parse};
 use crate::error::{Error, Result};
@@ -80,6 +80,9 @@ pub struct OpenOptions {
     pub variant: Option<String>,
     /// A VAE to use in the place of the checkpoint's own: a folder or a file.
     pub vae: Option<PathBuf>,
+    /// A UNet to use in the place of the checkpoint's own: a folder, or a `.safetensors` or GGUF
+    /// file.
+    pub unet: Option<PathBuf>,
     /// LoRAs to add to the weights.
     pub loras: Vec<Lora>,
 }
@@ -179,15 +182,16 @@ impl Checkpoint {
                  checkpoint in one .safetensors file",
             ));
         }
-        let vae = match &options.vae {
-            Some(path) => Some(Arc::new(OtherVae::open(path, options.variant.as_deref())?)),
-            None => None,
-        };
+        let variant = options.variant.as_deref();
+        let vae = (options.vae.as_ref()).map(|path| Replacement::vae(path, variant));
+        let unet = (options.unet.as_ref())
+            .map(|path| Replacement::unet(path, variant, &root.join("unet/config.json")));
         let mut files = Files {
             root: root.to_path_buf(),
             variant: options.variant.clone(),
             single: None,
-            vae,
+            vae: vae.transpose()?.map(Arc::new),
+            unet: unet.transpose()?.map(Arc::new),
             adapters: Arc::default(),
         };
         if root.is_file() {
@@ -212,7 +216,10 @@ impl Checkpoint {
         let configs = Configs {
             text_encoder,
             text_encoder_2: read_config(&config_path(Part::TextEncoder2))?,
-            unet: read_config(&config_path(Part::UNet))?,
+            unet: match &files.unet {
+                Some(unet) => unet.config()?,
+                None => read_config(&config_path(Part::UNet))?,
+            },
             vae: match &files.vae {
                 Some(vae) => vae.config()?,
                 None => read_config(&config_path(Part::Vae))?,
@@ -244,7 +251,10 @@ impl Checkpoint {
                 .then(|| single.config(Part::TextEncoder))
                 .transpose()?,
             text_encoder_2: single.config(Part::TextEncoder2)?,
-            unet: single.config(Part::UNet)?,
+            unet: match &files.unet {
+                Some(unet) => unet.config()?,
+                None => single.config(Part::UNet)?,
+            },
             vae: match &files.vae {
                 Some(vae) => vae.config()?,
                 None => single.config(Part::Vae)?,
@@ -256,6 +266,7 @@ impl Checkpoint {
     }
 
     fn build(files: Files, index: &Map<String, Value>, configs: Configs) -> Result<Self> {
+        let asked = files.unet.as_ref().and_then(|unet| unet.scheduler());
         let flag = |key: &str| index.get(key).and_then(Value::as_bool);
         let checkpoint = Checkpoint {
             files,
@@ -271,7 +282,7 @@ impl Checkpoint {
             text_encoder_2: configs.text_encoder_2,
             unet: configs.unet,
             vae: configs.vae,
-            scheduler: configs.scheduler,
+            scheduler: asked.unwrap_or(configs.scheduler),
         };
         let path = |part: Part| checkpoint.config_path(part);
         if let Some(config) = &checkpoint.text_encoder {
@@ -399,6 +410,7 @@ impl TextParts {
                 variant: variant.map(str::to_string),
                 single: None,
                 vae: None,
+                unet: None,
                 adapters: Arc::default(),
             },
             text_encoder: first.then(|| config(Part::TextEncoder)).transpose()?,

@@ -1,7 +1,8 @@
-//! Reading `.safetensors` files: memory-mapped, checked before anything is trusted.
+//! Tensors in files, `.safetensors` and GGUF: memory-mapped, checked before anything is trusted.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,15 +12,34 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use sdxl_kernels::Weights;
 
+use super::blocks::BlockType;
 use super::lora::{self, Updates};
-use super::to_f32;
+use super::{gguf, to_f32};
 use crate::error::{Error, Result};
+
+/// How a tensor's values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ElementType {
+    /// One by one.
+    Plain(Dtype),
+    /// In blocks that share scales.
+    Blocks(BlockType),
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ElementType::Plain(dtype) => write!(f, "{dtype:?}"),
+            ElementType::Blocks(block) => write!(f, "{block}"),
+        }
+    }
+}
 
 /// One tensor of a file, as stored.
 #[derive(Debug, Clone)]
 pub struct StoredTensor {
     file: usize,
-    dtype: Dtype,
+    element: ElementType,
     shape: Vec<usize>,
     /// Byte range inside the file.
     start: usize,
@@ -34,9 +54,10 @@ impl StoredTensor {
         &self.shape
     }
 
-    /// The element type as stored, in the words of the file format (`F32`, `BF16`, ...).
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// The element type as stored, shown in the words of the file format (`F32`, `BF16`,
+    /// `Q8_0`, ...).
+    pub fn element(&self) -> ElementType {
+        self.element
     }
 
     /// Bytes it takes as stored.
@@ -63,7 +84,9 @@ impl StoredTensor {
     pub(super) fn slice(&self, index: usize, count: usize) -> Option<StoredTensor> {
         let rows = *self.shape.first()?;
         let bytes = self.end - self.start;
-        let even = rows.is_multiple_of(count) && bytes.is_multiple_of(count);
+        // Rows hold whole blocks, so only a tensor with one axis can be cut inside of one.
+        let cut = matches!(self.element, ElementType::Blocks(_)) && self.shape.len() == 1;
+        let even = rows.is_multiple_of(count) && bytes.is_multiple_of(count) && !cut;
         if self.transposed || index >= count || !even {
             return None;
         }
@@ -80,9 +103,10 @@ impl StoredTensor {
 
     /// The matrix with rows and columns exchanged; nothing where it is no matrix.
     pub(super) fn transpose(&self) -> Option<StoredTensor> {
-        let [rows, columns] = self.shape[..] else {
+        let ([rows, columns], ElementType::Plain(_)) = (&self.shape[..], self.element) else {
             return None;
         };
+        let (rows, columns) = (*rows, *columns);
         Some(StoredTensor {
             shape: vec![columns, rows],
             transposed: !self.transposed,
@@ -134,22 +158,27 @@ impl TensorSet {
         if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
             return Err(pickle(path));
         }
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, explain(&e, &map)))?;
-        let data = header + 8;
-        let index = self.files.len();
-        for (name, info) in metadata.tensors() {
+        let (entries, metadata) = if map.starts_with(gguf::MAGIC) {
+            let entries = gguf::read(&map).map_err(|broken| Error::file(path, broken))?;
+            (entries, HashMap::new())
+        } else {
+            entries_of_safetensors(path, &map)?
+        };
+        for gguf::Entry {
+            name,
+            element,
+            shape,
+            range: (start, end),
+        } in entries
+        {
             let stored = StoredTensor {
-                file: index,
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                start: data + info.data_offsets.0,
-                end: data + info.data_offsets.1,
+                file: self.files.len(),
+                element,
+                shape,
+                start,
+                end,
                 transposed: false,
             };
-            if stored.end > map.len() {
-                return Err(Error::file(path, truncated(map.len(), stored.end)));
-            }
             if let Some(other) = self.tensors.insert(name.clone(), stored) {
                 return Err(Error::file(
                     path,
@@ -166,7 +195,7 @@ impl TensorSet {
         self.files.push(Arc::new(MappedFile {
             path: path.to_path_buf(),
             map,
-            metadata: metadata.metadata().clone().unwrap_or_default(),
+            metadata,
         }));
         Ok(())
     }
@@ -265,7 +294,15 @@ impl TensorSet {
         let bytes = self.bytes(tensor);
         // A header may leave values unaligned; those are copied first.
         let (floats, halves, brains);
-        let values = match tensor.dtype {
+        let dtype = match tensor.element {
+            ElementType::Plain(dtype) => dtype,
+            ElementType::Blocks(block) => {
+                let result = use_values(Weights::F32(&block.decode(&bytes)));
+                release(&file.map, tensor.start, tensor.end);
+                return Ok(result);
+            }
+        };
+        let values = match dtype {
             Dtype::F32 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::F32(slice),
                 Err(_) => {
@@ -332,6 +369,30 @@ impl TensorSet {
     }
 }
 
+/// The tensors of a `.safetensors` file, and what else its header says.
+fn entries_of_safetensors(
+    path: &Path,
+    map: &[u8],
+) -> Result<(Vec<gguf::Entry>, HashMap<String, String>)> {
+    let (header, metadata) =
+        SafeTensors::read_metadata(map).map_err(|e| Error::file(path, explain(&e, map)))?;
+    let data = header + 8;
+    let mut entries = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let range = (data + info.data_offsets.0, data + info.data_offsets.1);
+        if range.1 > map.len() {
+            return Err(Error::file(path, truncated(map.len(), range.1)));
+        }
+        entries.push(gguf::Entry {
+            name,
+            element: ElementType::Plain(info.dtype),
+            shape: info.shape.clone(),
+            range,
+        });
+    }
+    Ok((entries, metadata.metadata().clone().unwrap_or_default()))
+}
+
 /// An 8-bit float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities
 /// (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"; torch's `float8_e4m3fn`).
 fn f8_e4m3(bits: u8) -> f16 {
@@ -382,7 +443,7 @@ fn truncated(have: usize, need: usize) -> String {
 }
 
 /// What is wrong with a file, in the words of someone who wants to use it.
-fn explain(error: &SafeTensorError, map: &Mmap) -> String {
+fn explain(error: &SafeTensorError, map: &[u8]) -> String {
     use SafeTensorError as E;
     match error {
         E::HeaderTooSmall | E::InvalidHeaderLength => {
@@ -403,7 +464,7 @@ fn explain(error: &SafeTensorError, map: &Mmap) -> String {
     }
 }
 
-fn header_end(map: &Mmap) -> Option<usize> {
+fn header_end(map: &[u8]) -> Option<usize> {
     let length = u64::from_le_bytes(map.get(..8)?.try_into().ok()?);
     usize::try_from(length).ok()?.checked_add(8)
 }

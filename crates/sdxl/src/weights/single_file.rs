@@ -107,13 +107,10 @@ impl SingleFile {
                 .collect(),
             Part::TextEncoder2 => open_clip_tensors(&own, &path)?,
             Part::UNet => {
-                let shapes = |name: &str| Some(all.get(&format!("{prefix}{name}"))?.shape().into());
-                self.default(&key, || infer::unet(&shapes, &path))?;
-                let config: UNetConfig = self.config(part)?;
-                let names = Names::unet(&config, &path)?;
-                (own.iter())
-                    .filter_map(|(name, tensor)| Some((names.to_folder(name)?, (*tensor).clone())))
-                    .collect()
+                let (tensors, config) =
+                    original_unet(all, prefix, self.configs.remove(&key), &path)?;
+                self.configs.insert(key.clone(), config);
+                tensors
             }
             Part::Vae => {
                 let (tensors, config) =
@@ -174,7 +171,11 @@ pub fn parse<T: serde::de::DeserializeOwned>(
         .map_err(|e| Error::file(path, format!("its {key} is not as expected: {e}")))
 }
 
-fn stored_configs(all: &TensorSet, path: &Path) -> Result<Map<String, Value>> {
+/// The configuration files that the header holds.
+///
+/// # Errors
+/// Something else under their key.
+pub fn stored_configs(all: &TensorSet, path: &Path) -> Result<Map<String, Value>> {
     let Some(text) = all.metadata(CONFIGS) else {
         return Ok(Map::new());
     };
@@ -201,6 +202,31 @@ fn refuse_scaled(all: &TensorSet, path: &Path) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// The tensors of a UNet with original names that start with `prefix`, and its configuration:
+/// `given`, or what the shapes tell.
+///
+/// # Errors
+/// A UNet that is incomplete or of another kind.
+pub fn original_unet(
+    all: &TensorSet,
+    prefix: &str,
+    given: Option<Value>,
+    path: &Path,
+) -> Result<(HashMap<String, StoredTensor>, Value)> {
+    let shapes = |name: &str| Some(all.get(&format!("{prefix}{name}"))?.shape().to_vec());
+    let config = match given {
+        Some(config) => config,
+        None => infer::unet(&shapes, path)?.into(),
+    };
+    let parsed: UNetConfig = serde_json::from_value(config.clone())
+        .map_err(|e| Error::file(path, format!("its UNet's config is not as expected: {e}")))?;
+    let names = Names::unet(&parsed, path)?;
+    let own = (all.iter()).filter_map(|(name, tensor)| {
+        Some((names.to_folder(name.strip_prefix(prefix)?)?, tensor.clone()))
+    });
+    Ok((own.collect(), config))
 }
 
 /// The tensors of a VAE with original names that start with `prefix`, and its configuration:

@@ -1,0 +1,156 @@
+//! GGUF files: read as the gguf package reads them, run as diffusers runs what it reads, and refused
+//! where they are broken.
+
+mod support;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use sdxl::weights::blocks::BlockType;
+use sdxl::weights::folder::{OpenOptions, read_json};
+use sdxl::weights::safetensors::TensorSet;
+use sdxl::weights::{convert, gguf};
+use sdxl::{Checkpoint, Pipeline, Precision, Request};
+use serde_json::Value;
+use support::{Golden, golden};
+use tempfile::TempDir;
+
+fn open(unet: &Path) -> sdxl::Result<Checkpoint> {
+    let options = OpenOptions {
+        unet: Some(unet.to_path_buf()),
+        ..OpenOptions::default()
+    };
+    Checkpoint::open_with(&golden("base"), &options)
+}
+
+fn latents(checkpoint: Checkpoint) -> Vec<f32> {
+    let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
+    let told = &cases["request"];
+    let text = |key: &str| told[key].as_str().unwrap().to_string();
+    let request = Request {
+        prompt: vec![text("prompt")],
+        negative_prompt: vec![text("negative_prompt")],
+        steps: told["steps"].as_u64().unwrap() as usize,
+        seed: vec![told["seed"].as_u64().unwrap()],
+        ..Request::default()
+    };
+    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
+    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
+    made.unwrap().latents.to_nchw()
+}
+
+#[test]
+fn every_type_of_block_is_decoded_as_the_gguf_package_does() {
+    let golden = Golden::open("gguf/blocks.safetensors");
+    let types = [
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q8_0,
+        BlockType::Q2K,
+        BlockType::Q3K,
+        BlockType::Q4K,
+        BlockType::Q5K,
+        BlockType::Q6K,
+    ];
+    for block in types {
+        let ours = block.decode(&golden.bytes(&format!("{block}.bytes")));
+        let reference = golden.flat(&format!("{block}.values"));
+        assert_eq!(ours.len(), 6 * block.values());
+        let largest = reference.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (a, b) in ours.iter().zip(&reference) {
+            // The order of the products is another for some.
+            assert!((a - b).abs() <= 1e-6 * largest, "{block}: {a} for {b}");
+        }
+    }
+}
+
+#[test]
+fn runs_of_diffusers_with_these_unets() {
+    let reference = Golden::open("gguf/latents.safetensors");
+    for name in ["unet", "reshaped"] {
+        let ours = latents(open(&golden(&format!("gguf/{name}.gguf"))).unwrap());
+        let theirs = reference.flat(name);
+        let square = |v: f32| f64::from(v) * f64::from(v);
+        let apart: f64 = ours.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
+        let whole: f64 = theirs.iter().map(|v| square(*v)).sum();
+        let relative = (apart / whole).sqrt();
+        println!("{name}: {relative:.1e}");
+        assert!(relative <= 1e-4, "{name}: {relative:.1e}");
+    }
+}
+
+#[test]
+fn a_unet_also_comes_from_a_folder_or_a_checkpoint_in_one_file() {
+    let dir = TempDir::new().unwrap();
+    let single = dir.path().join("base.safetensors");
+    let base = Checkpoint::open(&golden("base"), None).unwrap();
+    convert::to_single_file(&base, &single).unwrap();
+    let own = latents(base);
+    for unet in [golden("base"), golden("base/unet"), single] {
+        assert!(latents(open(&unet).unwrap()) == own, "{}", unet.display());
+    }
+}
+
+fn refused(path: PathBuf) -> String {
+    match open(&path) {
+        Ok(_) => panic!("{} was taken", path.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_is_no_unet_for_the_checkpoint_is_refused() {
+    let lora = refused(golden("lora/kohya.safetensors"));
+    assert!(lora.contains("it is a LoRA"), "{lora}");
+    let part = refused(golden("base/unet/diffusion_pytorch_model.safetensors"));
+    assert!(part.contains("give the folder"), "{part}");
+    let refiner = refused(golden("refiner/unet"));
+    assert!(refiner.contains("different models"), "{refiner}");
+    let nothing = refused(golden("base/tokenizer"));
+    assert!(nothing.contains("there is no unet here"), "{nothing}");
+
+    let base = open(&golden("gguf/unet.gguf")).unwrap();
+    let dir = TempDir::new().unwrap();
+    let made = convert::to_single_file(&base, &dir.path().join("a.safetensors"));
+    let error = made.unwrap_err().to_string();
+    assert!(error.contains("stored in blocks of Q8_0"), "{error}");
+}
+
+#[test]
+fn cut_and_changed_headers_are_read_or_refused() {
+    let whole = fs::read(golden("gguf/reshaped.gguf")).unwrap();
+    let entries = gguf::read(&whole).unwrap();
+    let header = entries.iter().map(|e| e.range.0).min().unwrap();
+    for end in (0..header).step_by(61) {
+        assert!(gguf::read(&whole[..end]).is_err(), "{end} bytes");
+    }
+    let end = entries.iter().map(|e| e.range.1).max().unwrap();
+    assert!(gguf::read(&whole[..end]).is_ok());
+    match gguf::read(&whole[..end - 1]) {
+        Err(cut) => assert!(cut.contains("was cut off"), "{cut}"),
+        Ok(_) => panic!("a tensor beyond the end was taken"),
+    }
+    let mut changed = whole.clone();
+    // Every byte of the first tensors' entries, and samples of the rest: a header is long.
+    for at in (0..2000).chain((2000..header).step_by(211)) {
+        for value in [0, 1, 127, 255] {
+            let was = std::mem::replace(&mut changed[at], value);
+            for entry in gguf::read(&changed).unwrap_or_default() {
+                assert!(entry.range.1 <= changed.len() && entry.range.0 <= entry.range.1);
+            }
+            changed[at] = was;
+        }
+    }
+    // As a file.
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("cut.gguf");
+    fs::write(&path, &whole[..header / 2]).unwrap();
+    let error = TensorSet::open(&[path]).err().unwrap().to_string();
+    assert!(
+        error.contains("cut.gguf: its header was cut off"),
+        "{error}"
+    );
+}
