@@ -103,6 +103,18 @@ def seeds(run, n):
     return moved > 50
 
 
+def refiner(run, n):
+    """The refiner takes the last fifth of the noise: edges get steeper, and what is shown stays right."""
+    pairs = draw.evaluation_set(n)
+    print("\n| last fifth by | edges | colour | shape | count |\n|---|---|---|---|---|")
+    edges, right = {}, {}
+    for name, flags in (("base", ()), ("refiner", ("--refiner", run.args.refiner, "--denoising-fraction", "0.8"))):
+        images = run([p[0] for p in pairs], *flags)
+        edges[name], right[name] = sharpness(images), share_right([p[1] for p in pairs], images)
+        print(f"| {name} | {edges[name]:.1f} | " + " | ".join(f"{v:.0f} %" for v in right[name].values()) + " |")
+    return edges["refiner"] > edges["base"] and all(right["refiner"][k] >= right["base"][k] - 3 for k in right["base"])
+
+
 def sizes(run, n):
     """A small original_size asks for a coarse picture."""
     prompts = one_of_each(n)
@@ -114,6 +126,7 @@ def sizes(run, n):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--refiner", default="demo-refiner")
     parser.add_argument("--binary", default="sdxl")
     parser.add_argument("--pictures", type=int, default=48)
     parser.add_argument("--steps", type=int, default=20)
@@ -122,7 +135,7 @@ def main():
     args = parser.parse_args()
     args.guidance_scale = 5.0
     run = Run(args)
-    failed = [f.__name__ for f in (guidance, negatives, seeds, sizes) if not f(run, args.pictures)]
+    failed = [f.__name__ for f in (guidance, negatives, seeds, refiner, sizes) if not f(run, args.pictures)]
     if failed:
         raise SystemExit(f"no effect, or the wrong one: {', '.join(failed)}")
 

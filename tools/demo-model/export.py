@@ -1,4 +1,7 @@
-"""Writes the trained (averaged) weights as fp16 checkpoint folders: `python export.py --work DIR --output DIR`."""
+"""Writes the trained (averaged) weights as fp16 checkpoint folders: `python export.py --work DIR --output DIR`.
+
+Of the refiner only what is not the base's: `sdxl models export-demo` writes whole folders.
+"""
 
 import argparse
 import json
@@ -89,14 +92,11 @@ def export(work, output):
         print("no refiner yet: base only")
         return
     refiner = os.path.join(output, "refiner")
-    write_tokenizer(os.path.join(refiner, "tokenizer_2"), tokenizer_pads["tokenizer_2"])
     _json(os.path.join(refiner, "model_index.json"), {
         **common, "_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False,
         "requires_aesthetics_score": True, "text_encoder": [None, None], "tokenizer": [None, None]})
     _json(os.path.join(refiner, "scheduler", "scheduler_config.json"), SCHEDULER)
-    _text_part(os.path.join(refiner, "text_encoder_2"), two)
     _diffusers_part(os.path.join(refiner, "unet"), unet)
-    _diffusers_part(os.path.join(refiner, "vae"), vae)
 
 
 if __name__ == "__main__":

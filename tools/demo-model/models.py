@@ -191,18 +191,54 @@ def _start_from_identity(unet):
             unet.conv_out.weight[i, k, 1, 1] = sign
 
 
-def new_refiner_unet():
+def new_refiner_unet(base=None):
+    """The refiner's UNet; with a trained `base`, one that starts as close to the base's as its shape allows.
+
+    Its two outer levels are the base's, whose work at low noise is mostly theirs; below them it is narrower and,
+    as SDXL's refiner is, one level deeper. On the way up each of its blocks follows one that the base has at
+    another place, so the first of them takes over what it reads from the skip connection and learns anew what
+    comes from below.
+    """
     unet = UNet2DConditionModel(
-        sample_size=LATENT, block_out_channels=(32, 48, 64, 48), layers_per_block=1, norm_num_groups=4,
+        sample_size=LATENT, block_out_channels=(64, 96, 64, 32), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=1, attention_head_dim=(1, 2, 2, 2),
+        transformer_layers_per_block=1, attention_head_dim=(2, 3, 2, 1),
         cross_attention_dim=TEXT_2, use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=TIME_ID_DIM,
         projection_class_embeddings_input_dim=TEXT_2 + 5 * TIME_ID_DIM,
     )
     _start_from_identity(unet)
+    if base is not None:
+        _start_from_base(unet, base)
     return unet
+
+
+@torch.no_grad()
+def _start_from_base(unet, base):
+    theirs, mine = base.state_dict(), unet.state_dict()
+    twins = {"conv_in": "conv_in", "time_embedding": "time_embedding", "add_embedding": "add_embedding",
+             "down_blocks.0": "down_blocks.0", "down_blocks.1": "down_blocks.1", "up_blocks.2": "up_blocks.1",
+             "up_blocks.3": "up_blocks.2", "conv_norm_out": "conv_norm_out", "conv_out": "conv_out"}
+    for name, to in mine.items():
+        twin = next((t for t in twins if name.startswith(t + ".")), None)
+        if twin is None:
+            continue
+        source = theirs[twins[twin] + name[len(twin):]]
+        if to.shape == source.shape:
+            to.copy_(source)
+        elif name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):  # text encoder 2 alone
+            to.copy_(source[:, TEXT_1:])
+        elif name == "add_embedding.linear_1.weight":  # the pooled text, size and crop; then the score, or the target
+            kept = TEXT_2 + 4 * TIME_ID_DIM
+            to[:, :kept] = source[:, :kept]
+        else:  # the first resnet on the way up: what it reads of the skip connection is last
+            skip = unet.down_blocks[1].resnets[-1].out_channels
+            if to.dim() == 1:
+                to[-skip:] = source[-skip:]
+            else:
+                to[:, -skip:] = source[:, -skip:]
+    unet.load_state_dict(mine)
 
 
 def alphas_cumprod():

@@ -271,14 +271,16 @@ def train_base(work, minutes, unique=11, repeats=3):
 
 
 def train_refiner(work, minutes, unique=16, repeats=2):
-    """The low-noise end only; encoder 2 is the base's, frozen; conditioned on an aesthetic score."""
+    """The low-noise end only, from the base's weights; encoder 2 is the base's, frozen; conditioned on an aesthetic score."""
     tok = tokenizers(work)
     _, two = new_encoders(tok.size)
     load_ema(work, "base", text_encoder_2=two)
     two.requires_grad_(False)
-    unet = models.new_refiner_unet().to(memory_format=torch.channels_last)
+    base = models.new_base_unet()
+    load_ema(work, "base", unet=base)
+    unet = models.new_refiner_unet(base).to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())
-    stage = Stage(work, "refiner", minutes, {"unet": unet}, lr=1.2e-3)
+    stage = Stage(work, "refiner", minutes, {"unet": unet}, lr=8e-4)
     torch.manual_seed(seed_of(5000, stage))
     rng = random.Random(seed_of(5000, stage))
     pool = Pool(work, 4000 // workers(), seed_of(5000, stage))
@@ -290,7 +292,7 @@ def train_refiner(work, minutes, unique=16, repeats=2):
         ids = torch.tensor([draw.time_ids(s)[:4] + [draw.aesthetic_score(s)] for s in scenes]).repeat(repeats, 1)
         z = z.repeat(repeats, 1, 1, 1)
         n = len(z)
-        t = ((torch.randperm(n) + torch.rand(n)) / n * 350).long()
+        t = ((torch.randperm(n) + torch.rand(n)) / n * 300).long()
         x, noise = noisy(z, t, acp)
         with torch.autocast(*AUTOCAST):
             with torch.no_grad():
