@@ -218,7 +218,7 @@ pub fn original_unet(
     let shapes = |name: &str| Some(all.get(&format!("{prefix}{name}"))?.shape().to_vec());
     let config = match given {
         Some(config) => config,
-        None => infer::unet(&shapes, path)?.into(),
+        None => infer::unet(&shapes, path)?,
     };
     let parsed: UNetConfig = serde_json::from_value(config.clone())
         .map_err(|e| Error::file(path, format!("its UNet's config is not as expected: {e}")))?;
