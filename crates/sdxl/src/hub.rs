@@ -158,8 +158,7 @@ impl Hub {
         told: &(dyn Fn(Event<'_>) + Sync),
     ) -> Result<Found> {
         if self.settings.offline {
-            let missing = self.find(name, want)?.err();
-            return Err(self.offline(name, missing.unwrap_or_default()));
+            return self.get(name, want, told);
         }
         let watch = Watch {
             told,

@@ -1,13 +1,14 @@
 //! Reading files of the cache again and comparing them with the hash that they are called by.
 
 use std::fs;
+use std::path::PathBuf;
 
-use super::Hub;
 use super::cache::RepoFolder;
 use super::digest::{Id, matches};
 use super::error::HubError;
 use super::name::Name;
 use super::scan::revisions;
+use super::{Hub, shared_blobs};
 use crate::error::Result;
 
 /// What was found of a model.
@@ -28,6 +29,7 @@ pub struct Broken {
     pub file: String,
     /// What is wrong.
     pub what: String,
+    cache: PathBuf,
     folder: RepoFolder,
     etag: String,
 }
@@ -39,12 +41,17 @@ impl Broken {
     /// A file that cannot be removed.
     pub fn remove(&self) -> Result<()> {
         let path = self.folder.blob(&self.etag);
+        let shared = shared_blobs::target(&self.cache, &path);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(HubError::cache(&path, &e).into())
+                return Err(HubError::cache(&path, &e).into());
             }
-            _ => Ok(()),
+            _ => {}
         }
+        if let Some(shared) = shared {
+            shared_blobs::sweep(&self.cache, &shared);
+        }
+        Ok(())
     }
 }
 
@@ -102,6 +109,7 @@ impl Hub {
                 found.broken.push(Broken {
                     file,
                     what,
+                    cache: cache.clone(),
                     folder: folder.clone(),
                     etag: id.text().to_string(),
                 });
