@@ -249,7 +249,10 @@ fn weights(
             return Ok(Taken::Nothing);
         }
     }
-    let [whole, _] = named(want.liked()[0]);
+    let [mut whole, _] = named(want.liked()[0]);
+    if (view.lacks)(&whole) {
+        [whole, _] = named(None);
+    }
     found.missing.push(whole);
     Ok(Taken::Nothing)
 }

@@ -35,6 +35,8 @@ pub enum Fault {
     Garble,
     /// Sends everything where a part was asked for.
     Whole,
+    /// The same, and ends the connection after so many bytes.
+    WholeCut(usize),
     /// Says that the file is as long as this.
     Long(u64),
 }
@@ -375,7 +377,7 @@ impl Reply {
             let range = range.strip_prefix("bytes=")?.strip_suffix('-')?;
             range.parse().ok()
         });
-        let from = from.filter(|_| !matches!(fault, Some(Fault::Whole)));
+        let from = from.filter(|_| !matches!(fault, Some(Fault::Whole | Fault::WholeCut(_))));
         let (status, start) = match from {
             Some(from) if from >= bytes.len() => return self.send(416, &headers, b"", None),
             Some(from) => (206, from),
@@ -387,7 +389,9 @@ impl Reply {
         }
         let mut body = bytes[start..].to_vec();
         match fault {
-            Some(Fault::Cut(upto)) => self.send(status, &headers, &body, Some(upto)),
+            Some(Fault::Cut(upto) | Fault::WholeCut(upto)) => {
+                self.send(status, &headers, &body, Some(upto))
+            }
             Some(Fault::Stall(upto)) => {
                 self.send(status, &headers, &body, Some(upto))?;
                 std::thread::sleep(Duration::from_secs(20));
