@@ -17,7 +17,7 @@ use crate::pulling::Bars;
 
 /// What is said when nobody named a checkpoint.
 const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes at 96x96; for real pictures add --model \
-     stabilityai/stable-diffusion-xl-base-1.0 (7 GB are fetched once), or --model DIR, an SDXL \
+     stabilityai/stable-diffusion-xl-base-1.0 (fetched once: 7 GB, or 14 for f32), or --model DIR, an SDXL \
      checkpoint's folder";
 
 /// A checkpoint's folder or file, and what it is called.

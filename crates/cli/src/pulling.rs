@@ -30,6 +30,10 @@ impl Bars {
     /// Shows one event.
     pub fn show(&self, event: Event<'_>) {
         match event {
+            // The index, which says what else there is to fetch.
+            Event::Begin {
+                files: 1, bytes, ..
+            } if bytes < SMALL => {}
             Event::Begin {
                 repo,
                 commit,
