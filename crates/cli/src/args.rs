@@ -294,15 +294,24 @@ pub struct PictureArgs {
     #[arg(long, value_name = "TOP,LEFT", value_parser = crop, help_heading = "Size conditioning")]
     pub negative_crops_coords_top_left: Option<[usize; 2]>,
 
-    /// Checkpoint: the folder that holds model_index.json, or one .safetensors file [default:
-    /// the demo model that this program carries]
-    #[arg(long, value_name = "DIR|FILE", help_heading = "Checkpoint and machine")]
+    /// Checkpoint: the folder that holds model_index.json, one .safetensors file, or a model on
+    /// the hub, ORG/NAME[/FILE][@REVISION], of which is fetched what the run needs [default: the
+    /// demo model that this program carries]
+    #[arg(
+        long,
+        value_name = "DIR|FILE|NAME",
+        help_heading = "Checkpoint and machine"
+    )]
     pub model: Option<PathBuf>,
     /// Use weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME", help_heading = "Checkpoint and machine")]
     pub variant: Option<String>,
-    /// A VAE to use in the place of the checkpoint's own
-    #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]
+    /// A VAE to use in the place of the checkpoint's own, named as --model is
+    #[arg(
+        long,
+        value_name = "FILE|DIR|NAME",
+        help_heading = "Checkpoint and machine"
+    )]
     pub vae: Option<PathBuf>,
     /// A UNet to use in the place of the checkpoint's own: .safetensors or GGUF, or a folder
     #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]

@@ -33,6 +33,7 @@ mod output;
 mod plot;
 mod progress;
 mod prompt;
+mod pulling;
 mod schedule_plot;
 mod schedulers;
 mod show;

@@ -1,8 +1,10 @@
-//! Which checkpoint a command is to use: a folder, or the demo model that this program carries.
+//! Which checkpoint a command is to use: a folder, a file, a model on a hub, or the demo model that
+//! this program carries.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sdxl::hub::{Found, Hub, Name, Purpose, Settings, Want};
 use sdxl::pipeline::default_precision;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
@@ -11,30 +13,85 @@ use sdxl::{Checkpoint, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::args::PictureArgs;
+use crate::pulling::Bars;
 
 /// What is said when nobody named a checkpoint.
-const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes at 96x96; for real pictures add --model DIR, \
-     an SDXL checkpoint's folder (such as a download of stabilityai/stable-diffusion-xl-base-1.0)";
+const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes at 96x96; for real pictures add --model \
+     stabilityai/stable-diffusion-xl-base-1.0 (fetched once: 7 GB, or 14 for f32), or --model DIR, an SDXL \
+     checkpoint's folder";
 
-/// A checkpoint folder, and what it is called.
+/// A checkpoint's folder or file, and what it is called.
 pub struct Model {
     name: PathBuf,
     folder: PathBuf,
+    // The variant that was fetched from a hub; what was named on the command line comes first.
+    variant: Option<String>,
     // Where the demo could only be unpacked for a while, the folder goes with this.
     _demo: Option<Unpacked>,
 }
 
+/// What a word that stands for a checkpoint means.
+enum Meaning {
+    Demo(Demo),
+    Path,
+    OnHub(Name),
+}
+
+/// What is there comes first: a folder `org/name` is never taken for a model on a hub.
+fn meaning(named: &Path) -> Meaning {
+    if let Some(demo) = Demo::named(named) {
+        return Meaning::Demo(demo);
+    }
+    let name = named.to_str().and_then(Name::parse);
+    match name {
+        Some(name) if !named.exists() => Meaning::OnHub(name),
+        _ => Meaning::Path,
+    }
+}
+
 impl Model {
-    /// The folder `named`; `demo` and `demo-refiner` are the models in this program, and
-    /// `demo` is what is meant when none is named.
+    /// What `named` means here: a path, a model in the cache of the hub, or one of the models in
+    /// this program, `demo` and `demo-refiner`. `demo` is what is meant when none is named.
     pub fn find(named: Option<&Path>) -> anyhow::Result<Model> {
+        Self::of(named, &|name| hub().cached(name))
+    }
+
+    /// The same; what is on the hub only is fetched.
+    pub fn get(named: Option<&Path>, want: &Want) -> anyhow::Result<Model> {
+        Self::of(named, &|name| {
+            let bars = Bars::new();
+            hub().get(name, want, &|event| bars.show(event))
+        })
+    }
+
+    fn of(
+        named: Option<&Path>,
+        on_hub: &dyn Fn(&Name) -> sdxl::Result<Found>,
+    ) -> anyhow::Result<Model> {
         let named = named.unwrap_or(Path::new(Demo::Base.name()));
-        let Some(demo) = Demo::named(named) else {
-            return Ok(Model {
-                name: named.to_path_buf(),
-                folder: named.to_path_buf(),
-                _demo: None,
-            });
+        let demo = match meaning(named) {
+            Meaning::Demo(demo) => demo,
+            Meaning::Path => {
+                return Ok(Model {
+                    name: named.to_path_buf(),
+                    folder: named.to_path_buf(),
+                    variant: None,
+                    _demo: None,
+                });
+            }
+            Meaning::OnHub(name) => {
+                let found = on_hub(&name).with_context(|| {
+                    format!(
+                        "there is no file or folder `{name}` here, so it means a model on the hub"
+                    )
+                })?;
+                return Ok(Model {
+                    name: found.name.to_string().into(),
+                    folder: found.path,
+                    variant: found.variant,
+                    _demo: None,
+                });
+            }
         };
         let unpacked = demo.unpack().context(
             "the built-in demo model cannot be unpacked; set TMPDIR to a folder that can be written",
@@ -42,11 +99,13 @@ impl Model {
         Ok(Model {
             name: named.to_path_buf(),
             folder: unpacked.path().to_path_buf(),
+            variant: None,
             _demo: Some(unpacked),
         })
     }
 
-    /// The demo's name is good on another machine too. JSON has no other text than Unicode.
+    /// The names of the demo and of a hub's models are good on another machine too. JSON has no
+    /// other text than Unicode.
     fn name_in_recipes(&self) -> PathBuf {
         self.name.to_string_lossy().into_owned().into()
     }
@@ -64,7 +123,7 @@ pub struct Chosen {
     /// The variant of the weight files, where one was named.
     pub variant: Option<String>,
     /// What stands in for the VAE, where something does.
-    vae: Option<PathBuf>,
+    vae: Option<Model>,
     /// What stands in for the base's UNet, where something does.
     unet: Option<PathBuf>,
     /// What is added to its weights.
@@ -79,8 +138,14 @@ pub struct Chosen {
     pub notice: Option<&'static str>,
 }
 
+/// The hub and its cache, as the environment has them.
+pub fn hub() -> Hub {
+    Hub::new(Settings::from_env())
+}
+
 impl Chosen {
-    /// Chooses, and opens the checkpoints. `refiner` is the typed one.
+    /// Chooses, fetches what is on a hub only, and opens the checkpoints. `refiner` is the typed
+    /// one.
     pub fn new(
         args: &PictureArgs,
         refiner: Option<&Path>,
@@ -90,14 +155,31 @@ impl Chosen {
             .model
             .as_deref()
             .or(replayed.map(|r| r.model.as_path()));
-        let model = Model::find(named)?;
         let variant = args
             .variant
             .clone()
             .or(replayed.and_then(|r| r.variant.clone()));
-        let options = OpenOptions {
+        let precision = args
+            .precision
+            .or(replayed.map(|r| r.precision))
+            .unwrap_or_else(default_precision);
+        let vae = args.vae.clone().or(replayed.and_then(|r| r.vae.clone()));
+        let want = |purpose| Want {
+            purpose,
+            precision,
             variant: variant.clone(),
-            vae: args.vae.clone().or(replayed.and_then(|r| r.vae.clone())),
+        };
+        let purpose = match vae {
+            Some(_) => Purpose::CheckpointWithoutVae,
+            None => Purpose::Checkpoint,
+        };
+        let model = Model::get(named, &want(purpose))?;
+        let vae = vae
+            .map(|named| Model::get(Some(&named), &want(Purpose::Vae)))
+            .transpose()?;
+        let options = |model: &Model| OpenOptions {
+            variant: variant.clone().or(model.variant.clone()),
+            vae: vae.as_ref().map(|vae| vae.folder().to_path_buf()),
             ..OpenOptions::default()
         };
         let unet = args.unet.clone().or(replayed.and_then(|r| r.unet.clone()));
@@ -109,25 +191,21 @@ impl Chosen {
         let of_base = OpenOptions {
             unet: unet.clone(),
             loras: loras.clone(),
-            ..options.clone()
+            ..options(&model)
         };
         let checkpoint = Checkpoint::open_with(model.folder(), &of_base)?;
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
-                let model = Model::find(Some(named))?;
-                let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
+                let model = Model::get(Some(named), &want(purpose))?;
+                let checkpoint = Checkpoint::open_with(model.folder(), &options(&model))?;
                 Ok((model, checkpoint))
             })
             .transpose()?;
-        let precision = args
-            .precision
-            .or(replayed.map(|r| r.precision))
-            .unwrap_or_else(default_precision);
         Ok(Chosen {
             model,
             variant,
-            vae: options.vae,
+            vae,
             unet,
             loras,
             checkpoint,
@@ -158,7 +236,7 @@ impl Chosen {
             version: env!("CARGO_PKG_VERSION").to_string(),
             model: self.model.name_in_recipes(),
             variant: self.variant.clone(),
-            vae: self.vae.clone(),
+            vae: self.vae.as_ref().map(Model::name_in_recipes),
             unet: self.unet.clone(),
             loras: self.loras.clone(),
             precision: self.precision,

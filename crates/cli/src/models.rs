@@ -1,8 +1,10 @@
 //! `sdxl models`: checkpoints on this machine.
 
+mod cached;
 mod convert;
 mod doctor;
 mod inspect;
+mod pull;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,14 @@ pub struct ModelsArgs {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Fetch a model from the hub, or what has changed of it since
+    Pull(pull::PullArgs),
+    /// List the models that were pulled, by this program or by Python's
+    List(cached::ListArgs),
+    /// Remove a pulled model, or one revision of it
+    Rm(cached::RmArgs),
+    /// Read pulled models again and compare every file with its hash
+    Verify(cached::VerifyArgs),
     /// Say what a file or folder is: its parts, precision, sizes and what its UNet predicts
     Inspect(inspect::InspectArgs),
     /// Look for what is wrong with a file or folder, and say what to do
@@ -38,9 +48,12 @@ impl ModelsArgs {
     /// Whether the result is to be one JSON object.
     pub fn wants_json(&self) -> bool {
         match &self.command {
+            Command::Pull(args) => args.json,
+            Command::List(args) => args.json,
+            Command::Verify(args) => args.json,
             Command::Inspect(args) => args.json,
             Command::Doctor(args) => args.json,
-            Command::Convert(_) | Command::ExportDemo { .. } => false,
+            Command::Rm(_) | Command::Convert(_) | Command::ExportDemo { .. } => false,
         }
     }
 }
@@ -48,6 +61,10 @@ impl ModelsArgs {
 /// Runs the command.
 pub fn run(args: &ModelsArgs) -> anyhow::Result<()> {
     match &args.command {
+        Command::Pull(args) => pull::run(args),
+        Command::List(args) => cached::list(args),
+        Command::Rm(args) => cached::rm(args),
+        Command::Verify(args) => cached::verify(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Convert(args) => convert::run(args),

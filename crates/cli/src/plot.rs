@@ -474,11 +474,17 @@ fn title(shared: &Recipe, axes: &[Axis], cells: &[Cell]) -> Vec<String> {
     }
     lines.push(settings.join(" \u{b7} "));
     let model = shared.model.file_name().unwrap_or(shared.model.as_os_str());
+    let model = model.to_string_lossy();
+    // Of a hub's commit seven digits do.
+    let model = match model.split_once('@') {
+        Some((name, commit)) if commit.len() == 40 && commit.is_ascii() => {
+            format!("{name}@{}", &commit[..7])
+        }
+        _ => model.into_owned(),
+    };
     lines.push(format!(
         "{} \u{b7} {} \u{b7} sdxl {}",
-        model.to_string_lossy(),
-        shared.precision,
-        shared.version
+        model, shared.precision, shared.version
     ));
     lines
 }

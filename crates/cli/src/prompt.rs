@@ -13,6 +13,7 @@ use sdxl::{Part, Precision, PromptSyntax, Request};
 use serde_json::{Value, json};
 
 use crate::args::{PooledWord, SyntaxWord, WeightingWord};
+use crate::model::Model;
 use crate::output;
 use crate::usage;
 
@@ -87,8 +88,11 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
     };
     let options = TextOptions::of(&request);
     let phases = phases(&prompt, args.steps.max(1));
-    let parts = (args.model.as_deref())
-        .map(|root| TextParts::open(root, args.variant.as_deref()))
+    let model = (args.model.as_deref())
+        .map(|named| Model::find(Some(named)))
+        .transpose()?;
+    let parts = (model.as_ref())
+        .map(|model| TextParts::open(model.folder(), args.variant.as_deref()))
         .transpose()?;
     let readings = match &parts {
         Some(parts) => read_tokens(parts, &phases, &options)?,

@@ -28,6 +28,10 @@ pub enum Error {
     /// A scheduler refused its configuration or the plan asked of it.
     #[error(transparent)]
     Scheduler(#[from] crate::scheduler::SchedulerError),
+    /// A model that was named could not be had from the hub or its cache.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
 }
 
 /// The library's result type.
@@ -62,9 +66,11 @@ impl Error {
     /// Whether the request or the files are at fault (exit code 2), as opposed
     /// to the machine or this program (exit code 1).
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Error::Request(_) | Error::File { .. } | Error::Scheduler(_)
-        )
+        match self {
+            Error::Request(_) | Error::File { .. } | Error::Scheduler(_) => true,
+            Error::Machine(_) | Error::Cancelled => false,
+            #[cfg(feature = "hub")]
+            Error::Hub(error) => error.is_usage(),
+        }
     }
 }

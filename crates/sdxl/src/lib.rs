@@ -15,6 +15,8 @@
 //! [`pipeline`] (the denoising loop, with [`scheduler`] and [`model`]) → [`image`].
 
 pub mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod inputs;
 pub mod latents;

@@ -55,8 +55,8 @@ pub struct StartArgs {
     )]
     pub denoising_start: Option<f64>,
 
-    /// Refiner checkpoint folder, which finishes what the base begins
-    #[arg(long, value_name = "DIR", help_heading = "Refiner")]
+    /// Refiner checkpoint, which finishes what the base begins, named as --model is
+    #[arg(long, value_name = "DIR|FILE|NAME", help_heading = "Refiner")]
     pub refiner: Option<PathBuf>,
     /// The fraction of the noise that the base takes away before the refiner goes on
     /// [default with a refiner: 0.8]

@@ -13,7 +13,7 @@ use crate::output::ends_in;
 /// `sdxl models convert`
 #[derive(Args)]
 pub struct ConvertArgs {
-    /// Checkpoint: its folder, or one .safetensors file
+    /// Checkpoint: its folder, one .safetensors file, or the name of one that was pulled
     from: PathBuf,
     /// What to make: a name that ends in .safetensors becomes one file, another a folder
     to: PathBuf,
@@ -28,9 +28,12 @@ pub struct ConvertArgs {
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.from))?;
+    let vae = (args.vae.as_deref())
+        .map(|named| Model::find(Some(named)))
+        .transpose()?;
     let options = OpenOptions {
         variant: args.variant.clone(),
-        vae: args.vae.clone(),
+        vae: vae.as_ref().map(|vae| vae.folder().to_path_buf()),
         ..OpenOptions::default()
     };
     let checkpoint = Checkpoint::open_with(model.folder(), &options)?;

@@ -12,13 +12,17 @@ pub fn golden(path: &str) -> PathBuf {
         .join(path)
 }
 
-/// Runs the program in `folder`, with its cache there too: no test writes to its user's.
+/// Runs the program in `folder`, with its caches there too and without the network: no test writes
+/// to its user's.
 pub fn sdxl(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sdxl"))
         .args(args)
         .current_dir(folder)
         .env("HOME", folder.join("home"))
         .env("XDG_CACHE_HOME", folder.join("cache"))
+        .env("HF_HOME", folder.join("hf"))
+        .env_remove("HF_HUB_CACHE")
+        .env("HF_HUB_OFFLINE", "1")
         .output()
         .unwrap()
 }

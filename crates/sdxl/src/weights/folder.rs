@@ -55,7 +55,7 @@ impl Part {
     }
 
     /// The name that weight files start with: transformers and diffusers differ.
-    pub(super) fn file_stem(self) -> &'static str {
+    pub(crate) fn file_stem(self) -> &'static str {
         match self {
             Part::TextEncoder | Part::TextEncoder2 => "model",
             Part::UNet | Part::Vae => "diffusion_pytorch_model",
@@ -118,7 +118,7 @@ struct Configs {
 }
 
 /// The pipeline must be SDXL's and have the parts that SDXL needs.
-fn check_index(path: &Path, index: &Map<String, Value>) -> Result<()> {
+pub(crate) fn check_index(path: &Path, index: &Map<String, Value>) -> Result<()> {
     match index.get("_class_name").and_then(Value::as_str) {
         Some(name) if name.starts_with("StableDiffusionXL") => {}
         Some(name) => {
@@ -178,8 +178,9 @@ impl Checkpoint {
         if !root.exists() {
             return Err(Error::file(
                 root,
-                "there is no such checkpoint; give the folder that holds model_index.json, or a \
-                 checkpoint in one .safetensors file",
+                "there is no such checkpoint; give the folder that holds model_index.json, a \
+                 checkpoint in one .safetensors file, or the name of a model on the hub, which \
+                 is ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FILE.safetensors",
             ));
         }
         let variant = options.variant.as_deref();
@@ -519,7 +520,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// The class `model_index.json` names for a part; `None` where it says `[null, null]`.
-fn named_class(index: &Map<String, Value>, part: Part) -> Option<&str> {
+pub(crate) fn named_class(index: &Map<String, Value>, part: Part) -> Option<&str> {
     index.get(part.folder())?.get(1)?.as_str()
 }
 
@@ -543,16 +544,7 @@ pub(super) fn files_of(
     stem: &str,
     variant: Option<&str>,
 ) -> Result<Option<Vec<PathBuf>>> {
-    let (whole, index) = match variant {
-        Some(v) => (
-            format!("{stem}.{v}.safetensors"),
-            format!("{stem}.safetensors.index.{v}.json"),
-        ),
-        None => (
-            format!("{stem}.safetensors"),
-            format!("{stem}.safetensors.index.json"),
-        ),
-    };
+    let [whole, index] = weight_names(stem, variant);
     let whole = folder.join(whole);
     if whole.exists() {
         return Ok(Some(vec![whole]));
@@ -562,24 +554,8 @@ pub(super) fn files_of(
         return Ok(None);
     }
     let parsed: Map<String, Value> = read_json(&index)?;
-    let Some(map) = parsed.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::file(
-            &index,
-            "it has no `weight_map`, so it does not say where the weights are",
-        ));
-    };
-    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
     let mut files = Vec::new();
-    for name in names {
-        // A shard is a file beside its index; anything else is not ours to open.
-        if Path::new(name).file_name().and_then(|f| f.to_str()) != Some(name) {
-            return Err(Error::file(
-                &index,
-                format!("it points outside its folder: `{name}`"),
-            ));
-        }
+    for name in shards(&index, &parsed)? {
         let path = folder.join(name);
         if !path.exists() {
             return Err(Error::file(
@@ -590,6 +566,43 @@ pub(super) fn files_of(
         files.push(path);
     }
     Ok(Some(files))
+}
+
+/// What the weights of a variant are called: in one file, and the index of several.
+pub(crate) fn weight_names(stem: &str, variant: Option<&str>) -> [String; 2] {
+    match variant {
+        Some(v) => [
+            format!("{stem}.{v}.safetensors"),
+            format!("{stem}.safetensors.index.{v}.json"),
+        ],
+        None => [
+            format!("{stem}.safetensors"),
+            format!("{stem}.safetensors.index.json"),
+        ],
+    }
+}
+
+/// The files beside an index that hold the weights, each once.
+pub(crate) fn shards<'a>(path: &Path, index: &'a Map<String, Value>) -> Result<Vec<&'a str>> {
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(Error::file(
+            path,
+            "it has no `weight_map`, so it does not say where the weights are",
+        ));
+    };
+    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in &names {
+        // A shard is a file beside its index; anything else is not ours to open.
+        if Path::new(name).file_name().and_then(|f| f.to_str()) != Some(name) {
+            return Err(Error::file(
+                path,
+                format!("it points outside its folder: `{name}`"),
+            ));
+        }
+    }
+    Ok(names)
 }
 
 fn names_in(folder: &Path) -> Vec<String> {

@@ -1,0 +1,283 @@
+//! Checkpoints from a model hub, by name, in the cache that Python's `huggingface_hub` keeps.
+//!
+//! What is in the cache is used without asking: a run never waits for the network when it has its
+//! files, and means the same files tomorrow. [`Hub::pull`] asks what the hub has now.
+
+mod cache;
+mod digest;
+mod download;
+mod error;
+mod http;
+mod listing;
+mod name;
+mod remove;
+mod scan;
+mod select;
+mod settings;
+mod shared_blobs;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::error::Result;
+use crate::weights::folder::read_json;
+use cache::{RepoFolder, files_below};
+use download::Downloader;
+use http::{Client, Watch};
+use listing::Listing;
+use select::{Selection, View, select};
+
+pub use error::HubError;
+pub use name::Name;
+pub use remove::Removal;
+pub use scan::{Cached, Kind, scan};
+pub use select::{Purpose, Want};
+pub use settings::Settings;
+pub use verify::{Broken, Verified};
+
+/// What happens while files are fetched. Events come from several threads.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// It is known what has to come.
+    Begin {
+        /// `ORG/NAME`.
+        repo: &'a str,
+        /// The commit whose files these are.
+        commit: &'a str,
+        /// How many files.
+        files: usize,
+        /// How many bytes are still to come.
+        bytes: u64,
+    },
+    /// A file has grown. It may shrink where a server cannot go on in the middle.
+    File {
+        /// Its path in the repository.
+        path: &'a str,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes of the whole.
+        size: u64,
+    },
+    /// An attempt came to nothing and there will be another.
+    Waiting {
+        /// What was asked for.
+        url: &'a str,
+        /// What happened.
+        why: &'a str,
+        /// How long until the next.
+        pause: Duration,
+    },
+}
+
+/// A model that is here.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The snapshot's folder, or a file in it: what [`crate::Checkpoint::open`] takes.
+    pub path: PathBuf,
+    /// The name, with the commit as its revision: the same files on any machine.
+    pub name: Name,
+    /// The variant to open it with.
+    pub variant: Option<String>,
+}
+
+/// A hub and its cache on this machine.
+pub struct Hub {
+    settings: Settings,
+}
+
+impl Hub {
+    /// As the settings say.
+    pub fn new(settings: Settings) -> Hub {
+        Hub { settings }
+    }
+
+    /// The cache folder.
+    pub fn cache(&self) -> &Path {
+        &self.settings.cache
+    }
+
+    /// Where a model is in the cache, whether it has all its files or not.
+    ///
+    /// # Errors
+    /// [`HubError::NotCached`].
+    pub fn cached(&self, name: &Name) -> Result<Found> {
+        let folder = RepoFolder::new(&self.settings.cache, &name.repo);
+        let missing = || HubError::NotCached {
+            name: name.to_string(),
+            cache: self.settings.cache.clone(),
+        };
+        let commit = folder.commit_of(name.revision()).ok_or_else(missing)?;
+        let path = folder.snapshot(&commit);
+        let files = files_below(&path);
+        let root = |f: &&String| !f.contains('/') && f.ends_with(".safetensors");
+        let mut singles = files.iter().filter(root);
+        let path = match (&name.file, singles.next(), singles.next()) {
+            _ if files.is_empty() => return Err(missing().into()),
+            (Some(file), ..) => Some(path.join(file)).filter(|p| p.is_file()),
+            (None, Some(one), None) if !path.join("config.json").is_file() => Some(path.join(one)),
+            _ => Some(path),
+        };
+        Ok(Found {
+            path: path.ok_or_else(missing)?,
+            name: name.at(&commit),
+            variant: None,
+        })
+    }
+
+    /// A model with everything that is wanted of it: from the cache if it is there, else from the
+    /// hub.
+    ///
+    /// # Errors
+    /// As [`Hub::pull`].
+    pub fn get(
+        &self,
+        name: &Name,
+        want: &Want,
+        told: &(dyn Fn(Event<'_>) + Sync),
+    ) -> Result<Found> {
+        match self.find(name, want)? {
+            Ok(found) => Ok(found),
+            Err(missing) if self.settings.offline => Err(self.offline(name, missing)),
+            Err(_) => self.pull(name, want, told),
+        }
+    }
+
+    /// Fetches what the hub now means by a name, but for the files that are here.
+    ///
+    /// # Errors
+    /// A [`HubError`], or a model that is not for this program. What has come stays, and the next
+    /// pull goes on from there.
+    pub fn pull(
+        &self,
+        name: &Name,
+        want: &Want,
+        told: &(dyn Fn(Event<'_>) + Sync),
+    ) -> Result<Found> {
+        if self.settings.offline {
+            return self.get(name, want, told);
+        }
+        let watch = Watch {
+            told,
+            stopped: AtomicBool::new(false),
+        };
+        let client = Client::new(&self.settings)?;
+        let listing = Listing::fetch(&client, name, &watch)?;
+        let folder = RepoFolder::new(&self.settings.cache, &name.repo);
+        let downloader = Downloader {
+            client: &client,
+            folder: &folder,
+            listing: &listing,
+            repo: &name.repo,
+            watch: &watch,
+        };
+        let snapshot = folder.snapshot(&listing.commit);
+        let files: Vec<String> = listing.files.keys().cloned().collect();
+        let view = View {
+            name,
+            files: &files,
+            lacks: &|file| !listing.has(file),
+            read: &|file| {
+                downloader.bring(&[file.to_string()])?;
+                read_json(&snapshot.join(file))
+            },
+        };
+        let selection = select(want, &view)?;
+        if let Some(file) = selection.missing.first() {
+            return Err(no_file(name, file, &listing).into());
+        }
+        downloader.bring(&selection.files)?;
+        for file in &selection.absent {
+            folder.set_absent(&listing.commit, file)?;
+        }
+        // Last, so that the name goes on to mean what is complete.
+        folder.set_commit(name.revision(), &listing.commit)?;
+        Ok(found(name, &listing.commit, &snapshot, selection))
+    }
+
+    /// What is wanted of a model, if the cache has all of it; else what it lacks.
+    fn find(&self, name: &Name, want: &Want) -> Result<std::result::Result<Found, Vec<String>>> {
+        let folder = RepoFolder::new(&self.settings.cache, &name.repo);
+        let Some(commit) = folder.commit_of(name.revision()) else {
+            return Ok(Err(Vec::new()));
+        };
+        let snapshot = folder.snapshot(&commit);
+        let files = files_below(&snapshot);
+        let view = View {
+            name,
+            files: &files,
+            lacks: &|file| folder.absent(&commit, file).is_file(),
+            read: &|file| read_json::<Map<String, Value>>(&snapshot.join(file)),
+        };
+        let mut selection = select(want, &view)?;
+        let missing = std::mem::take(&mut selection.missing);
+        Ok(match missing.is_empty() {
+            true => Ok(found(name, &commit, &snapshot, selection)),
+            false => Err(missing),
+        })
+    }
+
+    fn offline(&self, name: &Name, missing: Vec<String>) -> crate::Error {
+        let missing = match missing.is_empty() {
+            true => vec![format!("`{name}`")],
+            false => missing.iter().map(|f| format!("{f} of `{name}`")).collect(),
+        };
+        let error = HubError::Offline {
+            name: name.to_string(),
+            cache: self.settings.cache.clone(),
+            folder: RepoFolder::new(&self.settings.cache, &name.repo).name(),
+            missing,
+        };
+        error.into()
+    }
+}
+
+fn found(name: &Name, commit: &str, snapshot: &Path, selection: Selection) -> Found {
+    Found {
+        path: match &selection.single {
+            Some(file) => snapshot.join(file),
+            None => snapshot.to_path_buf(),
+        },
+        name: name.at(commit),
+        variant: selection.variant,
+    }
+}
+
+/// Says that a repository lacks a file, and what it has in its place.
+fn no_file(name: &Name, file: &str, listing: &Listing) -> HubError {
+    let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let beside = |f: &&String| f.rsplit_once('/').map_or("", |(folder, _)| folder) == folder;
+    let files: Vec<&str> = (listing.files.keys())
+        .filter(beside)
+        .map(|f| f.as_str())
+        .collect();
+    let hint = match files
+        .iter()
+        .find(|f| f.ends_with(".bin") || f.ends_with(".ckpt"))
+    {
+        Some(pickle) => format!(
+            "; {pickle} is a pickle, which can run any program when opened and is never read: look \
+             for a revision or a copy of the model with safetensors"
+        ),
+        None if files.is_empty() => String::new(),
+        None => format!(" (beside it there are: {})", files.join(", ")),
+    };
+    HubError::NoFile {
+        repo: name.repo.clone(),
+        file: file.to_string(),
+        hint,
+    }
+}
+
+/// Bytes as a person reads them.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
