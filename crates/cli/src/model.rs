@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sdxl::pipeline::default_precision;
+use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
-use sdxl::weights::lora::Lora;
+use sdxl::weights::lora::{Lora, named};
 use sdxl::{Checkpoint, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::args::PictureArgs;
+use crate::usage;
 
 /// What is said when nobody named a checkpoint.
 const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes at 96x96; for real pictures add --model DIR, \
@@ -78,11 +80,13 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    /// Chooses, and opens the checkpoints. `refiner` is the typed one.
+    /// Chooses, and opens the checkpoints. `refiner` is the typed one; `requests` are all that
+    /// will be run, whose prompts may ask for LoRAs.
     pub fn new(
         args: &PictureArgs,
         refiner: Option<&Path>,
         replayed: Option<&Recipe>,
+        requests: &[&Request],
     ) -> anyhow::Result<Chosen> {
         let named = args
             .model
@@ -97,11 +101,21 @@ impl Chosen {
             variant: variant.clone(),
             vae: args.vae.clone().or(replayed.and_then(|r| r.vae.clone())),
             loras: Vec::new(),
+            // A refiner reads the same prompts.
+            embeddings: match (args.embedding.as_slice(), replayed) {
+                ([], Some(was)) => was.embeddings.clone(),
+                (typed, _) => typed.to_vec(),
+            },
         };
-        let loras = match (args.lora.as_slice(), replayed) {
-            ([], Some(was)) => was.loras.clone(),
+        let mut loras = match (args.lora.as_slice(), replayed) {
+            // Those that its prompt asked for are taken from the prompt again.
+            ([], Some(was)) => (was.loras.iter())
+                .filter(|l| l.name.is_none())
+                .cloned()
+                .collect(),
             (typed, _) => typed.to_vec(),
         };
+        loras.extend(named_loras(requests, &args.lora_dir, replayed)?);
         let with_loras = OpenOptions {
             loras: loras.clone(),
             ..options.clone()
@@ -154,6 +168,7 @@ impl Chosen {
             variant: self.variant.clone(),
             vae: self.vae.clone(),
             loras: self.loras.clone(),
+            embeddings: self.checkpoint.files().inversions().files().to_vec(),
             precision: self.precision,
             isa: sdxl_kernels::Isa::current().to_string(),
             latents_sha256: None,
@@ -168,4 +183,36 @@ impl Chosen {
             image_index: 0,
         }
     }
+}
+
+/// The LoRAs that the prompts ask for: the files of a recipe where it names them, else those in
+/// `folder`.
+fn named_loras(
+    requests: &[&Request],
+    folder: &Path,
+    replayed: Option<&Recipe>,
+) -> anyhow::Result<Vec<Lora>> {
+    let mut wanted = Vec::new();
+    for (i, request) in requests.iter().enumerate() {
+        let its = request.loras()?;
+        if i > 0 && its != wanted {
+            return Err(usage(
+                "the pictures' prompts ask for different LoRAs, which change the whole model; make a \
+                 sheet for each, or give what they share with --lora",
+            ));
+        }
+        wanted = its;
+    }
+    let file = |wanted: &LoraUse| {
+        let known = replayed.and_then(|was| {
+            let same = |l: &&Lora| l.name.as_ref() == Some(&wanted.name) && l.file.is_file();
+            was.loras.iter().find(same)
+        });
+        match known {
+            Some(lora) => Ok(lora.file.clone()),
+            None => named::find(folder, &wanted.name),
+        }
+    };
+    let all = wanted.iter().map(|w| Ok(Lora::named(w, file(w)?)));
+    all.collect()
 }

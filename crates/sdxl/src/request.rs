@@ -4,6 +4,7 @@
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
 pub mod aspect;
+mod loras;
 mod picture;
 mod wildcards;
 

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod files;
 pub mod folder;
 mod infer;
+pub mod inversion;
 pub mod lora;
 pub mod names;
 pub mod other_vae;

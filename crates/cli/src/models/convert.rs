@@ -31,7 +31,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     let options = OpenOptions {
         variant: args.variant.clone(),
         vae: args.vae.clone(),
-        loras: Vec::new(),
+        ..OpenOptions::default()
     };
     let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
     if ends_in(&args.to, "safetensors") {
