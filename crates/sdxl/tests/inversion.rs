@@ -140,6 +140,25 @@ fn all_languages_know_the_words() {
     assert_ne!(bare.context, plain.context);
 }
 
+/// The reference takes the pooled vector at the largest id: at the textual inversion, which knows
+/// nothing of what follows it. The clean one is taken at the end, as in A1111.
+#[test]
+fn the_pooled_vector_is_taken_where_the_language_takes_it() {
+    let text = encoders(all());
+    let pooled = |prompt: &str, syntax| encode(&text, prompt, &in_syntax(syntax)).pooled.clone();
+    for (syntax, blind) in [
+        (PromptSyntax::Compel, true),
+        (PromptSyntax::Plain, true),
+        (PromptSyntax::A1111, false),
+    ] {
+        let (short, long) = (
+            pooled("a <cat-toy>", syntax),
+            pooled("a <cat-toy> on a table", syntax),
+        );
+        assert_eq!(short == long, blind, "{syntax:?}");
+    }
+}
+
 /// A request of a golden run, and its final latents in torch's order.
 fn latents(pipeline: &Pipeline, request: &Request) -> (Vec<f32>, Vec<String>) {
     let mut warnings = Vec::new();
@@ -315,6 +334,27 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
             assert!(error.contains(word), "{name}: {error:?} lacks {word:?}");
         }
         assert!(error.contains(name), "{error}");
+    }
+
+    // The doctor knows the published model's sizes.
+    for (name, tensors, fits) in [
+        (
+            "xl.safetensors",
+            [("clip_l", &[1, 768][..]), ("clip_g", &[1, 1280])].as_slice(),
+            true,
+        ),
+        ("sd1.safetensors", &[("emb_params", &[1, 768])], false),
+    ] {
+        write(&path(name), tensors);
+        let found = sdxl::weights::doctor::examine(&path(name), None);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].problem, !fits, "{found:?}");
+        let said = if fits {
+            "--embedding"
+        } else {
+            "Stable Diffusion 1"
+        };
+        assert!(found[0].text.contains(said), "{found:?}");
     }
 
     // The name of a later vector is taken; so is one in other capitals.
