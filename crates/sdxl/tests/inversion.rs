@@ -226,7 +226,9 @@ fn a_refiner_reads_the_second_half() {
     assert!(!same(&open("base", Vec::new()), &refiner));
 }
 
-fn write(path: &Path, tensors: &[(&str, &[usize])]) {
+type Tensors<'a> = &'a [(&'a str, &'a [usize])];
+
+fn write(path: &Path, tensors: Tensors) {
     let values: Vec<u8> = (0..4096).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let views = tensors.iter().map(|(name, shape)| {
         let bytes = 4 * shape.iter().product::<usize>();
@@ -259,7 +261,7 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
         file: path(name),
         token: token.map(str::to_string),
     };
-    let cases: [(&str, &[(&str, &[usize])], &[&str]); 14] = [
+    let cases: [(&str, Tensors, &[&str]); 14] = [
         (
             "l.safetensors",
             &[("clip_l", &[2, 8])],
