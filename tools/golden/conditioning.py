@@ -184,7 +184,9 @@ class Encoders:
             pipe = runs.load_pipeline(None)
             pipe.tokenizer = self.tokenizers[0]
             manager = DiffusersTextualInversionManager(pipe)
+        self.set_compels(manager)
 
+    def set_compels(self, manager) -> None:
         def compel(truncate: bool, **two):
             return Compel(
                 returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,

@@ -17,6 +17,7 @@ import transformers
 import checkpoints
 import conditioning
 import gguf_file
+import inversion
 import lora
 import modules
 import pixels
@@ -52,6 +53,7 @@ STAGES = {
     "runs": runs.make_runs,
     "prompts": prompts.make_prompts,
     "conditioning": conditioning.make_conditioning,
+    "inversion": inversion.make_inversions,
     "pixels": pixels.make_pixels,
     "refined": refined.make_refined,
     "lora": lora.make_loras,

@@ -11,7 +11,9 @@ use clap::{ArgMatches, Args, ValueEnum};
 use sdxl::image::Format;
 use sdxl::request::Aspect;
 use sdxl::weights::lora::Lora;
-use sdxl::{PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling};
+use sdxl::{
+    InversionFile, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling,
+};
 use serde_json::Value;
 
 /// Defaults come from the library; the program has none of its own.
@@ -324,6 +326,25 @@ pub struct PictureArgs {
         help_heading = "Checkpoint and machine"
     )]
     pub lora: Vec<Lora>,
+    /// Where the LoRAs are that prompts ask for by name (<lora:NAME:0.8> in A1111's language,
+    /// withLora(NAME, 0.8) in Compel's): NAME.safetensors, also in folders inside it. That of
+    /// A1111's web UI is models/Lora
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "SDXL_LORA_DIR",
+        default_value = "loras",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub lora_dir: PathBuf,
+    /// A textual inversion (with clip_l and clip_g) and the word that stands for it in prompts
+    /// [default: the word it was trained for, else the file's name]; may be given several times
+    #[arg(
+        long,
+        value_name = "FILE[:TOKEN]",
+        help_heading = "Checkpoint and machine"
+    )]
+    pub embedding: Vec<InversionFile>,
     /// f32 (diffusers' numbers), bf16 or f16 [default: bf16 where the processor has it, else f32]
     #[arg(long, help_heading = "Checkpoint and machine")]
     pub precision: Option<Precision>,

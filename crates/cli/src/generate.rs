@@ -31,7 +31,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
     #[cfg(feature = "c2pa")]
     let signer = own.c2pa.signer()?;
-    let chosen = Chosen::new(args, own.start.refiner.as_deref(), replayed.as_ref())?;
+    let refiner = own.start.refiner.as_deref();
+    let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request])?;
     let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
     let mut inputs = Inputs::read(&request)?;
     inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;

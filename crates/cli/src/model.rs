@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sdxl::hub::{Found, Hub, Name, Purpose, Settings, Want};
 use sdxl::pipeline::default_precision;
+use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
-use sdxl::weights::lora::Lora;
+use sdxl::weights::lora::{Lora, named};
 use sdxl::{Checkpoint, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::args::PictureArgs;
 use crate::pulling::Bars;
+use crate::usage;
 
 /// What is said when nobody named a checkpoint.
 const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes at 96x96; for real pictures add --model \
@@ -145,11 +147,12 @@ pub fn hub() -> Hub {
 
 impl Chosen {
     /// Chooses, fetches what is on a hub only, and opens the checkpoints. `refiner` is the typed
-    /// one.
+    /// one; `requests` are all that will be run, whose prompts may ask for LoRAs.
     pub fn new(
         args: &PictureArgs,
         refiner: Option<&Path>,
         replayed: Option<&Recipe>,
+        requests: &[&Request],
     ) -> anyhow::Result<Chosen> {
         let named = args
             .model
@@ -159,6 +162,19 @@ impl Chosen {
             .variant
             .clone()
             .or(replayed.and_then(|r| r.variant.clone()));
+        let mut loras = match (args.lora.as_slice(), replayed) {
+            // Those that its prompt asked for are taken from the prompt again.
+            ([], Some(was)) => (was.loras.iter())
+                .filter(|l| l.name.is_none())
+                .cloned()
+                .collect(),
+            (typed, _) => typed.to_vec(),
+        };
+        loras.extend(named_loras(requests, &args.lora_dir, replayed)?);
+        let embeddings = match (args.embedding.as_slice(), replayed) {
+            ([], Some(was)) => was.embeddings.clone(),
+            (typed, _) => typed.to_vec(),
+        };
         let precision = args
             .precision
             .or(replayed.map(|r| r.precision))
@@ -180,13 +196,11 @@ impl Chosen {
         let options = |model: &Model| OpenOptions {
             variant: variant.clone().or(model.variant.clone()),
             vae: vae.as_ref().map(|vae| vae.folder().to_path_buf()),
+            // A refiner reads the same prompts.
+            embeddings: embeddings.clone(),
             ..OpenOptions::default()
         };
         let unet = args.unet.clone().or(replayed.and_then(|r| r.unet.clone()));
-        let loras = match (args.lora.as_slice(), replayed) {
-            ([], Some(was)) => was.loras.clone(),
-            (typed, _) => typed.to_vec(),
-        };
         // Neither a UNet nor LoRAs made for the base fit the refiner.
         let of_base = OpenOptions {
             unet: unet.clone(),
@@ -239,6 +253,7 @@ impl Chosen {
             vae: self.vae.as_ref().map(Model::name_in_recipes),
             unet: self.unet.clone(),
             loras: self.loras.clone(),
+            embeddings: self.checkpoint.files().inversions().files().to_vec(),
             precision: self.precision,
             isa: sdxl_kernels::Isa::current().to_string(),
             latents_sha256: None,
@@ -253,4 +268,36 @@ impl Chosen {
             image_index: 0,
         }
     }
+}
+
+/// The LoRAs that the prompts ask for: the files of a recipe where it names them, else those in
+/// `folder`.
+fn named_loras(
+    requests: &[&Request],
+    folder: &Path,
+    replayed: Option<&Recipe>,
+) -> anyhow::Result<Vec<Lora>> {
+    let mut wanted = Vec::new();
+    for (i, request) in requests.iter().enumerate() {
+        let its = request.loras()?;
+        if i > 0 && its != wanted {
+            return Err(usage(
+                "the pictures' prompts ask for different LoRAs, which change the whole model; make a \
+                 sheet for each, or give what they share with --lora",
+            ));
+        }
+        wanted = its;
+    }
+    let file = |wanted: &LoraUse| {
+        let known = replayed.and_then(|was| {
+            let same = |l: &&Lora| l.name.as_ref() == Some(&wanted.name) && l.file.is_file();
+            was.loras.iter().find(same)
+        });
+        match known {
+            Some(lora) => Ok(lora.file.clone()),
+            None => named::find(folder, &wanted.name),
+        }
+    };
+    let all = wanted.iter().map(|w| Ok(Lora::named(w, file(w)?)));
+    all.collect()
 }

@@ -117,7 +117,9 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
     let (base, axes) = request(own, matches, replayed.as_ref())?;
     check_output(own)?;
-    let chosen = Chosen::new(args, None, replayed.as_ref())?;
+    let combined = combinations(&base, &axes)?;
+    let requests: Vec<&Request> = combined.iter().map(|(_, request)| request).collect();
+    let chosen = Chosen::new(args, None, replayed.as_ref(), &requests)?;
     for text in chosen.checkpoint.files().adapters().warnings() {
         err!("warning: {text}");
     }
@@ -125,7 +127,7 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let precision = chosen.precision;
     let mut shared = chosen.recipe(base);
     let mut cells = Vec::new();
-    for (name, request) in combinations(&shared.request, &axes)? {
+    for (name, request) in combined {
         let said = || format!("picture `{name}`");
         let inputs = Inputs::read(&request).with_context(said)?;
         let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)

@@ -9,7 +9,7 @@ use sdxl::text::chunks::{Chunk, Layout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
 use sdxl::weights::folder::TextParts;
-use sdxl::{Part, Precision, PromptSyntax, Request};
+use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request};
 use serde_json::{Value, json};
 
 use crate::args::{PooledWord, SyntaxWord, WeightingWord};
@@ -34,6 +34,9 @@ pub struct PromptArgs {
     /// Use weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
+    /// A textual inversion, as for `sdxl generate`
+    #[arg(long, value_name = "FILE[:TOKEN]", requires = "model")]
+    pub embedding: Vec<InversionFile>,
     /// Cut it at 77 tokens [default: true with plain syntax, else false]
     #[arg(long, value_name = "true|false")]
     pub truncate_long_prompts: Option<bool>,
@@ -67,6 +70,9 @@ pub struct PromptArgs {
 pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
     let syntax = args.prompt_syntax.syntax();
     let prompt = Prompt::parse(&args.prompt, syntax)?;
+    if let Some(hint) = Prompt::hint(&args.prompt, syntax) {
+        err!("hint: {hint}");
+    }
     let translation = args.to.map(|to| prompt.translate(to.syntax()));
     if let (Some(translation), false) = (&translation, args.json) {
         out!("{}", translation.text);
@@ -92,7 +98,14 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
         .map(|named| Model::find(Some(named)))
         .transpose()?;
     let parts = (model.as_ref())
-        .map(|model| TextParts::open(model.folder(), args.variant.as_deref()))
+        .map(|model| {
+            let options = OpenOptions {
+                variant: args.variant.clone(),
+                embeddings: args.embedding.clone(),
+                ..OpenOptions::default()
+            };
+            TextParts::open_with(model.folder(), &options)
+        })
         .transpose()?;
     let readings = match &parts {
         Some(parts) => read_tokens(parts, &phases, &options)?,
@@ -103,6 +116,16 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
         _ => None,
     };
     if args.json {
+        let inversions: Vec<Value> = (parts.iter())
+            .flat_map(|parts| parts.files().inversions().words())
+            .map(|word| {
+                json!({
+                    "token": word.token,
+                    "file": word.file.to_string_lossy(),
+                    "vectors": word.vectors,
+                })
+            })
+            .collect();
         let object = json!({
             "syntax": syntax,
             "tree": prompt,
@@ -114,6 +137,7 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
                 "resolved": p.resolved,
             })).collect::<Vec<_>>(),
             "encoders": readings.iter().map(Reading::to_json).collect::<Vec<_>>(),
+            "inversions": inversions,
             "embeddings": written,
         });
         out!("{object}");
@@ -256,9 +280,7 @@ fn words(tokenizer: &Tokenizer, chunk: &Chunk) -> Vec<Word> {
     let mut found = Vec::new();
     let mut start = 0;
     for end in 1..=count {
-        let ends = tokenizer
-            .token(ids[end - 1])
-            .is_none_or(|t| t.ends_with("</w>"));
+        let ends = tokenizer.ends_word(ids[end - 1]);
         let other = end == count || chunk.owners[end] != chunk.owners[end - 1];
         if !ends && !other {
             continue;
@@ -480,7 +502,13 @@ fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
                 out!("{:depth$}for", "");
                 show_nodes(edited, depth + 2, between);
             }
-            Node::Lora(lora) => out!("{:depth$}LoRA {:?} at {}", "", lora.name, lora.weight),
+            Node::Lora(lora) => {
+                let text = match lora.text_weight {
+                    Some(weight) => format!(", at {weight} in the text encoders"),
+                    None => String::new(),
+                };
+                out!("{:depth$}LoRA {:?} at {}{text}", "", lora.name, lora.weight);
+            }
             Node::Break => out!("{:depth$}BREAK", ""),
             Node::Edit {
                 before,

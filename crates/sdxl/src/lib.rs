@@ -49,4 +49,5 @@ pub use request::{
 };
 pub use weights::Precision;
 pub use weights::folder::{Checkpoint, Family, OpenOptions, Part};
+pub use weights::inversion::InversionFile;
 pub use weights::lora::Lora;

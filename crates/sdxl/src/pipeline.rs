@@ -181,6 +181,11 @@ impl Pipeline {
         &self.checkpoint
     }
 
+    /// The text encoders, with the prompts that they remember.
+    pub fn text_encoders(&self) -> &TextEncoders {
+        &self.text
+    }
+
     /// The precision of the networks.
     pub fn precision(&self) -> Precision {
         self.precision

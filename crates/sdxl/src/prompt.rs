@@ -92,6 +92,9 @@ pub struct LoraUse {
     pub name: String,
     /// How strongly; 1 where nothing was said.
     pub weight: f64,
+    /// How strongly in the text encoders, where that is another number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_weight: Option<f64>,
 }
 
 /// A piece of a prompt: what the languages have in common, and what one of them has alone.
@@ -208,6 +211,21 @@ impl Prompt {
             join,
             items,
             loras,
+        })
+    }
+
+    /// What to say to whoever writes A1111's `<lora:...>` in another language, where it is text.
+    pub fn hint(text: &str, syntax: PromptSyntax) -> Option<String> {
+        let instead = match syntax {
+            PromptSyntax::A1111 => return None,
+            PromptSyntax::Compel => "; write withLora(NAME, 0.8)",
+            PromptSyntax::Plain => "",
+        };
+        text.contains("<lora:").then(|| {
+            format!(
+                "the prompt says `<lora:`, which is a LoRA in A1111's language (--prompt-syntax a1111) \
+                 and text in this one{instead}"
+            )
         })
     }
 

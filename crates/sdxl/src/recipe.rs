@@ -14,6 +14,7 @@ use crate::inputs::InputFile;
 use crate::request::{Request, UpscaleMethod};
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::inversion::InversionFile;
 use crate::weights::lora::Lora;
 
 /// A weight file of a checkpoint and what was in it.
@@ -55,6 +56,9 @@ pub struct Recipe {
     /// The LoRAs that were added, as they were named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<Lora>,
+    /// The textual inversions that prompts could use, with the words that stand for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embeddings: Vec<InversionFile>,
     /// Precision of the networks.
     pub precision: Precision,
     /// Instruction set of the kernels; another one rounds differently.
@@ -260,8 +264,8 @@ fn a1111_sampler(class: &str) -> &str {
     }
 }
 
-/// Hashes all weight files of a checkpoint and the LoRAs added to it: seconds for a full-size one, so best done
-/// beside the run.
+/// Hashes all weight files of a checkpoint, and the LoRAs and textual inversions added to it:
+/// seconds for a full-size one, so best done beside the run.
 pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
     let mut hashes = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
@@ -288,9 +292,12 @@ pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
             seen.push(path);
         }
     }
-    for lora in checkpoint.files().adapters().loras() {
-        let name = lora.file.file_name().unwrap_or(lora.file.as_os_str());
-        let (bytes, sha256) = hash_file(&lora.file)?;
+    let loras = checkpoint.files().adapters().loras();
+    let embeddings = checkpoint.files().inversions().files();
+    let added = (loras.iter().map(|l| &l.file)).chain(embeddings.iter().map(|e| &e.file));
+    for path in added {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let (bytes, sha256) = hash_file(path)?;
         hashes.push(FileHash {
             name: name.to_string_lossy().into_owned(),
             bytes,
@@ -338,6 +345,7 @@ mod tests {
             vae: None,
             unet: None,
             loras: Vec::new(),
+            embeddings: Vec::new(),
             precision: Precision::F32,
             isa: "avx2".into(),
             latents_sha256: None,

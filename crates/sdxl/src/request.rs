@@ -4,6 +4,7 @@
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
 pub mod aspect;
+mod loras;
 mod picture;
 mod wildcards;
 
@@ -103,7 +104,8 @@ pub enum PromptWeighting {
 pub enum PooledFrom {
     /// The prompt as written, signs of its language included.
     Raw,
-    /// The words alone.
+    /// The words alone, and at their end also where there are textual inversions, at which the
+    /// reference takes it otherwise.
     Clean,
 }
 

@@ -186,6 +186,12 @@ impl TextEncoders {
         self.first.as_ref().map_or(0, Encoder::width) + self.second.width()
     }
 
+    /// Sequences of 77 tokens that the text encoders have read since they were loaded, both
+    /// together: what is remembered is not read again.
+    pub fn runs(&self) -> usize {
+        self.first.as_ref().map_or(0, Encoder::runs) + self.second.runs()
+    }
+
     /// Encodes a prompt: the last hidden layer but one of each encoder (`clip_skip` k:
     /// k layers earlier, less than the encoders have), side by side, and the pooled
     /// vector of the second. `input_2` is what the second encoder reads, unless it is the only
@@ -341,7 +347,7 @@ impl TextEncoders {
     fn pooled_of(&self, spans: &[Span], splitting: Splitting) -> Result<Vec<f32>> {
         let whole = splitting == Splitting::Sentences;
         let mut layout = Layout::new(self.second.tokenizer(), spans, splitting, whole)?;
-        Ok(self.second.pooled(layout.chunks.swap_remove(0).ids))
+        Ok(self.second.pooled_at_end(layout.chunks.swap_remove(0).ids))
     }
 
     /// `conditioning` with states of the empty text appended until it has `tokens` tokens.

@@ -7,6 +7,7 @@ pub mod files;
 pub mod folder;
 pub mod gguf;
 mod infer;
+pub mod inversion;
 pub mod lora;
 pub mod names;
 pub mod recognise;

@@ -241,10 +241,12 @@ fn a_prompt_is_encoded_once() {
     let text = encoders(&golden("base"));
     let request = Request::default();
     let first = encode(&text, "a (red)1.2 fox", &request);
+    let runs = text.runs();
     assert!(Arc::ptr_eq(
         &first,
         &encode(&text, "a (red)1.2 fox", &request)
     ));
+    assert_eq!(text.runs(), runs);
     for other in [
         Request {
             prompt_syntax: PromptSyntax::Plain,
@@ -269,6 +271,70 @@ fn a_prompt_is_encoded_once() {
         &first,
         &encode(&text, "a (red)1.2 fox", &request)
     ));
+}
+
+/// What the text encoders have read is counted: pictures that differ in something else than their
+/// prompts take no more of it.
+#[test]
+fn a_run_encodes_nothing_twice() {
+    let options = LoadOptions {
+        variant: None,
+        precision: Some(Precision::F32),
+    };
+    let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
+    let request = Request {
+        prompt: vec!["a (red)1.2 fox, (fog)0.5".into()],
+        negative_prompt: vec!["rain".into()],
+        seed: vec![1],
+        steps: 1,
+        ..Request::default()
+    };
+    let read = |request: &Request| {
+        let before = pipeline.text_encoders().runs();
+        latents(&pipeline, request);
+        pipeline.text_encoders().runs() - before
+    };
+    let first = read(&request);
+    // Each encoder: the prompt, the prompt without its fog, the empty text, and the negative
+    // prompt; the second also the prompt with its signs for the pooled vector.
+    assert_eq!(first, 2 * 4 + 1);
+    let again = [
+        request.clone(),
+        Request {
+            seed: vec![2],
+            steps: 2,
+            width: Some(72),
+            guidance_scale: 3.0,
+            ..request.clone()
+        },
+        Request {
+            num_images: 3,
+            ..request.clone()
+        },
+        Request {
+            prompt: vec![request.prompt[0].clone(); 2],
+            ..request.clone()
+        },
+    ];
+    for request in again {
+        assert_eq!(read(&request), 0, "{request:?}");
+    }
+    // Only what is new is read: once by each encoder.
+    let prompt = vec![request.prompt[0].clone(), "a dog".into()];
+    let other = Request {
+        prompt,
+        ..request.clone()
+    };
+    assert_eq!(read(&other), 2);
+    // Both sides of an edit, at whatever step it is.
+    let edited = |prompt: &str| Request {
+        prompt: vec![prompt.into()],
+        prompt_syntax: PromptSyntax::A1111,
+        steps: 4,
+        ..request.clone()
+    };
+    read(&edited("a [cat:dog:0.5]"));
+    assert_eq!(read(&edited("a [cat:dog:0.5]")), 0);
 }
 
 #[test]

@@ -17,10 +17,7 @@ use support::{Golden, golden};
 use tempfile::TempDir;
 
 fn open(root: &Path, loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {
-    let loras = loras.iter().map(|(file, scale)| Lora {
-        file: file.clone(),
-        scale: *scale,
-    });
+    let loras = (loras.iter()).map(|(file, scale)| Lora::new(file, *scale));
     let options = OpenOptions {
         loras: loras.collect(),
         ..OpenOptions::default()

@@ -225,6 +225,34 @@ fn a1111_composes_and_names_loras() {
         .map(|lora| (lora.name.as_str(), lora.weight))
         .collect();
     assert_eq!(loras, [("fur", 0.8), ("plain", 1.0)]);
+    // One weight for the text encoders and one for the UNet, by place or by name.
+    for (written, weight, text) in [
+        ("<lora:x:0.5:0.8>", 0.8, Some(0.5)),
+        ("<lora:x:0.5:0.5>", 0.5, None),
+        ("<lora:x:unet=0.8>", 0.8, Some(1.0)),
+        ("<lora:x:te=0.5>", 0.5, None),
+        ("<lora:x:te=0.5:unet=-1>", -1.0, Some(0.5)),
+        ("<lora:x:0.7:lbw=ALL>", 0.7, None),
+    ] {
+        let prompt = a1111(written);
+        let [lora] = prompt.loras() else {
+            panic!("{written}");
+        };
+        assert_eq!((lora.weight, lora.text_weight), (weight, text), "{written}");
+        let again = a1111(&prompt.print(PromptSyntax::A1111));
+        assert_eq!(again.loras(), prompt.loras(), "{written}");
+    }
+    for refused in [
+        "<lora:x:heavy>",
+        "<lora:x:inf>",
+        "<lora:x:1:2:3>",
+        "<lora:x:dyn=4>",
+    ] {
+        assert!(
+            Prompt::parse(refused, PromptSyntax::A1111).is_err(),
+            "{refused}"
+        );
+    }
     assert_eq!(
         spans(&prompt, 0, 20),
         [Some(("a cat  on a mat".into(), 1.0))]

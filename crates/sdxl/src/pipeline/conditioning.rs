@@ -86,13 +86,7 @@ pub fn check(
     request: &Request,
     embeds: Option<&Embeds>,
 ) -> Result<()> {
-    let lists = [
-        &request.prompt,
-        &request.prompt_2,
-        &request.negative_prompt,
-        &request.negative_prompt_2,
-    ];
-    for text in lists.into_iter().flatten() {
+    for text in texts(request) {
         Prompt::parse(text, request.prompt_syntax)?;
     }
     let Some(embeds) = embeds else { return Ok(()) };
@@ -194,6 +188,63 @@ pub fn encode(
     Ok(pairs)
 }
 
+/// The prompts and negative prompts of a request.
+fn texts(request: &Request) -> impl Iterator<Item = &String> {
+    let lists = [
+        &request.prompt,
+        &request.prompt_2,
+        &request.negative_prompt,
+        &request.negative_prompt_2,
+    ];
+    lists.into_iter().flatten()
+}
+
+/// What there is to say about LoRAs and textual inversions that do nothing: those that no prompt
+/// asks for, mostly for a slip in a name, and those that a prompt asks for in vain.
+///
+/// # Errors
+/// Prompts that cannot be read.
+pub fn remarks(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    for word in checkpoint.files().inversions().words() {
+        let token = word.token.to_lowercase();
+        if !texts(request).any(|text| text.to_lowercase().contains(&token)) {
+            said.push(format!(
+                "{}: no prompt says `{}`, so this textual inversion does nothing",
+                word.file.display(),
+                word.token
+            ));
+        }
+    }
+    let syntax = request.prompt_syntax;
+    let loaded = checkpoint.files().adapters().loras();
+    for text in request.prompt.iter().chain(&request.prompt_2) {
+        for lora in Prompt::parse(text, syntax)?.loras() {
+            if !loaded.iter().any(|l| l.name.as_ref() == Some(&lora.name)) {
+                said.push(format!(
+                    "the prompt asks for the LoRA `{}`, which the checkpoint was opened without",
+                    lora.name
+                ));
+            }
+        }
+    }
+    for text in request
+        .negative_prompt
+        .iter()
+        .chain(&request.negative_prompt_2)
+    {
+        for lora in Prompt::parse(text, syntax)?.loras() {
+            said.push(format!(
+                "the negative prompt asks for the LoRA `{}`: LoRAs change the whole picture and are \
+                 taken from the prompt only",
+                lora.name
+            ));
+        }
+    }
+    said.extend(texts(request).find_map(|text| Prompt::hint(text, syntax)));
+    Ok(said)
+}
+
 /// The text for prompt `index`: a list holds none, one for all, or one each.
 fn pick(list: &[String], index: usize) -> Option<&str> {
     match list {
@@ -215,12 +266,6 @@ fn encode_side(
     let syntax = request.prompt_syntax;
     let prompt = Prompt::parse(texts.0, syntax)?;
     let prompt_2 = texts.1.map(|t| Prompt::parse(t, syntax)).transpose()?;
-    for lora in prompt.loras() {
-        warn(format!(
-            "the prompt asks for the LoRA `{}`; LoRAs are not applied yet",
-            lora.name
-        ));
-    }
     let changes =
         prompt.changes_by_step() || prompt_2.as_ref().is_some_and(Prompt::changes_by_step);
     let mut seen: Vec<(Resolved, Option<Resolved>)> = Vec::new();

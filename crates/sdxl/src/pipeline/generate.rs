@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::canvas::Canvas;
-use super::conditioning::encode;
+use super::conditioning::{encode, remarks};
 use super::denoise::denoise;
 use super::predict::Rows;
 use super::stages::{Begin, Course, Network, stages};
@@ -32,7 +32,13 @@ pub fn run(
     let canvas = Canvas::new(request, inputs)?;
 
     proceed(observe(Event::Encoding))?;
-    let mut said: Vec<String> = Vec::new();
+    let mut said = match inputs.embeds {
+        None => remarks(&pipeline.checkpoint, request)?,
+        Some(_) => Vec::new(),
+    };
+    for text in &said {
+        let _ = observe(Event::Warning(text));
+    }
     // Stages of denoising: one for a plain run, more with a refiner or a second pass.
     let mut noise = start::noise_source(request)?;
     let mut work = None;

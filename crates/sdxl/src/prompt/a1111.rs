@@ -8,7 +8,7 @@
 //! | `a :0.7 AND b` | two predictions, summed by weight |
 //! | `[a:b:when]`, `[b:when]`, `[a::when]` | `a` up to step `when`, then `b`; either may be nothing |
 //! | `[a\|b]` | one at each step, in turn |
-//! | `<lora:name:0.8>` | a LoRA; no text |
+//! | `<lora:name:0.8>`, `<lora:name:0.5:0.8>` | a LoRA (text encoders, UNet); no text |
 //!
 //! A bracket without partner reaches to the end if it opens and is literal if it closes; round and
 //! square brackets may cross. Where the web UI gives up (a `|` outside of brackets makes it ignore
@@ -98,28 +98,42 @@ fn network(tag: &str) -> Option<(&str, &str, &str)> {
     ))
 }
 
-/// `name:weight`, `name`, or with `te=weight`; a weight for the UNet alone is not told apart.
+/// `name`, `name:weight`, or `name:text:unet` with a weight for the text encoders and one for the
+/// UNet; also by name, as in `name:te=0.5:unet=0.8`. Other settings, which extensions of the web UI
+/// read, are passed over.
 fn lora(arguments: &str) -> Result<LoraUse> {
     let mut words = arguments.split(':');
     let name = words.next().unwrap_or_default();
-    let mut weight = None;
+    let (mut places, mut text, mut unet, mut rank) = (Vec::new(), None, None, false);
     for word in words {
         match word.split_once('=') {
-            Some(("te", value)) => weight = Some(value),
+            Some(("te", value)) => text = Some(value),
+            Some(("unet", value)) => unet = Some(value),
+            Some(("dyn", _)) => rank = true,
             Some(_) => {}
-            None if weight.is_none() => weight = Some(word),
-            None => {}
+            None => places.push(word),
         }
     }
-    let number = weight.map_or(Some(1.0), |weight| float(weight.trim()));
+    if rank || places.len() > 2 {
+        return Err(Error::request(format!(
+            "prompt: <lora:{arguments}> asks for a part of the LoRA's rank (`dyn`), which this \
+             program cannot take; leave it out"
+        )));
+    }
+    let number = |word: &str| {
+        float(word.trim()).filter(|n| n.is_finite()).ok_or_else(|| {
+            Error::request(format!(
+                "prompt: `{word}` in <lora:{arguments}> is not a weight; write <lora:NAME:0.8>"
+            ))
+        })
+    };
+    let place = |at: usize| places.get(at).copied();
+    let text = text.or(place(0)).map_or(Ok(1.0), number)?;
+    let weight = unet.or(place(1)).map_or(Ok(text), number)?;
     Ok(LoraUse {
         name: name.to_string(),
-        weight: number.ok_or_else(|| {
-            Error::request(format!(
-                "prompt: `{}` in <lora:{arguments}> is not a weight; write <lora:NAME:0.8>",
-                weight.unwrap_or_default()
-            ))
-        })?,
+        weight,
+        text_weight: (text != weight).then_some(text),
     })
 }
 

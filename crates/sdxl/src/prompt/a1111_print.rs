@@ -149,7 +149,14 @@ impl Printer<'_> {
                 self.lose("A1111 has no .swap(...); its original stays, as SDXL encodes it");
                 self.nodes(original, within)
             }
-            Node::Lora(LoraUse { name, weight }) => format!("<lora:{name}:{}>", decimal(*weight)),
+            Node::Lora(LoraUse {
+                name,
+                weight,
+                text_weight,
+            }) => match text_weight {
+                Some(text) => format!("<lora:{name}:{}:{}>", decimal(*text), decimal(*weight)),
+                None => format!("<lora:{name}:{}>", decimal(*weight)),
+            },
             Node::Break => " BREAK ".into(),
             Node::Edit {
                 before,

@@ -502,7 +502,12 @@ impl Reader {
             (weight, at) = (number, end);
         }
         let end = self.literal(at, ")")?;
-        Some((Raw::Lora(LoraUse { name, weight }), end))
+        let lora = LoraUse {
+            name,
+            weight,
+            text_weight: None,
+        };
+        Some((Raw::Lora(lora), end))
     }
 
     fn group(&mut self, at: usize) -> Read<Raw> {

@@ -221,8 +221,10 @@ fn bracketed(node: &Node) -> String {
             }
             target + ".swap" + &brackets(&edited)
         }
-        Node::Lora(LoraUse { name, weight }) if *weight == 1.0 => format!("withLora({name})"),
-        Node::Lora(LoraUse { name, weight }) => format!("withLora({name}, {})", decimal(*weight)),
+        Node::Lora(LoraUse { name, weight, .. }) => match *weight {
+            1.0 => format!("withLora({name})"),
+            weight => format!("withLora({name}, {})", decimal(weight)),
+        },
         Node::Text(_) | Node::Break | Node::Edit { .. } | Node::Alternate(_) => String::new(),
     }
 }
@@ -476,6 +478,12 @@ fn loras(prompt: &Prompt, lost: &mut Vec<String>) -> Vec<String> {
     for lora in &prompt.loras {
         if !lora.name.is_empty() && lora.name.chars().all(sayable) {
             loras.push(bracketed(&Node::Lora(lora.clone())));
+            if lora.text_weight.is_some() {
+                lost.push(format!(
+                    "Compel has one weight for the LoRA `{}`; that of the text encoders is gone",
+                    lora.name
+                ));
+            }
         } else {
             lost.push(format!(
                 "Compel cannot name the LoRA `{}`; it is gone",

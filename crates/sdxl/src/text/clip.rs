@@ -22,10 +22,20 @@ pub struct ClipTextModel {
     dtype: DType,
     activation: Activation,
     token_embedding: Embedding,
+    inversions: Inverted,
     position_embedding: Embedding,
     layers: Vec<EncoderLayer>,
     final_layer_norm: Norm,
     text_projection: Option<Linear>,
+}
+
+/// Vectors of textual inversions.
+#[derive(Default)]
+struct Inverted {
+    /// The id of the first.
+    first: usize,
+    /// `[tokens, hidden_size]`
+    rows: Vec<f32>,
 }
 
 /// What SDXL takes from a text encoder.
@@ -71,6 +81,7 @@ impl ClipTextModel {
                 Activation::QuickGelu
             },
             token_embedding: embeddings.embedding("token_embedding", config.vocab_size, width)?,
+            inversions: Inverted::default(),
             position_embedding: embeddings.embedding(
                 "position_embedding",
                 config.max_position_embeddings,
@@ -84,13 +95,31 @@ impl ClipTextModel {
         })
     }
 
+    /// The encoder with vectors of textual inversions, `[tokens, hidden_size]`, for the ids from
+    /// `first` on.
+    pub fn with_inversions(mut self, first: usize, rows: Vec<f32>) -> Self {
+        self.inversions = Inverted { first, rows };
+        self
+    }
+
+    /// Appends the vector of a token.
+    fn append_token(&self, id: usize, values: &mut Vec<f32>) {
+        let Inverted { first, rows } = &self.inversions;
+        let width = self.config.hidden_size;
+        let inverted = (id.checked_sub(*first)).and_then(|i| rows.get(i * width..(i + 1) * width));
+        match inverted {
+            Some(row) => values.extend_from_slice(row),
+            None => self.token_embedding.append_row(id, values),
+        }
+    }
+
     /// The configuration it was built from.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
     /// Encodes sequences of one length (at most `max_position_embeddings`; ids below
-    /// `vocab_size`). The hidden states are those after `skip` fewer layers than there
+    /// `vocab_size`, and those of textual inversions). The hidden states are those after `skip` fewer layers than there
     /// are: 1 is SDXL's "penultimate", `clip_skip` k adds k.
     pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> ClipOutput {
         self.forward_masked(ids, None, skip)
@@ -104,13 +133,29 @@ impl ClipTextModel {
         seen: Option<&[bool]>,
         skip: usize,
     ) -> ClipOutput {
+        self.run(ids, seen, skip, &|sequence| self.end_of_text(sequence))
+    }
+
+    /// [`Self::forward`] of one sequence, with the pooled vector of the first token that is `eos`.
+    pub fn forward_to(&self, ids: Vec<u32>, skip: usize, eos: u32) -> ClipOutput {
+        let end = |ids: &[u32]| ids.iter().position(|id| *id == eos).unwrap_or(0);
+        self.run(&[ids], None, skip, &end)
+    }
+
+    fn run(
+        &self,
+        ids: &[Vec<u32>],
+        seen: Option<&[bool]>,
+        skip: usize,
+        end: &dyn Fn(&[u32]) -> usize,
+    ) -> ClipOutput {
         let (batch, tokens) = (ids.len(), ids[0].len());
         let width = self.config.hidden_size;
         let mut values = Vec::with_capacity(batch * tokens * width);
         let mut positions = Vec::with_capacity(batch * tokens * width);
         for sequence in ids {
             for (position, &id) in sequence.iter().enumerate() {
-                self.token_embedding.append_row(id as usize, &mut values);
+                self.append_token(id as usize, &mut values);
                 self.position_embedding.append_row(position, &mut positions);
             }
         }
@@ -139,7 +184,7 @@ impl ClipTextModel {
                 .map(|(b, sequence)| {
                     x.narrow_batch(b, 1)
                         .reshape(vec![tokens, width])
-                        .narrow_batch(self.end_of_text(sequence), 1)
+                        .narrow_batch(end(sequence), 1)
                 })
                 .collect();
             let ends = Tensor::cat_batch(&rows.iter().collect::<Vec<_>>());
@@ -164,8 +209,9 @@ impl ClipTextModel {
         ops::linear(&hidden, &layer.fc2, none, Some(&x))
     }
 
-    /// Where the pooled vector is taken. Published SDXL files say `eos_token_id` 2, a
-    /// mistake of old that transformers keeps working by taking the largest id.
+    /// Where the reference takes the pooled vector. Published SDXL files say `eos_token_id` 2, a
+    /// mistake of old that transformers keeps working by taking the largest id: the end of the
+    /// text, or a textual inversion before it.
     fn end_of_text(&self, ids: &[u32]) -> usize {
         let found = if self.config.eos_token_id == 2 {
             let largest = ids.iter().max();

@@ -1,5 +1,6 @@
 //! A text encoder with the tokenizer that goes with it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::clip::ClipTextModel;
@@ -26,6 +27,7 @@ pub struct Encoder {
     model: ClipTextModel,
     /// States of the empty text, by the number of layers skipped.
     empty: Mutex<Vec<(usize, Arc<Vec<f32>>)>>,
+    runs: AtomicUsize,
 }
 
 impl Encoder {
@@ -65,10 +67,14 @@ impl Encoder {
         let tensors = parts.tensors(part)?;
         let root = Loader::new(&tensors, precision);
         let model = ClipTextModel::load(config, &root, part == Part::TextEncoder2)?;
+        let words = parts.files().inversions().words().iter();
+        let rows: Vec<f32> = words.flat_map(|word| word.rows(part)).copied().collect();
+        let model = model.with_inversions(tokenizer.vocab_size(), rows);
         Ok(Encoder {
             tokenizer,
             model,
             empty: Mutex::default(),
+            runs: AtomicUsize::new(0),
         })
     }
 
@@ -82,8 +88,14 @@ impl Encoder {
         self.model.config().hidden_size
     }
 
+    /// Sequences that the network has read since it was loaded.
+    pub fn runs(&self) -> usize {
+        self.runs.load(Ordering::Relaxed)
+    }
+
     /// The states of each sequence, `[tokens, width]`, after `skip` layers fewer than there are.
     pub fn states(&self, sequences: &[Sequence], skip: usize) -> Vec<Vec<f32>> {
+        self.runs.fetch_add(sequences.len(), Ordering::Relaxed);
         let mut states = Vec::with_capacity(sequences.len());
         for batch in sequences.chunks(BATCH) {
             let ids: Vec<Vec<u32>> = batch.iter().map(|s| s.ids.clone()).collect();
@@ -121,12 +133,22 @@ impl Encoder {
     /// The pooled vector of a sequence, `[projection_dim]`; empty for an encoder without a
     /// projection.
     pub fn pooled(&self, ids: Vec<u32>) -> Vec<f32> {
+        self.runs.fetch_add(1, Ordering::Relaxed);
         let pooled = self.model.forward(&[ids], 1).pooled;
+        pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
+    }
+
+    /// The pooled vector at the end of the text, also where there are textual inversions: for them
+    /// the reference takes it at the last of their tokens.
+    pub fn pooled_at_end(&self, ids: Vec<u32>) -> Vec<f32> {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        let pooled = self.model.forward_to(ids, 1, self.tokenizer.eos()).pooled;
         pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
     }
 
     /// States and pooled vector of one sequence at once.
     pub fn states_and_pooled(&self, ids: Vec<u32>, skip: usize) -> (Vec<f32>, Vec<f32>) {
+        self.runs.fetch_add(1, Ordering::Relaxed);
         let output = self.model.forward(&[ids], skip);
         let pooled = output.pooled.map(|p| p.to_f32_vec()).unwrap_or_default();
         (output.hidden.to_f32_vec(), pooled)

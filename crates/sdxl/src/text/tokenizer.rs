@@ -19,6 +19,7 @@ use super::vocabulary;
 use crate::error::{Error, Result};
 use crate::weights::files::Files;
 use crate::weights::folder::{Part, read_json};
+use crate::weights::inversion::Inversion;
 
 /// How text is cut into words before merging: CLIP's own pattern.
 const WORDS: &str =
@@ -33,6 +34,10 @@ pub struct Tokenizer {
     max_length: usize,
     /// Textual inversions of several vectors: what the first one's token stands for.
     expansions: HashMap<u32, Vec<u32>>,
+    /// Tokens of the checkpoint's own; those of added files come behind them.
+    own: usize,
+    /// The first id of a textual inversion.
+    first_inversion: usize,
 }
 
 impl Tokenizer {
@@ -63,15 +68,19 @@ impl Tokenizer {
     }
 
     /// The tokenizer that goes with a text encoder: the folder's, or CLIP's where the checkpoint
-    /// is a file that has none.
+    /// is a file that has none; with the words of textual inversions.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// As [`Self::open`], and a textual inversion's word that is a token already.
     pub fn of(files: &Files, part: Part) -> Result<Self> {
-        match files.tokenizer_folder(part) {
-            Some(folder) => Self::open(&folder),
-            None => Self::of_clip(part == Part::TextEncoder, files.root()),
+        let mut tokenizer = match files.tokenizer_folder(part) {
+            Some(folder) => Self::open(&folder)?,
+            None => Self::of_clip(part == Part::TextEncoder, files.root())?,
+        };
+        for word in files.inversions().words() {
+            tokenizer.add(word)?;
         }
+        Ok(tokenizer)
     }
 
     /// The tokenizer that the published folders hold, from this program: the first encoder's
@@ -154,6 +163,7 @@ impl Tokenizer {
             added.push(token.clone());
         }
         inner.add_special_tokens(&added);
+        let first_inversion = inner.get_vocab_size(true);
         let expansions = if extended {
             add_inversions(&mut inner, folder, config)?
         } else {
@@ -182,10 +192,38 @@ impl Tokenizer {
             bos: id(&bos)?,
             eos: id(&eos)?,
             pad: id(&pad)?,
+            own: inner.get_vocab_size(true),
             inner,
             max_length,
             expansions,
+            first_inversion,
         })
+    }
+
+    /// Adds the tokens of a textual inversion, in the order of its vectors. As in diffusers
+    /// they are found wherever they stand in a text, inside of words too, in capitals or not.
+    fn add(&mut self, word: &Inversion) -> Result<()> {
+        let mut ids = Vec::with_capacity(word.vectors);
+        for name in word.names() {
+            if self.inner.token_to_id(&name).is_some() {
+                return Err(Error::file(
+                    &word.file,
+                    format!(
+                        "`{name}` is in the tokenizer's vocabulary already; name another token, as \
+                         in {}:<{}>",
+                        word.file.display(),
+                        word.token
+                    ),
+                ));
+            }
+            self.inner
+                .add_tokens(&[AddedToken::from(name.as_str(), false)]);
+            ids.extend(self.inner.token_to_id(&name));
+        }
+        if let [first, _, ..] = ids[..] {
+            self.expansions.insert(first, ids);
+        }
+        Ok(())
     }
 
     /// Number of ids a sequence has, start and end included.
@@ -193,9 +231,15 @@ impl Tokenizer {
         self.max_length
     }
 
-    /// Ids of known tokens, added ones included; all ids are smaller.
+    /// Number of tokens that the checkpoint's own text encoder must know; their ids are smaller,
+    /// those of added textual inversions follow.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.own
+    }
+
+    /// Whether a word ends with this token: the last of its letters, or a textual inversion.
+    pub fn ends_word(&self, id: u32) -> bool {
+        id as usize >= self.first_inversion || self.token(id).is_none_or(|t| t.ends_with("</w>"))
     }
 
     /// The id that starts every sequence.
@@ -246,6 +290,7 @@ impl Tokenizer {
         };
         Ok(ids.iter().flat_map(expand).collect())
     }
+
     /// Ids of text that a sequence has room for, between start and end.
     pub fn room(&self) -> usize {
         self.max_length.saturating_sub(2)

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::folder::{Checkpoint, Family, Part, files_of, missing_files};
+use super::inversion::{InversionFile, Inversions, Widths};
 use super::recognise::Kind;
 use super::safetensors::TensorSet;
 use crate::text::tokenizer::Tokenizer;
@@ -41,6 +42,7 @@ pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
             Ok(tensors) => match Kind::of(&tensors) {
                 Kind::Base | Kind::Refiner => {}
                 Kind::Lora => return lora(&tensors),
+                Kind::Embedding => return vec![inversion(path)],
                 kind => {
                     let (what, advice) = (kind.describe(), kind.advice());
                     return vec![problem(format!("this is {what}; {advice}"))];
@@ -228,6 +230,25 @@ pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
 
 fn part_is(name: &str, part: &str) -> bool {
     name.ends_with(&format!(".{part}.weight"))
+}
+
+/// A textual inversion, judged by the sizes of the published model.
+fn inversion(path: &Path) -> Finding {
+    let file = InversionFile {
+        file: path.to_path_buf(),
+        token: None,
+    };
+    let widths = Widths {
+        first: Some(768),
+        second: 1280,
+    };
+    match Inversions::open(&[file], widths) {
+        Ok(_) => note(
+            "this is a textual inversion: give a checkpoint as the model and this file with \
+             --embedding",
+        ),
+        Err(error) => problem(error.to_string()),
+    }
 }
 
 fn lora(tensors: &TensorSet) -> Vec<Finding> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::folder::{Part, find_weights};
+use super::inversion::Inversions;
 use super::lora::Adapters;
 use super::replacement::Replacement;
 use super::safetensors::TensorSet;
@@ -19,6 +20,7 @@ pub struct Files {
     pub(super) vae: Option<Arc<Replacement>>,
     pub(super) unet: Option<Arc<Replacement>>,
     pub(super) adapters: Arc<Adapters>,
+    pub(super) inversions: Arc<Inversions>,
 }
 
 impl Files {
@@ -71,6 +73,11 @@ impl Files {
     /// The LoRAs that are added to the weights.
     pub fn adapters(&self) -> &Adapters {
         &self.adapters
+    }
+
+    /// The textual inversions that its prompts may use.
+    pub fn inversions(&self) -> &Inversions {
+        &self.inversions
     }
 
     /// Maps a part's weights and checks the files' headers. What is read from them has the

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::files::{Files, missing_part};
+use super::inversion::{InversionFile, Inversions, Widths};
 use super::lora::{Adapters, Lora};
 use super::replacement::Replacement;
 use super::safetensors::{TensorSet, refuse_pickle};
@@ -85,6 +86,8 @@ pub struct OpenOptions {
     pub unet: Option<PathBuf>,
     /// LoRAs to add to the weights.
     pub loras: Vec<Lora>,
+    /// Textual inversions that prompts may use.
+    pub embeddings: Vec<InversionFile>,
 }
 
 /// An opened checkpoint: its configuration read and checked, no weights yet.
@@ -166,11 +169,17 @@ impl Checkpoint {
     /// Opens the folder or file `root`.
     ///
     /// # Errors
-    /// As [`Self::open`], and a VAE or a LoRA that cannot be used.
+    /// As [`Self::open`], and a VAE, a LoRA or a textual inversion that cannot be used.
     pub fn open_with(root: &Path, options: &OpenOptions) -> Result<Self> {
         let mut checkpoint = Self::open_bare(root, options)?;
         let adapters = Adapters::open(&options.loras, &checkpoint)?;
         checkpoint.files.adapters = Arc::new(adapters);
+        let widths = Widths {
+            first: checkpoint.text_encoder.as_ref().map(|c| c.hidden_size),
+            second: checkpoint.text_encoder_2.hidden_size,
+        };
+        let inversions = Inversions::open(&options.embeddings, widths)?;
+        checkpoint.files.inversions = Arc::new(inversions);
         Ok(checkpoint)
     }
 
@@ -194,6 +203,7 @@ impl Checkpoint {
             vae: vae.transpose()?.map(Arc::new),
             unet: unet.transpose()?.map(Arc::new),
             adapters: Arc::default(),
+            inversions: Arc::default(),
         };
         if root.is_file() {
             return Self::of_single_file(files);
@@ -389,8 +399,20 @@ impl TextParts {
     /// # Errors
     /// Names the file that is missing or that this program cannot run.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<TextParts> {
+        let options = OpenOptions {
+            variant: variant.map(str::to_string),
+            ..OpenOptions::default()
+        };
+        Self::open_with(root, &options)
+    }
+
+    /// [`Self::open`] with textual inversions; LoRAs and VAEs are for whole checkpoints.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and a textual inversion that cannot be used.
+    pub fn open_with(root: &Path, options: &OpenOptions) -> Result<TextParts> {
         if root.is_file() {
-            return Ok(Checkpoint::open(root, variant)?.text_parts());
+            return Ok(Checkpoint::open_with(root, options)?.text_parts());
         }
         if !root.is_dir() {
             return Err(Error::file(
@@ -405,17 +427,24 @@ impl TextParts {
             Ok(config)
         };
         let first = root.join(Part::TextEncoder.folder()).is_dir();
+        let text_encoder = first.then(|| config(Part::TextEncoder)).transpose()?;
+        let text_encoder_2 = config(Part::TextEncoder2)?;
+        let widths = Widths {
+            first: text_encoder.as_ref().map(|c| c.hidden_size),
+            second: text_encoder_2.hidden_size,
+        };
         Ok(TextParts {
             files: Files {
                 root: root.to_path_buf(),
-                variant: variant.map(str::to_string),
+                variant: options.variant.clone(),
                 single: None,
                 vae: None,
                 unet: None,
                 adapters: Arc::default(),
+                inversions: Arc::new(Inversions::open(&options.embeddings, widths)?),
             },
-            text_encoder: first.then(|| config(Part::TextEncoder)).transpose()?,
-            text_encoder_2: config(Part::TextEncoder2)?,
+            text_encoder,
+            text_encoder_2,
         })
     }
 

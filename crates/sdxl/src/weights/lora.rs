@@ -4,6 +4,7 @@
 //! LoRA runs as fast as one without. Read are the names of kohya's trainer (with diffusers'
 //! or the original implementation's blocks), of LyCORIS, and of diffusers and PEFT.
 
+pub mod named;
 mod update;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +30,32 @@ pub struct Lora {
     pub file: PathBuf,
     /// What its changes are multiplied by; 1 is what it was trained for.
     pub scale: f32,
+    /// What its changes to the text encoders are multiplied by, where that is another number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_scale: Option<f32>,
+    /// What a prompt calls it, where a prompt asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Lora {
+    /// A file, with one scale for all that it changes.
+    pub fn new(file: impl Into<PathBuf>, scale: f32) -> Lora {
+        Lora {
+            file: file.into(),
+            scale,
+            text_scale: None,
+            name: None,
+        }
+    }
+
+    /// The scale of its changes to a part.
+    fn scale_of(&self, part: Part) -> f32 {
+        match part {
+            Part::TextEncoder | Part::TextEncoder2 => self.text_scale.unwrap_or(self.scale),
+            _ => self.scale,
+        }
+    }
 }
 
 impl std::str::FromStr for Lora {
@@ -52,10 +79,7 @@ impl std::str::FromStr for Lora {
         if file.is_empty() {
             return Err("name a file, as in FILE or FILE:0.8".to_string());
         }
-        Ok(Lora {
-            file: file.into(),
-            scale,
-        })
+        Ok(Lora::new(file, scale))
     }
 }
 
@@ -280,7 +304,7 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
         };
         let alpha = told.alpha(part, module);
         let mut used = false;
-        for (inner, update) in parts.updates(lora.scale, alpha)? {
+        for (inner, update) in parts.updates(lora.scale_of(part), alpha)? {
             let name = format!("{module}.{inner}");
             let Some(weight) = weights.get(&name) else {
                 continue;

@@ -123,7 +123,8 @@ impl Kind {
                 "this program runs Stable Diffusion XL; get a checkpoint of that family"
             }
             Kind::Edm => "this program runs the usual schedule only",
-            Kind::Embedding | Kind::ControlNet => "it goes with a checkpoint and is none",
+            Kind::Embedding => "give a checkpoint as the model and this file with --embedding",
+            Kind::ControlNet => "it goes with a checkpoint and is none",
             Kind::Unknown => "give a checkpoint of Stable Diffusion XL",
         }
     }

@@ -23,10 +23,23 @@ pub fn same_part(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
     // A LoRA is for the checkpoint that it was given with.
     let changed = |c: &Checkpoint| c.files().adapters().of(part).is_some();
     Ok(configs
+        && same_words(a, b, part)
         && !changed(a)
         && !changed(b)
         && same_tokenizer(a, b, part)?
         && same_files(&a.weight_files(part)?, &b.weight_files(part)?)?)
+}
+
+/// Whether textual inversions say the same to a text encoder.
+fn same_words(a: &Checkpoint, b: &Checkpoint, part: Part) -> bool {
+    let words = |c: &Checkpoint| -> Vec<(String, Vec<f32>)> {
+        let words = c.files().inversions().words().iter();
+        words
+            .map(|w| (w.token.clone(), w.rows(part).to_vec()))
+            .collect()
+    };
+    let text = matches!(part, Part::TextEncoder | Part::TextEncoder2);
+    !text || words(a) == words(b)
 }
 
 fn same_tokenizer(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
