@@ -190,6 +190,7 @@ mod tests {
         let passes = |tiling, large, free| {
             let request = Request {
                 vae_tiling: tiling,
+                vae_slicing: false,
                 ..Default::default()
             };
             let passes = Passes::of(&request, large, 4, 300, free);
