@@ -534,6 +534,17 @@ fn a_link_to_the_storage_that_has_grown_old_is_asked_for_again() {
 }
 
 #[test]
+fn a_mirror_that_stores_the_files_itself() {
+    let place = place();
+    let model = model();
+    place.server.publish("org/name", model.clone());
+    place.server.mirror();
+    let found = place.get("org/name").unwrap();
+    assert!(fs::read(found.path.join(UNET16)).unwrap() == model.files[UNET16]);
+    assert!(place.server.seen().iter().all(|s| !s.storage));
+}
+
+#[test]
 fn a_hub_out_of_reach_and_one_that_is_none() {
     let mut place = place();
     place.server.publish("org/name", model());

@@ -140,6 +140,17 @@ pub enum HubError {
         /// How often it failed without a byte in between.
         tries: u32,
     },
+    /// A server that does not prove who it is.
+    #[error(
+        "{url}: the server's certificate is not trusted ({why}); where a proxy opens encrypted \
+         connections, set SSL_CERT_FILE to a PEM file with its certificate"
+    )]
+    Certificate {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// An answer that is none of the above.
     #[error("{url}: the server answers {status}{message}")]
     Status {
@@ -216,6 +227,7 @@ impl HubError {
             | HubError::NotCached { .. } => true,
             HubError::Busy { .. }
             | HubError::Lost { .. }
+            | HubError::Certificate { .. }
             | HubError::Status { .. }
             | HubError::Odd { .. }
             | HubError::WrongHash { .. }

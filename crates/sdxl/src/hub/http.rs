@@ -171,7 +171,10 @@ impl Client {
                 && let Some(target) = header(&headers, "location")
             {
                 let target = join(&url, target);
-                if method == Method::Head && origin(&target) != origin(&self.endpoint) {
+                // The storage may be another path of the same host, as with mirrors.
+                let described = headers.contains_key("x-linked-etag");
+                let leaves = origin(&target) != origin(&self.endpoint);
+                if method == Method::Head && (described || leaves) {
                     return Ok(Answer {
                         status,
                         headers,
@@ -320,15 +323,21 @@ impl Client {
 
 /// What a request that got no answer means.
 fn failure(error: ureq::Error, url: &str) -> Failure {
+    let url = url.to_string();
     match error {
-        ureq::Error::Io(_)
-        | ureq::Error::Timeout(_)
+        // It comes as one of the connection's, and will come again.
+        ureq::Error::Io(error) if error.to_string().contains("certificate") => {
+            let why = error.to_string();
+            Failure::Final(HubError::Certificate { url, why })
+        }
+        ureq::Error::Io(error) => Failure::lost(error.to_string()),
+        ureq::Error::Timeout(_)
         | ureq::Error::HostNotFound
         | ureq::Error::ConnectionFailed
         | ureq::Error::Protocol(_) => Failure::lost(error.to_string()),
-        // A certificate that is not trusted, an address that is none.
+        // Such as an address that is none.
         _ => Failure::Final(HubError::Odd {
-            url: url.to_string(),
+            url,
             what: error.to_string(),
         }),
     }

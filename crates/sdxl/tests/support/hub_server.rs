@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ struct State {
     token: Mutex<Option<String>>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
+    /// Whether the storage is behind the hub's own address.
+    mirror: AtomicBool,
     /// How long the storage waits before it answers.
     delay: Mutex<Duration>,
 }
@@ -153,6 +155,11 @@ impl Server {
     /// The token that the hub accepts.
     pub fn set_token(&self, token: &str) {
         *self.state.token.lock().unwrap() = Some(token.to_string());
+    }
+
+    /// From now on nothing leads to another address, as with some mirrors.
+    pub fn mirror(&self) {
+        self.state.mirror.store(true, Ordering::SeqCst);
     }
 
     pub fn set_delay(&self, delay: Duration) {
@@ -259,6 +266,13 @@ fn from_hub(
     }
     let path = seen.path.split('?').next().unwrap_or_default();
     let parts: Vec<&str> = path.trim_start_matches('/').splitn(7, '/').collect();
+    if let ["stored", _] = parts.as_slice() {
+        let seen = Seen {
+            path: path.replace("/stored", ""),
+            ..seen.clone()
+        };
+        return from_storage(state, &seen, fault, reply);
+    }
     let (name, what, rest) = match parts.as_slice() {
         ["api", "models", org, name, "revision", rest @ ..] => {
             (format!("{org}/{name}"), "list", rest.join("/"))
@@ -316,6 +330,8 @@ fn from_hub(
     let linked = format!("\"{}\"", sha256(bytes));
     let commit_header = ("X-Repo-Commit", commit.as_str());
     if is_lfs(file) {
+        let mirror = state.mirror.load(Ordering::SeqCst);
+        let storage = if mirror { "/stored" } else { storage };
         let location = format!("{storage}/{}?signature=x", sha256(bytes));
         let headers = [
             commit_header,
