@@ -382,6 +382,9 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
         );
     }
     encoders(pair("xyz_2"));
+    let trained: Tensors = &[("text_encoders_0", &[2, 8]), ("text_encoders_1", &[2, 16])];
+    write(&path("pivotal.safetensors"), trained);
+    encoders(vec![given("pivotal.safetensors", Some("<s0>"))]);
     let error = refused(vec![given("absent.safetensors", None)]);
     assert!(error.contains("absent.safetensors"), "{error}");
     fs::write(path("old.pt"), b"\x80\x02}q").unwrap();

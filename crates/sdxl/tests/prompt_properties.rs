@@ -12,7 +12,7 @@ use sdxl::prompt::{Content, Join, Prompt, Resolved, Span};
 const LANGUAGES: [PromptSyntax; 3] = [Compel, A1111, Plain];
 
 /// What prompts are made of where it matters: signs of both languages, and what surrounds them.
-const PIECES: [&str; 62] = [
+const PIECES: [&str; 64] = [
     "a",
     "b",
     "cat",
@@ -63,6 +63,8 @@ const PIECES: [&str; 62] = [
     " AND ",
     " BREAK ",
     "<lora:x:1>",
+    "<lora:x:0.5:0.8>",
+    "<lora:x:te=2>",
     "<",
     ">",
     ".swap(",
