@@ -63,7 +63,7 @@ impl Encoder {
             ));
         }
         let tensors = parts.tensors(part)?;
-        let root = Loader::new(&tensors, precision);
+        let root = Loader::new(&tensors, precision.of_part(part, false));
         let model = ClipTextModel::load(config, &root, part == Part::TextEncoder2)?;
         Ok(Encoder {
             tokenizer,
