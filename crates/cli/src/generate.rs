@@ -88,6 +88,9 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
              reference's numbers)"
         ));
     }
+    if let Some(remark) = precision.remark() {
+        progress.say(remark);
+    }
     let mut warnings: Vec<String> = Vec::new();
     for text in checkpoint.files().adapters().warnings() {
         progress.say(&format!("warning: {text}"));
@@ -114,7 +117,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         })
     };
     progress.begin("loading");
-    let pipeline = chosen.pipeline()?;
+    let pipeline = chosen.pipeline(false)?;
     let result = pipeline.generate_from(&request, &inputs, &mut |event| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());

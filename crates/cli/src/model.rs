@@ -234,9 +234,14 @@ impl Chosen {
         self.refiner.as_ref().map(|(_, checkpoint)| checkpoint)
     }
 
-    /// The networks, to be loaded.
-    pub fn pipeline(&self) -> sdxl::Result<Pipeline> {
-        let pipeline = Pipeline::from_checkpoint(self.checkpoint.clone(), self.precision)?;
+    /// The networks, for one run or for `many`: for one each is in memory only while it works.
+    pub fn pipeline(&self, many: bool) -> sdxl::Result<Pipeline> {
+        let checkpoint = self.checkpoint.clone();
+        let pipeline = if many {
+            Pipeline::from_checkpoint(checkpoint, self.precision)?
+        } else {
+            Pipeline::sparing(checkpoint, self.precision)?
+        };
         match self.refiner() {
             Some(refiner) => pipeline.with_refiner(refiner.clone()),
             None => Ok(pipeline),

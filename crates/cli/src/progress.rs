@@ -58,6 +58,7 @@ impl Progress {
                 Some(bar) => bar.set_prefix("encoding"),
                 None => err!("encoding the prompt"),
             },
+            Event::Loading => self.begin("loading"),
             Event::Step {
                 index,
                 total,

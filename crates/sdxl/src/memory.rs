@@ -32,6 +32,21 @@ pub fn of_weights(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> 
         .sum::<Result<u64>>()
 }
 
+/// [`of_weights`] where only those networks are in memory that work together: both text encoders,
+/// the UNet, the VAE.
+pub fn of_largest_network(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
+    let mut sizes = [0; 3];
+    for part in Part::ALL.into_iter().filter(|part| checkpoint.has(*part)) {
+        let network = match part {
+            Part::TextEncoder | Part::TextEncoder2 => 0,
+            Part::UNet => 1,
+            Part::Vae => 2,
+        };
+        sizes[network] += of_part(checkpoint, part, precision)?;
+    }
+    Ok(sizes.into_iter().max().unwrap_or(0))
+}
+
 /// Bytes of the packed weights of a part that the checkpoint has.
 pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
     let values: u64 = checkpoint
@@ -39,11 +54,12 @@ pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Res
         .iter()
         .map(|(_, t)| t.shape().iter().product::<usize>() as u64)
         .sum();
-    let precision = match part {
-        Part::Vae if checkpoint.vae.force_upcast => Precision::F32,
-        _ => precision,
-    };
-    Ok(values * precision.bytes())
+    let precision = precision.of_part(part, checkpoint.vae.force_upcast);
+    Ok(match precision {
+        // Convolutions and embeddings, about a sixth of the values, take two bytes.
+        Precision::Int8 => values + values / 6,
+        _ => values * precision.bytes(),
+    })
 }
 
 /// Bytes of activations of one image in the UNet, cond and uncond.
@@ -52,7 +68,7 @@ pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Res
 /// plus the maps in work, together about twenty maps of the first level.
 pub fn of_unet_image(config: &UNetConfig, precision: Precision, pixels: u64, guided: bool) -> u64 {
     let element = match precision {
-        Precision::Bf16 => 2,
+        Precision::Bf16 | Precision::Int8 => 2,
         Precision::F32 | Precision::F16 => 4,
     };
     let rows = if guided { 2 } else { 1 };

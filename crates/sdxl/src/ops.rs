@@ -13,7 +13,7 @@ use sdxl_kernels::{
 
 pub use sdxl_kernels::Activation;
 
-use crate::tensor::{Buffer, DType, Tensor};
+use crate::tensor::{Buffer, DType, Reused, Tensor, buffer};
 
 /// A fully connected layer: `[n_out, k_in]` weights and an optional bias.
 pub struct Linear {
@@ -49,7 +49,7 @@ pub struct Norm {
 }
 
 /// Element types of activations, seen from inside a [`Tensor`].
-trait Typed: Element {
+trait Typed: Element + Reused {
     fn slice(tensor: &Tensor) -> &[Self];
     fn wrap(values: Vec<Self>) -> Buffer;
 }
@@ -108,7 +108,7 @@ fn linear_typed<E: Typed>(
     residual: Option<&Tensor>,
 ) -> Tensor {
     let rows = x.rows();
-    let mut out = vec![E::from_f32(0.0); rows * w.weight.n()];
+    let mut out = buffer::<E>(rows * w.weight.n());
     sdxl_kernels::linear(
         E::slice(x),
         rows,
@@ -130,7 +130,7 @@ pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
 fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu) -> Tensor {
     let rows = x.rows();
     let inner = w.weight.n() / 2;
-    let mut out = vec![E::from_f32(0.0); rows * inner];
+    let mut out = buffer::<E>(rows * inner);
     sdxl_kernels::linear_geglu(E::slice(x), rows, &w.weight, w.bias.as_deref(), &mut out);
     Tensor::new(with_channels(x, inner), E::wrap(out))
 }
@@ -176,7 +176,7 @@ fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Ten
         upsample,
     };
     let (height, width) = geometry.output_size(w.kernel, w.kernel);
-    let mut out = vec![E::from_f32(0.0); geometry.batch * height * width * w.weight.c_out()];
+    let mut out = buffer::<E>(geometry.batch * height * width * w.weight.c_out());
     sdxl_kernels::conv2d(
         E::slice(source),
         &geometry,
@@ -197,14 +197,12 @@ fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Ten
 fn enlarge<E: Typed>(x: &Tensor, height: usize, width: usize) -> Tensor {
     let (batch, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
     let values = E::slice(x);
-    let mut out = Vec::with_capacity(batch * height * width * c);
-    for b in 0..batch {
-        for row in 0..height {
-            for column in 0..width {
-                let at = ((b * h + row / 2) * w + column / 2) * c;
-                out.extend_from_slice(&values[at..at + c]);
-            }
-        }
+    let mut out = buffer::<E>(batch * height * width * c);
+    for (pixel, out) in out.chunks_exact_mut(c).enumerate() {
+        let (line, column) = (pixel / width, pixel % width);
+        let (b, row) = (line / height, line % height);
+        let at = ((b * h + row / 2) * w + column / 2) * c;
+        out.copy_from_slice(&values[at..at + c]);
     }
     Tensor::new(vec![batch, height, width, c], E::wrap(out))
 }
@@ -217,7 +215,7 @@ pub fn group_norm(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
 fn group_norm_typed<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
     let (batch, channels) = (x.dim(0), x.channels());
     let positions = x.rows() / batch;
-    let mut out = vec![E::from_f32(0.0); batch * positions * channels];
+    let mut out = buffer::<E>(batch * positions * channels);
     sdxl_kernels::group_norm(
         E::slice(x),
         batch,
@@ -239,7 +237,7 @@ pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
 }
 
 fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
-    let mut out = vec![E::from_f32(0.0); x.rows() * x.channels()];
+    let mut out = buffer::<E>(x.rows() * x.channels());
     sdxl_kernels::layer_norm(
         E::slice(x),
         x.rows(),
@@ -284,7 +282,7 @@ fn self_attention_typed<E: Typed>(
         causal,
     };
     let values = E::slice(qkv);
-    let mut out = vec![E::from_f32(0.0); batch * tokens * channels];
+    let mut out = buffer::<E>(batch * tokens * channels);
     let (keys, states) = (&values[channels..], &values[2 * channels..]);
     match seen {
         Some(seen) => masked_attention(values, keys, states, &shape, seen, &mut out),
@@ -293,28 +291,40 @@ fn self_attention_typed<E: Typed>(
     Tensor::new(vec![batch, tokens, channels], E::wrap(out))
 }
 
-/// Attention of image tokens `q` `[B, N, C]` to text tokens `kv` `[B, M, 2·C]`
+/// Attention of image tokens `q` `[B, N, C]` to text tokens, for each image `[M, 2·C]` of `texts`
 /// (keys and values side by side), to `[B, N, C]`.
-pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize) -> Tensor {
-    by_type!(q, cross_attention_typed(q, kv, heads))
+pub fn cross_attention(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
+    by_type!(q, cross_attention_typed(q, texts, heads))
 }
 
-fn cross_attention_typed<E: Typed>(q: &Tensor, kv: &Tensor, heads: usize) -> Tensor {
+fn cross_attention_typed<E: Typed>(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
     let (batch, queries, channels) = (q.dim(0), q.dim(1), q.channels());
+    assert_eq!(batch, texts.len(), "a text an image");
+    let mut out = buffer::<E>(batch * queries * channels);
+    let image = queries * channels;
+    for ((q, out), text) in (E::slice(q).chunks_exact(image))
+        .zip(out.chunks_exact_mut(image))
+        .zip(texts)
+    {
+        attend_to_text(q, text, channels, heads, out);
+    }
+    Tensor::new(vec![batch, queries, channels], E::wrap(out))
+}
+
+/// One image's attention to its text.
+fn attend_to_text<E: Typed>(q: &[E], text: &Tensor, channels: usize, heads: usize, out: &mut [E]) {
     let shape = AttentionShape {
-        batch,
+        batch: 1,
         heads,
         head_dim: channels / heads,
-        queries,
-        keys: kv.dim(1),
+        queries: q.len() / channels,
+        keys: text.rows(),
         q_stride: channels,
         kv_stride: 2 * channels,
         causal: false,
     };
-    let pairs = E::slice(kv);
-    let mut out = vec![E::from_f32(0.0); batch * queries * channels];
-    attention_kernel(E::slice(q), pairs, &pairs[channels..], &shape, &mut out);
-    Tensor::new(vec![batch, queries, channels], E::wrap(out))
+    let pairs = E::slice(text);
+    attention_kernel(q, pairs, &pairs[channels..], &shape, out);
 }
 
 /// Element-wise sum of two tensors of one shape.
@@ -323,7 +333,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 fn add_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
-    let mut out = vec![E::from_f32(0.0); a.rows() * a.channels()];
+    let mut out = buffer::<E>(a.rows() * a.channels());
     sdxl_kernels::add(E::slice(a), E::slice(b), &mut out);
     Tensor::new(a.shape().to_vec(), E::wrap(out))
 }
@@ -334,7 +344,7 @@ pub fn silu(x: &Tensor) -> Tensor {
 }
 
 fn silu_typed<E: Typed>(x: &Tensor) -> Tensor {
-    let mut out = vec![E::from_f32(0.0); x.rows() * x.channels()];
+    let mut out = buffer::<E>(x.rows() * x.channels());
     sdxl_kernels::silu(E::slice(x), &mut out);
     Tensor::new(x.shape().to_vec(), E::wrap(out))
 }
@@ -347,13 +357,13 @@ pub fn cat_channels(a: &Tensor, b: &Tensor) -> Tensor {
 fn cat_channels_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.rows(), b.rows(), "{:?} beside {:?}", a.shape(), b.shape());
     let (ca, cb) = (a.channels(), b.channels());
-    let mut out = Vec::with_capacity(a.rows() * (ca + cb));
-    for (left, right) in E::slice(a)
-        .chunks_exact(ca)
+    let mut out = buffer::<E>(a.rows() * (ca + cb));
+    for ((left, right), out) in (E::slice(a).chunks_exact(ca))
         .zip(E::slice(b).chunks_exact(cb))
+        .zip(out.chunks_exact_mut(ca + cb))
     {
-        out.extend_from_slice(left);
-        out.extend_from_slice(right);
+        out[..ca].copy_from_slice(left);
+        out[ca..].copy_from_slice(right);
     }
     Tensor::new(with_channels(a, ca + cb), E::wrap(out))
 }

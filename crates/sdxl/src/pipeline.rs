@@ -5,7 +5,9 @@ mod conditioning;
 mod denoise;
 mod generate;
 mod guidance;
+mod held;
 mod inpaint;
+
 mod predict;
 mod refine;
 mod resolve;
@@ -33,6 +35,7 @@ use crate::request::Request;
 use crate::text::TextEncoders;
 use crate::weights::folder::{Checkpoint, Part};
 use crate::weights::{Loader, Precision};
+use held::Held;
 use refine::Shared;
 
 /// How to load a checkpoint.
@@ -59,6 +62,8 @@ pub enum Event<'a> {
     Warning(&'a str),
     /// The prompts are being encoded.
     Encoding,
+    /// A network's weights are being read.
+    Loading,
     /// An evaluation of the UNet has ended.
     Step {
         /// Evaluations done.
@@ -91,9 +96,11 @@ pub struct Output {
 pub struct Pipeline {
     checkpoint: Checkpoint,
     precision: Precision,
-    text: TextEncoders,
-    unet: UNet,
-    vae: Arc<Vae>,
+    /// Whether its networks stay in memory.
+    stays: bool,
+    text: Arc<Held<TextEncoders>>,
+    unet: Held<UNet>,
+    vae: Arc<Held<Vae>>,
     refiner: Option<Refiner>,
 }
 
@@ -114,53 +121,94 @@ impl Pipeline {
         memory::check(
             &format!("this checkpoint in {precision}"),
             memory::of_weights(&checkpoint, precision)?,
-            "use --precision bf16 or f16, or a machine with more memory",
+            "use --precision bf16, f16 or int8, or a machine with more memory",
         )?;
-        Self::load_parts(checkpoint, precision, None)
+        let pipeline = Self::of(checkpoint, precision, true, None);
+        pipeline.read_all()?;
+        Ok(pipeline)
     }
 
-    /// Loads what `shared` does not have already.
-    fn load_parts(
+    /// A pipeline with each network in memory only while a run needs it: text encoders, UNet and
+    /// VAE one after the other. It takes the least memory, and each run reads the weights again;
+    /// what is wrong with them shows only then.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] where a network does not fit in memory.
+    pub fn sparing(checkpoint: Checkpoint, precision: Precision) -> Result<Pipeline> {
+        memory::check(
+            &format!("this checkpoint in {precision}"),
+            memory::of_largest_network(&checkpoint, precision)?,
+            "use --precision bf16, f16 or int8, or a machine with more memory",
+        )?;
+        Ok(Self::of(checkpoint, precision, false, None))
+    }
+
+    /// The networks of `checkpoint`, of which none is read yet. What `base` has too is in memory
+    /// once.
+    fn of(
         checkpoint: Checkpoint,
         precision: Precision,
-        shared: Option<&Shared>,
-    ) -> Result<Pipeline> {
-        let text = match shared.map(|s| s.text(&checkpoint)).transpose()?.flatten() {
-            Some(text) => text,
-            None => TextEncoders::load(&checkpoint.text_parts(), precision)?,
+        stays: bool,
+        base: Option<&Pipeline>,
+    ) -> Pipeline {
+        let base = base.map(Shared::of);
+        let text = {
+            let (checkpoint, base) = (checkpoint.clone(), base.clone());
+            Held::new(stays, move || {
+                if let Some(base) = &base
+                    && let Some(text) = base.text(&checkpoint)?
+                {
+                    return Ok(Arc::new(text));
+                }
+                let text = TextEncoders::load(&checkpoint.text_parts(), precision)?;
+                Ok(Arc::new(text))
+            })
         };
-        let config_path = checkpoint.config_path(Part::UNet);
-        let unet = UNet::load(
-            &checkpoint.unet,
-            &config_path,
-            &Loader::new(&checkpoint.tensors(Part::UNet)?, precision),
-        )?;
-        // The published VAE overflows in half precision: black pictures. So f32, always,
-        // where its config asks for it.
-        let vae_precision = if checkpoint.vae.force_upcast {
-            Precision::F32
-        } else {
-            precision
+        let unet = {
+            let checkpoint = checkpoint.clone();
+            Held::new(stays, move || {
+                let tensors = checkpoint.tensors(Part::UNet)?;
+                let path = checkpoint.config_path(Part::UNet);
+                let loader = Loader::new(&tensors, precision);
+                Ok(Arc::new(UNet::load(&checkpoint.unet, &path, &loader)?))
+            })
         };
-        let vae = match shared.map(|s| s.vae(&checkpoint)).transpose()?.flatten() {
-            Some(vae) => vae,
-            None => Arc::new(Vae::load(
-                &checkpoint.vae,
-                &Loader::new(&checkpoint.tensors(Part::Vae)?, vae_precision),
-            )?),
+        let vae = {
+            let checkpoint = checkpoint.clone();
+            Held::new(stays, move || {
+                if let Some(base) = &base
+                    && let Some(vae) = base.vae(&checkpoint)?
+                {
+                    return Ok(vae);
+                }
+                let tensors = checkpoint.tensors(Part::Vae)?;
+                let precision = precision.of_part(Part::Vae, checkpoint.vae.force_upcast);
+                let loader = Loader::new(&tensors, precision);
+                Ok(Arc::new(Vae::load(&checkpoint.vae, &loader)?))
+            })
         };
-        Ok(Pipeline {
+        Pipeline {
             checkpoint,
             precision,
-            text,
+            stays,
+            text: Arc::new(text),
             unet,
-            vae,
+            vae: Arc::new(vae),
             refiner: None,
-        })
+        }
     }
 
-    /// This pipeline with a refiner (another one than before, where there was one). Its weights
-    /// are read in the background from now on; the first run that comes to it waits for them.
+    /// Reads all networks.
+    fn read_all(&self) -> Result<()> {
+        self.text.get()?;
+        self.unet.get()?;
+        self.vae.get()?;
+        Ok(())
+    }
+
+    /// This pipeline with a refiner (another one than before, where there was one). Where networks
+    /// stay in memory, its weights are read in the background from now on, and the first run that
+    /// comes to it waits for them.
     ///
     /// # Errors
     /// [`Error::File`] for a checkpoint that is no refiner or has latents of another scale;
@@ -181,9 +229,13 @@ impl Pipeline {
         &self.checkpoint
     }
 
-    /// The text encoders, with the prompts that they remember.
-    pub fn text_encoders(&self) -> &TextEncoders {
-        &self.text
+    /// The text encoders, with the prompts that they remember; read now where they are not in
+    /// memory.
+    ///
+    /// # Errors
+    /// A file that is missing or wrong.
+    pub fn text_encoders(&self) -> Result<Arc<TextEncoders>> {
+        self.text.get()
     }
 
     /// The precision of the networks.

@@ -2,11 +2,17 @@
 //!
 //! Dense, row-major, channel-last: a feature map is `[B, H, W, C]`, and the same
 //! buffer is the token matrix `[B, H·W, C]`. Cloning shares the buffer. There is
-//! no arithmetic here: models compute through [`crate::ops`] only.
+//! no arithmetic here: models compute through [`crate::ops`] only. The memory of a buffer that
+//! nobody needs any more serves the next one (`tensor/reuse.rs`).
+
+mod reuse;
 
 use std::sync::Arc;
 
 use half::bf16;
+
+pub use reuse::release_buffers;
+pub(crate) use reuse::{Reused, buffer};
 
 /// The element type of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +30,15 @@ pub enum Buffer {
     F32(Vec<f32>),
     /// bfloat16 values.
     Bf16(Vec<bf16>),
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match self {
+            Buffer::F32(values) => reuse::keep(std::mem::take(values)),
+            Buffer::Bf16(values) => reuse::keep(std::mem::take(values)),
+        }
+    }
 }
 
 /// A dense, immutable, shared array.
@@ -78,6 +93,14 @@ impl Tensor {
         match *self.buffer {
             Buffer::F32(_) => DType::F32,
             Buffer::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// Memory the values take.
+    pub fn bytes(&self) -> usize {
+        match &*self.buffer {
+            Buffer::F32(v) => size_of_val(v.as_slice()),
+            Buffer::Bf16(v) => size_of_val(v.as_slice()),
         }
     }
 

@@ -290,9 +290,9 @@ fn a_run_encodes_nothing_twice() {
         ..Request::default()
     };
     let read = |request: &Request| {
-        let before = pipeline.text_encoders().runs();
+        let before = pipeline.text_encoders().unwrap().runs();
         latents(&pipeline, request);
-        pipeline.text_encoders().runs() - before
+        pipeline.text_encoders().unwrap().runs() - before
     };
     let first = read(&request);
     // Each encoder: the prompt, the prompt without its fog, the empty text, and the negative

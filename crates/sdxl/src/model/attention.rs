@@ -1,9 +1,60 @@
 //! The spatial transformer of the UNet: image tokens look at one another and at the text.
 
+use std::cell::Cell;
+use std::sync::Arc;
+
 use crate::error::Result;
 use crate::ops::{self, Activation, Geglu, Linear, Norm};
 use crate::tensor::Tensor;
 use crate::weights::Loader;
+
+/// The keys and values of a text in every block of a network, `[tokens, 2·C]`, in the order the
+/// blocks run. They depend on the text alone: a run needs them once, not at every step.
+pub struct TextKeys {
+    blocks: Vec<Tensor>,
+}
+
+impl TextKeys {
+    /// What `transformers`, in the order they run, make of text states `[tokens, context]`.
+    pub fn new<'a>(
+        transformers: impl Iterator<Item = &'a Transformer2D>,
+        context: &Tensor,
+    ) -> TextKeys {
+        let blocks = transformers.flat_map(|t| &t.transformer_blocks);
+        TextKeys {
+            blocks: blocks
+                .map(|block| ops::linear(context, &block.attn2_kv, Activation::None, None))
+                .collect(),
+        }
+    }
+
+    /// Memory they take.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(Tensor::bytes).sum()
+    }
+}
+
+/// The texts of a batch, a row an image, while a network goes through its blocks.
+pub struct Texts<'a> {
+    rows: &'a [Arc<TextKeys>],
+    next: Cell<usize>,
+}
+
+impl<'a> Texts<'a> {
+    /// Before the first block.
+    pub fn new(rows: &'a [Arc<TextKeys>]) -> Texts<'a> {
+        Texts {
+            rows,
+            next: Cell::new(0),
+        }
+    }
+
+    /// Keys and values for the next block.
+    fn next(&self) -> Vec<&'a Tensor> {
+        let block = self.next.replace(self.next.get() + 1);
+        self.rows.iter().map(|row| &row.blocks[block]).collect()
+    }
+}
 
 /// Self-attention, attention to the text, feed-forward; each with its norm before and
 /// its input added after (`BasicTransformerBlock`).
@@ -40,7 +91,14 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
+    fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
+        let x = self.attend_to_image(x);
+        let x = self.attend_to_text(&x, texts);
+        let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
+        ops::linear(&hidden, &self.ff_out, Activation::None, Some(&x))
+    }
+
+    fn attend_to_image(&self, x: &Tensor) -> Tensor {
         let none = Activation::None;
         let qkv = ops::linear(
             &ops::layer_norm(x, &self.norm1),
@@ -50,20 +108,19 @@ impl BasicTransformerBlock {
         );
         let seen = ops::self_attention(&qkv, self.heads, false);
         drop(qkv);
-        let x = ops::linear(&seen, &self.attn1_to_out, none, Some(x));
+        ops::linear(&seen, &self.attn1_to_out, none, Some(x))
+    }
 
+    fn attend_to_text(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
+        let none = Activation::None;
         let q = ops::linear(
-            &ops::layer_norm(&x, &self.norm2),
+            &ops::layer_norm(x, &self.norm2),
             &self.attn2_to_q,
             none,
             None,
         );
-        let kv = ops::linear(context, &self.attn2_kv, none, None);
-        let seen = ops::cross_attention(&q, &kv, self.heads);
-        let x = ops::linear(&seen, &self.attn2_to_out, none, Some(&x));
-
-        let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
-        ops::linear(&hidden, &self.ff_out, none, Some(&x))
+        let seen = ops::cross_attention(&q, &texts.next(), self.heads);
+        ops::linear(&seen, &self.attn2_to_out, none, Some(x))
     }
 }
 
@@ -98,13 +155,14 @@ impl Transformer2D {
         })
     }
 
-    /// `x` `[B, H, W, C]`, `context` `[B, tokens, context]`; gives `[B, H, W, C]`.
-    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
+    /// `x` `[B, H, W, C]` and the texts of its images; gives `[B, H, W, C]`.
+    pub fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
         let tokens = vec![x.dim(0), x.dim(1) * x.dim(2), x.channels()];
         let normed = ops::group_norm(x, &self.norm, false).reshape(tokens);
         let mut hidden = ops::linear(&normed, &self.proj_in, Activation::None, None);
+        drop(normed);
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, context);
+            hidden = block.forward(&hidden, texts);
         }
         let x_tokens = x.reshape(hidden.shape().to_vec());
         ops::linear(&hidden, &self.proj_out, Activation::None, Some(&x_tokens))

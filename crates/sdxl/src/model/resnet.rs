@@ -35,6 +35,8 @@ pub struct ResnetSizes {
 impl ResnetBlock2D {
     /// Reads the block at `from`.
     pub fn load(from: &Loader<'_>, s: ResnetSizes) -> Result<Self> {
+        // The shortcut carries what all later blocks add to.
+        let from = &from.sensitive();
         Ok(ResnetBlock2D {
             norm1: from.norm("norm1", s.c_in, s.groups, s.eps)?,
             conv1: from.conv3x3("conv1", s.c_in, s.c_out)?,
@@ -58,22 +60,26 @@ impl ResnetBlock2D {
             }
             _ => None,
         };
-        let hidden = ops::group_norm(x, &self.norm1, true);
+        // What was read for the last time goes at once: at a picture's size each of these
+        // takes up to a gigabyte.
+        let normed = ops::group_norm(x, &self.norm1, true);
         let hidden = ops::conv2d(
-            &hidden,
+            &normed,
             &self.conv1,
             ConvExtras {
                 sample_bias: time.as_ref(),
                 ..ConvExtras::default()
             },
         );
-        let hidden = ops::group_norm(&hidden, &self.norm2, true);
+        drop(normed);
+        let normed = ops::group_norm(&hidden, &self.norm2, true);
+        drop(hidden);
         let shortcut = match &self.conv_shortcut {
             Some(conv) => ops::linear(x, conv, Activation::None, None),
             None => x.clone(),
         };
         ops::conv2d(
-            &hidden,
+            &normed,
             &self.conv2,
             ConvExtras {
                 residual: Some(&shortcut),
@@ -106,6 +112,8 @@ impl Downsample2D {
 /// Repeats pixels, then convolves (`Upsample2D`).
 pub struct Upsample2D {
     conv: Conv2d,
+    /// The same, packed for doubled pixels, where that takes less work.
+    doubled: Option<Conv2d>,
 }
 
 impl Upsample2D {
@@ -113,14 +121,17 @@ impl Upsample2D {
     pub fn load(from: &Loader<'_>, channels: usize) -> Result<Self> {
         Ok(Upsample2D {
             conv: from.conv3x3("conv", channels, channels)?,
+            doubled: from.conv_doubled("conv", channels, channels)?,
         })
     }
 
     /// `[B, H, W, C]` to `[B, height, width, C]`, twice the size (or one less).
     pub fn forward(&self, x: &Tensor, height: usize, width: usize) -> Tensor {
+        let doubles = [height, width] == [2 * x.dim(1), 2 * x.dim(2)];
+        let conv = self.doubled.as_ref().filter(|_| doubles);
         ops::conv2d(
             x,
-            &self.conv,
+            conv.unwrap_or(&self.conv),
             ConvExtras {
                 upsample_to: Some((height, width)),
                 ..ConvExtras::default()

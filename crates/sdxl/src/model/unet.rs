@@ -2,8 +2,9 @@
 //! SDXL family: base, refiner, SSD-1B, Vega.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use super::attention::Transformer2D;
+use super::attention::{TextKeys, Texts, Transformer2D};
 use super::config::{Middle, UNetConfig};
 use super::embeddings::{TimestepEmbedding, sinusoidal};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
@@ -186,6 +187,32 @@ impl UNet {
         self.forward_observed(x, timestep, conditioning, &mut |_, _| {})
     }
 
+    /// What the blocks make of text states `[tokens, cross_attention_dim]`, for
+    /// [`Self::forward_with`].
+    pub fn text_keys(&self, context: &Tensor) -> TextKeys {
+        let down = self.down_blocks.iter().flat_map(|b| &b.attentions);
+        let middle = self.mid_block.iter().flat_map(|b| &b.rest);
+        let up = self.up_blocks.iter().flat_map(|b| &b.attentions);
+        let all = down
+            .chain(middle.filter_map(|(attention, _)| attention.as_ref()))
+            .chain(up);
+        TextKeys::new(all, &context.to_dtype(self.dtype))
+    }
+
+    /// [`Self::forward`] with texts that [`Self::text_keys`] was given before, a row an image;
+    /// `pooled` and `time_ids` as in [`UNetConditioning`].
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        timestep: f64,
+        texts: &[Arc<TextKeys>],
+        pooled: &Tensor,
+        time_ids: &Tensor,
+    ) -> Tensor {
+        let emb = self.embed(x.dim(0), timestep, pooled, time_ids);
+        self.run(x, emb, texts, &mut |_, _| {})
+    }
+
     /// [`Self::forward`], showing each block's output to `observe` by its name in the
     /// checkpoint. Tests compare these with the reference's.
     pub fn forward_observed(
@@ -195,11 +222,31 @@ impl UNet {
         conditioning: &UNetConditioning,
         observe: &mut dyn FnMut(&str, &Tensor),
     ) -> Tensor {
-        let emb = self.embed(x.dim(0), timestep, conditioning);
+        let UNetConditioning {
+            context,
+            pooled,
+            time_ids,
+        } = conditioning;
+        let tokens = context.shape()[1..].to_vec();
+        let texts: Vec<Arc<TextKeys>> = (0..x.dim(0))
+            .map(|row| context.narrow_batch(row, 1).reshape(tokens.clone()))
+            .map(|text| Arc::new(self.text_keys(&text)))
+            .collect();
+        let emb = self.embed(x.dim(0), timestep, pooled, time_ids);
+        self.run(x, emb, &texts, observe)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        emb: Tensor,
+        texts: &[Arc<TextKeys>],
+        observe: &mut dyn FnMut(&str, &Tensor),
+    ) -> Tensor {
         observe("emb", &emb);
         // Every resnet starts its use of the embedding with a SiLU.
         let emb = ops::silu(&emb);
-        let context = conditioning.context.to_dtype(self.dtype);
+        let context = Texts::new(texts);
 
         let mut x = ops::conv2d(
             &x.to_dtype(self.dtype),
@@ -257,7 +304,7 @@ impl UNet {
     }
 
     /// Timestep, pooled text and size ids as one vector an image, `[B, 4·C]`.
-    fn embed(&self, batch: usize, timestep: f64, conditioning: &UNetConditioning) -> Tensor {
+    fn embed(&self, batch: usize, timestep: f64, pooled: &Tensor, time_ids: &Tensor) -> Tensor {
         let c = &self.config;
         let first = c.block_out_channels[0];
         let mut time = Vec::with_capacity(batch * first);
@@ -273,12 +320,8 @@ impl UNet {
         let time = Tensor::from_f32(vec![batch, first], time).to_dtype(self.dtype);
         let time = self.time_embedding.forward(&time);
 
-        let pooled = conditioning.pooled.to_f32_vec();
-        let ids = conditioning.time_ids.to_f32_vec();
-        let (width, count) = (
-            conditioning.pooled.channels(),
-            conditioning.time_ids.channels(),
-        );
+        let (width, count) = (pooled.channels(), time_ids.channels());
+        let (pooled, ids) = (pooled.to_f32_vec(), time_ids.to_f32_vec());
         let mut added = Vec::new();
         for b in 0..batch {
             added.extend_from_slice(&pooled[b * width..(b + 1) * width]);

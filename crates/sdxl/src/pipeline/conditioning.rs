@@ -125,7 +125,7 @@ pub fn encode(
     steps: usize,
     warn: &mut dyn FnMut(String),
 ) -> Result<Vec<PromptPair>> {
-    let text = &model.text;
+    let text = &*model.text.get()?;
     let options = TextOptions::of(request);
     // clip_skip is for the positive prompt only, as in the reference.
     let negative_options = TextOptions {

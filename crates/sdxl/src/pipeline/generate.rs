@@ -1,9 +1,10 @@
 //! The whole run, top to bottom: prompts, stages of denoising, decoding.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use super::canvas::Canvas;
-use super::conditioning::{encode, remarks};
+use super::conditioning::{self, PromptPair, remarks};
 use super::denoise::denoise;
 use super::predict::Rows;
 use super::stages::{Begin, Course, Network, stages};
@@ -13,6 +14,10 @@ use crate::error::Result;
 use crate::image::{Picture, Pixels};
 use crate::inputs::Inputs;
 use crate::request::Request;
+use crate::tensor::release_buffers;
+
+/// Sees what happens in a run.
+type Observe<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
 
 /// Makes the pictures of a resolved request (see [`super::resolve`]).
 pub fn run(
@@ -39,17 +44,15 @@ pub fn run(
     for text in &said {
         let _ = observe(Event::Warning(text));
     }
-    // Stages of denoising: one for a plain run, more with a refiner or a second pass.
-    let mut noise = start::noise_source(request)?;
-    let mut work = None;
-    let mut last = pipeline;
-    for (stage, course) in stages.iter_mut().zip(courses) {
-        let model = match (stage.network, refiner) {
-            (Network::Refiner, Some(refiner)) => refiner.get()?,
+    let models: Vec<&Pipeline> = (stages.iter())
+        .map(|stage| match (stage.network, refiner) {
+            (Network::Refiner, Some(refiner)) => refiner.pipeline(),
             _ => pipeline,
-        };
-        // Prompts to conditioning, which may differ from step to step; what another stage has
-        // encoded is remembered.
+        })
+        .collect();
+    // Prompts to conditioning, which may differ from step to step; what another stage has
+    // encoded is remembered.
+    let mut encode = |model: &Pipeline, course: &Course, observe: &mut Observe| {
         let mut warn = |text: String| {
             if !said.contains(&text) {
                 // Warnings cannot stop a run; the next event can.
@@ -57,22 +60,49 @@ pub fn run(
                 said.push(text);
             }
         };
-        let prompts = encode(
-            model,
-            request,
-            inputs.embeds.as_ref(),
-            course.steps,
-            &mut warn,
-        )?;
+        let embeds = inputs.embeds.as_ref();
+        conditioning::encode(model, request, embeds, course.steps, &mut warn)
+    };
+    // Where memory is to be spared, the text encoders go before the UNet comes.
+    let mut encoded: VecDeque<Vec<PromptPair>> = VecDeque::new();
+    if !pipeline.stays {
+        for (model, course) in models.iter().zip(&courses) {
+            encoded.push_back(encode(model, course, observe)?);
+        }
+        models.iter().for_each(|model| model.text.let_go());
+    }
+
+    // Stages of denoising: one for a plain run, more with a refiner or a second pass.
+    let mut noise = start::noise_source(request)?;
+    let mut work = None;
+    let mut last = pipeline;
+    for (i, (stage, course)) in stages.iter_mut().zip(courses).enumerate() {
+        let model = models[i];
+        let prompts = match encoded.pop_front() {
+            Some(prompts) => prompts,
+            None => encode(model, &course, observe)?,
+        };
         let mut begun = match work.take() {
             None => start::first(model, request, inputs, canvas.as_ref(), stage, &mut noise)?,
             Some(work) => start::next(model, last, request, stage, work, &mut noise)?,
         };
         let from_noise = stage.begin == Begin::Noise;
-        let rows = Rows::new(model, request, &prompts, stage.size, from_noise);
+        // It may have been of use for the start.
+        models.iter().for_each(|model| model.vae.let_go());
+        if !model.unet.is_here() {
+            proceed(observe(Event::Loading))?;
+        }
+        let unet = model.unet.get()?;
+        let rows = Rows::new(model, &unet, request, &prompts, stage.size, from_noise);
         denoise(model, &rows, stage, &mut begun, &mut noise, course, observe)?;
         work = Some(begun);
         last = model;
+        if models[i + 1..]
+            .first()
+            .is_none_or(|next| !std::ptr::eq(*next, model))
+        {
+            model.unet.let_go();
+        }
     }
     // A run has at least one stage.
     let Some(work) = work else {
@@ -83,7 +113,12 @@ pub fn run(
     // Latents to pictures.
     let images = latents.batch();
     let mut pictures = Vec::with_capacity(images);
-    let passes = Passes::choose(last, request, [latents.height(), latents.width()], images);
+    let passes = Passes::choose(
+        &*last.vae.get()?,
+        request,
+        [latents.height(), latents.width()],
+        images,
+    );
     if passes.short {
         let _ = observe(Event::Warning(
             "memory is short, so the VAE works tile by tile, which shows a little in the picture \
@@ -112,6 +147,8 @@ pub fn run(
             });
         }
     }
+    last.vae.let_go();
+    release_buffers();
     Ok(Output {
         images: pictures,
         latents,

@@ -1,32 +1,43 @@
 //! What the UNet is asked for every image, and its answer with guidance.
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::Pipeline;
 use super::conditioning::PromptPair;
 use super::guidance::{compose, guide};
 use crate::latents::Latents;
 use crate::memory;
-use crate::model::unet::UNetConditioning;
+use crate::model::attention::TextKeys;
+use crate::model::unet::UNet;
 use crate::request::{Request, Size};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
 use crate::weights::folder::Checkpoint;
 
+/// Bytes of keys and values of texts that are kept: a full-size model takes 24 MB for 77 tokens in
+/// `bf16`. Texts beyond are read anew at every step.
+const KEPT_KEYS: usize = 256 << 20;
+
 /// What every image of a stage is conditioned on.
 pub struct Rows<'a> {
     model: &'a Pipeline,
+    unet: &'a UNet,
     request: &'a Request,
     prompts: &'a [PromptPair],
     ids: SizeIds,
     /// Images evaluated together.
     group: usize,
+    /// What the UNet made of texts so far.
+    keys: RefCell<Vec<(&'a Conditioning, Arc<TextKeys>)>>,
 }
 
 impl<'a> Rows<'a> {
-    /// Pictures of `size`, made by `model` from noise or from something else.
+    /// Pictures of `size`, made by `model` with its `unet` from noise or from something else.
     pub fn new(
         model: &'a Pipeline,
+        unet: &'a UNet,
         request: &'a Request,
         prompts: &'a [PromptPair],
         size: Size,
@@ -44,11 +55,30 @@ impl<'a> Rows<'a> {
         let parts = prompts.iter().map(PromptPair::parts).max().unwrap_or(1);
         Rows {
             model,
+            unet,
             request,
             prompts,
             ids: SizeIds::new(&model.checkpoint, request, size, from_noise),
             group: (fit.clamp(1, 8) as usize / parts).max(1),
+            keys: RefCell::default(),
         }
+    }
+
+    /// Keys and values of a text: computed once, as long as there is room for them.
+    fn keys_of(&self, text: &'a Conditioning) -> Arc<TextKeys> {
+        let mut known = self.keys.borrow_mut();
+        if let Some((_, keys)) = known.iter().find(|(t, _)| std::ptr::eq(*t, text)) {
+            return Arc::clone(keys);
+        }
+        let width = self.model.checkpoint.unet.cross_attention_dim;
+        let shape = vec![text.tokens(width), width];
+        let context = Tensor::from_f32(shape, text.context.clone());
+        let keys = Arc::new(self.unet.text_keys(&context));
+        let kept: usize = known.iter().map(|(_, keys)| keys.bytes()).sum();
+        if kept + keys.bytes() <= KEPT_KEYS {
+            known.push((text, Arc::clone(&keys)));
+        }
+        keys
     }
 
     /// The request.
@@ -83,7 +113,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The prompt that an image is of.
-    fn prompt(&self, image: usize) -> &PromptPair {
+    fn prompt(&self, image: usize) -> &'a PromptPair {
         &self.prompts[image / self.request.num_images]
     }
 
@@ -106,7 +136,8 @@ impl<'a> Rows<'a> {
         } else {
             &[true]
         };
-        let (mut values, mut text, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut values, mut ids) = (Vec::new(), Vec::new());
+        let mut text: Vec<&'a Conditioning> = Vec::new();
         let size = height * width * channels;
         for (side, &is_positive) in sides.iter().enumerate() {
             for image in group.clone() {
@@ -115,7 +146,7 @@ impl<'a> Rows<'a> {
                 } else {
                     !is_positive
                 };
-                let texts: Vec<&Conditioning> = if is_positive {
+                let texts: Vec<&'a Conditioning> = if is_positive {
                     positive(image).iter().map(|(_, part)| &**part).collect()
                 } else {
                     vec![self.prompt(image).negative(step)]
@@ -132,16 +163,15 @@ impl<'a> Rows<'a> {
             }
         }
         let batch = text.len();
-        let unet = &self.model.unet;
-        let (context, pooled) =
-            Conditioning::stack(&text, self.model.checkpoint.unet.cross_attention_dim);
-        let conditioning = UNetConditioning {
-            context,
-            pooled,
-            time_ids: Tensor::from_f32(vec![batch, self.ids.positive.len()], ids),
-        };
+        let keys: Vec<Arc<TextKeys>> = text.iter().map(|text| self.keys_of(text)).collect();
+        let pooled = text.iter().flat_map(|text| text.pooled.clone()).collect();
+        let pooled = Tensor::from_f32(vec![batch, text[0].pooled.len()], pooled);
+        let ids = Tensor::from_f32(vec![batch, self.ids.positive.len()], ids);
         let x = Tensor::from_f32(vec![batch, height, width, channels], values);
-        let mut out = unet.forward(&x, timestep, &conditioning).to_f32_vec();
+        let unet = self.unet;
+        let mut out = unet
+            .forward_with(&x, timestep, &keys, &pooled, &ids)
+            .to_f32_vec();
         if sides.len() == 2 {
             let size = out.len() / batch;
             let mut cond = out.split_off(group.len() * size);

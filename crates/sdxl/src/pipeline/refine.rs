@@ -1,15 +1,14 @@
 //! The refiner of a pipeline: its weights are read while the base runs, and what it has in
 //! common with the base is in memory once.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use super::Pipeline;
+use super::held::Held;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::vae::Vae;
 use crate::text::TextEncoders;
-use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Family, Part};
 use crate::weights::same::same_part;
 
@@ -71,106 +70,84 @@ fn check_channels(refiner: &Checkpoint) -> Result<()> {
     ))
 }
 
-/// Parts of a loaded pipeline that another checkpoint may have too.
+/// Networks of a pipeline that another checkpoint may have too.
 #[derive(Clone)]
 pub struct Shared {
     checkpoint: Checkpoint,
-    second: Arc<TextEncoders>,
-    vae: Arc<Vae>,
+    text: Arc<Held<TextEncoders>>,
+    vae: Arc<Held<Vae>>,
 }
 
 impl Shared {
+    /// Those of `base`.
+    pub fn of(base: &Pipeline) -> Shared {
+        Shared {
+            checkpoint: base.checkpoint.clone(),
+            text: Arc::clone(&base.text),
+            vae: Arc::clone(&base.vae),
+        }
+    }
+
     /// The text encoders of a refiner, where they are the second of the base.
     pub fn text(&self, refiner: &Checkpoint) -> Result<Option<TextEncoders>> {
         let same = !refiner.has(Part::TextEncoder)
             && same_part(&self.checkpoint, refiner, Part::TextEncoder2)?;
-        Ok(same.then(|| self.second.second_alone()))
+        same.then(|| Ok(self.text.get()?.second_alone()))
+            .transpose()
     }
 
     /// The VAE, where it is that of the base.
     pub fn vae(&self, refiner: &Checkpoint) -> Result<Option<Arc<Vae>>> {
         let same = same_part(&self.checkpoint, refiner, Part::Vae)?;
-        Ok(same.then(|| Arc::clone(&self.vae)))
+        same.then(|| self.vae.get()).transpose()
     }
 }
 
-/// A refiner that is loaded, or being loaded.
+/// A refiner.
 pub struct Refiner {
-    checkpoint: Checkpoint,
-    precision: Precision,
-    shared: Shared,
-    loading: Mutex<Option<JoinHandle<Result<Pipeline>>>>,
-    loaded: OnceLock<Box<Pipeline>>,
+    pipeline: Arc<Pipeline>,
 }
 
 impl Refiner {
-    /// Checks the refiner against `base` and starts to read it in a thread of its own.
+    /// Checks the refiner against `base` and, where networks stay in memory, starts to read it in
+    /// a thread of its own.
     pub fn load_beside(base: &Pipeline, checkpoint: Checkpoint) -> Result<Refiner> {
         check_refiner(&base.checkpoint, &checkpoint)?;
         // Files that are missing are told of now and not after the base has run.
         let mut needed = memory::of_part(&checkpoint, Part::UNet, base.precision)?;
         for part in [Part::TextEncoder2, Part::Vae] {
             let bytes = memory::of_part(&checkpoint, part, base.precision)?;
-            if bytes != memory::of_part(&base.checkpoint, part, base.precision)? {
+            if base.stays && bytes != memory::of_part(&base.checkpoint, part, base.precision)? {
                 needed += bytes;
             }
         }
         memory::check(
             &format!("the refiner in {}, beside the base,", base.precision),
             needed,
-            "use --precision bf16 or f16, or run base and refiner one after the other \
+            "use --precision bf16, f16 or int8, or run base and refiner one after the other \
              (--output-latents, then --latents with --denoising-start)",
         )?;
-        let shared = Shared {
-            checkpoint: base.checkpoint.clone(),
-            second: Arc::new(base.text.second_alone()),
-            vae: Arc::clone(&base.vae),
-        };
-        let precision = base.precision;
-        let thread = {
-            let (checkpoint, shared) = (checkpoint.clone(), shared.clone());
-            std::thread::Builder::new()
+        let pipeline = Pipeline::of(checkpoint, base.precision, base.stays, Some(base));
+        let pipeline = Arc::new(pipeline);
+        if base.stays {
+            let pipeline = Arc::clone(&pipeline);
+            // Without a thread it is read when it is needed; what goes wrong here does so again
+            // then, and is told of.
+            let _ = std::thread::Builder::new()
                 .name("refiner".into())
-                .spawn(move || Pipeline::load_parts(checkpoint, precision, Some(&shared)))
-        };
-        Ok(Refiner {
-            checkpoint,
-            precision,
-            shared,
-            // Without a thread it is loaded when it is needed.
-            loading: Mutex::new(thread.ok()),
-            loaded: OnceLock::new(),
-        })
+                .spawn(move || pipeline.read_all());
+        }
+        Ok(Refiner { pipeline })
     }
 
     /// The refiner's configuration.
     pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
+        &self.pipeline.checkpoint
     }
 
-    /// The loaded refiner; waits for it where needed.
-    pub fn get(&self) -> Result<&Pipeline> {
-        if let Some(pipeline) = self.loaded.get() {
-            return Ok(pipeline);
-        }
-        // Held while loading, so that only one of several runs loads.
-        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = self.loaded.get() {
-            return Ok(pipeline);
-        }
-        let pipeline = match loading.take().map(JoinHandle::join) {
-            Some(Ok(loaded)) => loaded?,
-            Some(Err(_)) => {
-                return Err(Error::Machine(
-                    "loading the refiner stopped with an error of this program".into(),
-                ));
-            }
-            None => {
-                let checkpoint = self.checkpoint.clone();
-                Pipeline::load_parts(checkpoint, self.precision, Some(&self.shared))?
-            }
-        };
-        Ok(self.loaded.get_or_init(|| Box::new(pipeline)))
+    /// The refiner as a pipeline of its own.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
     }
 }
 
@@ -179,6 +156,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::weights::Precision;
 
     fn golden(name: &str) -> PathBuf {
         PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -191,9 +169,13 @@ mod tests {
         let open = |path: PathBuf| Checkpoint::open(&path, None).unwrap();
         let base = Pipeline::from_checkpoint(open(golden("base")), Precision::F32).unwrap();
         let base = base.with_refiner(open(golden("refiner"))).unwrap();
-        let refiner = base.refiner().unwrap().get().unwrap();
-        assert!(Arc::ptr_eq(&base.vae, &refiner.vae));
-        assert!(base.text.share_second(&refiner.text));
+        let refiner = base.refiner().unwrap().pipeline();
+        let vaes =
+            |base: &Pipeline, refiner: &Pipeline| [base, refiner].map(|p| p.vae.get().unwrap());
+        let [ours, theirs] = vaes(&base, refiner);
+        assert!(Arc::ptr_eq(&ours, &theirs));
+        let texts = [&base, refiner].map(|p| p.text.get().unwrap());
+        assert!(texts[0].share_second(&texts[1]));
 
         // The same refiner with files of its own, of which the VAE differs in one bit.
         let dir = tempfile::TempDir::new().unwrap();
@@ -217,8 +199,10 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&vae, bytes).unwrap();
         let base = base.with_refiner(open(dir.path().to_path_buf())).unwrap();
-        let refiner = base.refiner().unwrap().get().unwrap();
-        assert!(!Arc::ptr_eq(&base.vae, &refiner.vae));
-        assert!(base.text.share_second(&refiner.text));
+        let refiner = base.refiner().unwrap().pipeline();
+        let [ours, theirs] = vaes(&base, refiner);
+        assert!(!Arc::ptr_eq(&ours, &theirs));
+        let texts = [&base, refiner].map(|p| p.text.get().unwrap());
+        assert!(texts[0].share_second(&texts[1]));
     }
 }

@@ -228,7 +228,7 @@ fn enlarge(
         return Ok(bilinear(&latents, grid(size)));
     }
     let mut pictures = Vec::with_capacity(images);
-    let tiled = Passes::choose(last, request, [height, width], 1).tiled;
+    let tiled = Passes::choose(&*last.vae.get()?, request, [height, width], 1).tiled;
     for i in 0..images {
         for rgb in decode(last, &latents, i, 1, false, tiled)? {
             let picture = Pixels::new(8 * width, 8 * height, 3, rgb);

@@ -4,6 +4,7 @@ use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
 use crate::memory;
+use crate::model::vae::Vae;
 use crate::request::{Request, Tiling};
 use crate::tensor::Tensor;
 use crate::watermark;
@@ -21,7 +22,8 @@ pub fn decode(
     watermark: bool,
     tiled: bool,
 ) -> Result<Vec<Vec<u8>>> {
-    let config = pipeline.vae.config();
+    let config = &pipeline.checkpoint.vae;
+    let vae = pipeline.vae.get()?;
     let [images, height, width, channels] = latents.shape();
     let count = count.min(images - first);
     let size = height * width * channels;
@@ -38,10 +40,10 @@ pub fn decode(
     let x = Tensor::from_f32(vec![count, height, width, channels], unscaled);
     let decoded: Vec<Tensor> = if tiled {
         (0..count)
-            .map(|i| pipeline.vae.decode_tiled(&x.narrow_batch(i, 1)))
+            .map(|i| vae.decode_tiled(&x.narrow_batch(i, 1)))
             .collect()
     } else {
-        vec![pipeline.vae.decode(&x)]
+        vec![vae.decode(&x)]
     };
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
@@ -82,16 +84,17 @@ impl Posterior {
         pictures: &[Vec<f32>],
         [height, width]: [usize; 2],
     ) -> Result<Self> {
-        let channels = pipeline.vae.config().latent_channels;
-        let tiled = Passes::choose(pipeline, request, [height, width], 1).tiled;
+        let vae = pipeline.vae.get()?;
+        let channels = vae.config().latent_channels;
+        let tiled = Passes::choose(&vae, request, [height, width], 1).tiled;
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
             let x = Tensor::from_f32(vec![1, 8 * height, 8 * width, 3], picture.clone());
             let moments = if tiled {
-                pipeline.vae.encode_tiled(&x)
+                vae.encode_tiled(&x)
             } else {
-                pipeline.vae.encode(&x)
+                vae.encode(&x)
             };
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
@@ -121,7 +124,7 @@ impl Posterior {
     /// Latents for the UNet from standard normal `noise`, as many as there are of it; pictures
     /// repeat where they are fewer.
     pub fn sample(&self, pipeline: &Pipeline, noise: &Latents) -> Latents {
-        let config = pipeline.vae.config();
+        let config = &pipeline.checkpoint.vae;
         let (own, channels) = (self.mean.data().len(), self.mean.channels());
         let mut out = noise.clone();
         for (i, value) in out.data_mut().iter_mut().enumerate() {
@@ -152,14 +155,14 @@ pub struct Passes {
 impl Passes {
     /// For `count` pictures of `height` times `width` latents, with the memory that is free now.
     pub fn choose(
-        pipeline: &Pipeline,
+        vae: &Vae,
         request: &Request,
         [height, width]: [usize; 2],
         count: usize,
     ) -> Passes {
-        let tile = pipeline.vae.tile_size();
+        let tile = vae.tile_size();
         let large = height > tile || width > tile;
-        let one = memory::of_decode(pipeline.vae.config(), (64 * height * width) as u64);
+        let one = memory::of_decode(vae.config(), (64 * height * width) as u64);
         Passes::of(request, large, count, one, memory::available())
     }
 

@@ -65,7 +65,7 @@ impl Encoder {
             ));
         }
         let tensors = parts.tensors(part)?;
-        let root = Loader::new(&tensors, precision);
+        let root = Loader::new(&tensors, precision.of_part(part, false));
         let model = ClipTextModel::load(config, &root, part == Part::TextEncoder2)?;
         let words = parts.files().inversions().words().iter();
         let rows: Vec<f32> = words.flat_map(|word| word.rows(part)).copied().collect();

@@ -1,0 +1,148 @@
+//! Memory of tensors that are gone, for the next ones: fresh pages from the system would cost
+//! more than some of what is computed into them.
+//!
+//! Where nothing that is kept fits, as much of it as is asked for is given back first. So tensors
+//! in use and memory kept for others together never take more than the tensors in use took at
+//! their peak.
+
+use std::sync::{Mutex, PoisonError};
+
+use half::bf16;
+
+/// Below this the allocator is quick by itself.
+const SMALL: usize = 1 << 16;
+
+/// What is kept, the longest unused first.
+static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+
+/// A buffer that nobody uses.
+pub(crate) enum Kept {
+    /// Of a tensor of 32-bit values.
+    F32(Vec<f32>),
+    /// Of a tensor of bfloat16 values.
+    Bf16(Vec<bf16>),
+}
+
+impl Kept {
+    fn bytes(&self) -> usize {
+        match self {
+            Kept::F32(v) => size_of::<f32>() * v.capacity(),
+            Kept::Bf16(v) => size_of::<bf16>() * v.capacity(),
+        }
+    }
+}
+
+/// Element types whose buffers are used again.
+pub(crate) trait Reused: Copy {
+    /// A number whose every result shows that it was not computed.
+    const POISON: Self;
+    /// Marks the buffer with its type.
+    fn into_kept(values: Vec<Self>) -> Kept;
+    /// The buffer, if it is of this type.
+    fn of_kept(kept: &mut Kept) -> Option<&mut Vec<Self>>;
+}
+
+impl Reused for f32 {
+    const POISON: f32 = f32::NAN;
+    fn into_kept(values: Vec<f32>) -> Kept {
+        Kept::F32(values)
+    }
+    fn of_kept(kept: &mut Kept) -> Option<&mut Vec<f32>> {
+        match kept {
+            Kept::F32(values) => Some(values),
+            Kept::Bf16(_) => None,
+        }
+    }
+}
+
+impl Reused for bf16 {
+    const POISON: bf16 = bf16::NAN;
+    fn into_kept(values: Vec<bf16>) -> Kept {
+        Kept::Bf16(values)
+    }
+    fn of_kept(kept: &mut Kept) -> Option<&mut Vec<bf16>> {
+        match kept {
+            Kept::Bf16(values) => Some(values),
+            Kept::F32(_) => None,
+        }
+    }
+}
+
+/// A buffer of `len` values that are yet to be written: what they are is left open. Builds with
+/// debug assertions make them all `NaN`, so that a test finds an operator that reads them.
+pub(crate) fn buffer<E: Reused + Default>(len: usize) -> Vec<E> {
+    let mut values = kept(len).unwrap_or_default();
+    if cfg!(debug_assertions) {
+        values.clear();
+        values.resize(len, E::POISON);
+        return values;
+    }
+    if values.capacity() == 0 {
+        // Zeroed by the system, and not before it is written.
+        return vec![E::default(); len];
+    }
+    values.resize(len, E::default());
+    values
+}
+
+/// A kept buffer of at least `len` values and not much more; else makes room for a new one.
+fn kept<E: Reused>(len: usize) -> Option<Vec<E>> {
+    let bytes = len * size_of::<E>();
+    if bytes < SMALL {
+        return None;
+    }
+    let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let fits = len..=len + len / 8;
+    let best = (all.iter_mut().enumerate())
+        .filter_map(|(i, kept)| Some((E::of_kept(kept)?.capacity(), i)))
+        .filter(|(capacity, _)| fits.contains(capacity))
+        .min();
+    if let Some((_, i)) = best {
+        return E::of_kept(&mut all.remove(i)).map(std::mem::take);
+    }
+    let mut freed = 0;
+    let mut count = 0;
+    while count < all.len() && freed < bytes {
+        freed += all[count].bytes();
+        count += 1;
+    }
+    all.drain(..count);
+    None
+}
+
+/// Keeps the memory of a buffer for the next that is asked for.
+pub(super) fn keep<E: Reused>(values: Vec<E>) {
+    if values.capacity() * size_of::<E>() >= SMALL {
+        let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(E::into_kept(values));
+    }
+}
+
+/// Gives back to the system what is kept for tensors to come.
+pub fn release_buffers() {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test: what is kept is common to all threads, and other tests make tensors.
+    #[test]
+    fn buffers_have_the_length_asked_for_and_are_apart() {
+        for len in [0, 1, SMALL / 4, SMALL, 3 * SMALL] {
+            let (mut a, mut b) = (buffer::<f32>(len), buffer::<f32>(len));
+            a.fill(1.0);
+            b.fill(2.0);
+            assert!(a.len() == len && b.len() == len);
+            assert!(a.iter().all(|v| *v == 1.0));
+            keep(a);
+            keep(b);
+            let shorter = buffer::<f32>(len - len / 16);
+            assert_eq!(shorter.len(), len - len / 16);
+            assert!(shorter.capacity() <= len + len / 8);
+            assert_eq!(buffer::<bf16>(len).len(), len);
+        }
+        release_buffers();
+    }
+}
