@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::ops::{self, Activation, Geglu, Linear, Norm};
+use crate::profile::scope;
 use crate::tensor::Tensor;
 use crate::weights::Loader;
 
@@ -41,6 +42,15 @@ impl BasicTransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
+        let x = scope("attn1", || self.attend_to_image(x));
+        let x = scope("attn2", || self.attend_to_text(&x, context));
+        scope("ff", || {
+            let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
+            ops::linear(&hidden, &self.ff_out, Activation::None, Some(&x))
+        })
+    }
+
+    fn attend_to_image(&self, x: &Tensor) -> Tensor {
         let none = Activation::None;
         let qkv = ops::linear(
             &ops::layer_norm(x, &self.norm1),
@@ -50,20 +60,20 @@ impl BasicTransformerBlock {
         );
         let seen = ops::self_attention(&qkv, self.heads, false);
         drop(qkv);
-        let x = ops::linear(&seen, &self.attn1_to_out, none, Some(x));
+        ops::linear(&seen, &self.attn1_to_out, none, Some(x))
+    }
 
+    fn attend_to_text(&self, x: &Tensor, context: &Tensor) -> Tensor {
+        let none = Activation::None;
         let q = ops::linear(
-            &ops::layer_norm(&x, &self.norm2),
+            &ops::layer_norm(x, &self.norm2),
             &self.attn2_to_q,
             none,
             None,
         );
         let kv = ops::linear(context, &self.attn2_kv, none, None);
         let seen = ops::cross_attention(&q, &kv, self.heads);
-        let x = ops::linear(&seen, &self.attn2_to_out, none, Some(&x));
-
-        let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
-        ops::linear(&hidden, &self.ff_out, none, Some(&x))
+        ops::linear(&seen, &self.attn2_to_out, none, Some(x))
     }
 }
 
@@ -103,8 +113,10 @@ impl Transformer2D {
         let tokens = vec![x.dim(0), x.dim(1) * x.dim(2), x.channels()];
         let normed = ops::group_norm(x, &self.norm, false).reshape(tokens);
         let mut hidden = ops::linear(&normed, &self.proj_in, Activation::None, None);
-        for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, context);
+        for (i, block) in self.transformer_blocks.iter().enumerate() {
+            hidden = scope(format_args!("transformer_blocks.{i}"), || {
+                block.forward(&hidden, context)
+            });
         }
         let x_tokens = x.reshape(hidden.shape().to_vec());
         ops::linear(&hidden, &self.proj_out, Activation::None, Some(&x_tokens))

@@ -12,6 +12,7 @@ use super::{Event, Output, Pipeline, proceed, start};
 use crate::error::Result;
 use crate::image::{Picture, Pixels};
 use crate::inputs::Inputs;
+use crate::profile;
 use crate::request::Request;
 
 /// Makes the pictures of a resolved request (see [`super::resolve`]).
@@ -51,13 +52,10 @@ pub fn run(
                 said.push(text);
             }
         };
-        let prompts = encode(
-            model,
-            request,
-            inputs.embeds.as_ref(),
-            course.steps,
-            &mut warn,
-        )?;
+        let prompts = profile::scope("text_encoders", || {
+            let embeds = inputs.embeds.as_ref();
+            encode(model, request, embeds, course.steps, &mut warn)
+        })?;
         let mut begun = match work.take() {
             None => start::first(model, request, inputs, canvas.as_ref(), stage, &mut noise)?,
             Some(work) => start::next(model, last, request, stage, work, &mut noise)?,

@@ -8,6 +8,7 @@ use super::guidance::{compose, guide};
 use crate::latents::Latents;
 use crate::memory;
 use crate::model::unet::UNetConditioning;
+use crate::profile;
 use crate::request::{Request, Size};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
@@ -141,7 +142,8 @@ impl<'a> Rows<'a> {
             time_ids: Tensor::from_f32(vec![batch, self.ids.positive.len()], ids),
         };
         let x = Tensor::from_f32(vec![batch, height, width, channels], values);
-        let mut out = unet.forward(&x, timestep, &conditioning).to_f32_vec();
+        let mut out =
+            profile::scope("unet", || unet.forward(&x, timestep, &conditioning)).to_f32_vec();
         if sides.len() == 2 {
             let size = out.len() / batch;
             let mut cond = out.split_off(group.len() * size);

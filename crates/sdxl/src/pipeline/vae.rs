@@ -4,6 +4,7 @@ use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
 use crate::memory;
+use crate::profile::scope;
 use crate::request::{Request, Tiling};
 use crate::tensor::Tensor;
 use crate::watermark;
@@ -38,10 +39,14 @@ pub fn decode(
     let x = Tensor::from_f32(vec![count, height, width, channels], unscaled);
     let decoded: Vec<Tensor> = if tiled(pipeline, request, [height, width], count) {
         (0..count)
-            .map(|i| pipeline.vae.decode_tiled(&x.narrow_batch(i, 1)))
+            .map(|i| {
+                scope("vae.decoder", || {
+                    pipeline.vae.decode_tiled(&x.narrow_batch(i, 1))
+                })
+            })
             .collect()
     } else {
-        vec![pipeline.vae.decode(&x)]
+        vec![scope("vae.decoder", || pipeline.vae.decode(&x))]
     };
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
@@ -88,11 +93,10 @@ impl Posterior {
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
             let x = Tensor::from_f32(vec![1, 8 * height, 8 * width, 3], picture.clone());
-            let moments = if tiled {
-                pipeline.vae.encode_tiled(&x)
-            } else {
-                pipeline.vae.encode(&x)
-            };
+            let moments = scope("vae.encoder", || match tiled {
+                true => pipeline.vae.encode_tiled(&x),
+                false => pipeline.vae.encode(&x),
+            });
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
                     return Err(Error::Machine(format!(

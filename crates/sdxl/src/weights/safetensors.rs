@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use sdxl_kernels::Weights;
 
 use super::lora::{self, Updates};
-use super::to_f32;
+use super::{random, to_f32};
 use crate::error::{Error, Result};
 
 /// One tensor of a file, as stored.
@@ -29,6 +29,18 @@ pub struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// One of a set of random weights.
+    pub(super) fn random(shape: &[usize]) -> StoredTensor {
+        StoredTensor {
+            file: 0,
+            dtype: Dtype::BF16,
+            shape: shape.to_vec(),
+            start: 0,
+            end: 0,
+            transposed: false,
+        }
+    }
+
     /// The shape as stored (torch's axis order).
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -104,6 +116,9 @@ pub struct TensorSet {
     tensors: HashMap<String, StoredTensor>,
     /// Changes to add to what is read.
     updates: Option<Arc<Updates>>,
+    /// Whether values are made up instead of read: there are no files then, and tensors have
+    /// the shapes they are asked for.
+    random: bool,
 }
 
 impl TensorSet {
@@ -114,11 +129,35 @@ impl TensorSet {
             files: Vec::new(),
             tensors: HashMap::new(),
             updates: None,
+            random: false,
         };
         for path in paths {
             set.add(path)?;
         }
         Ok(set)
+    }
+
+    /// The set that has every tensor of SDXL base, with values from [`super::random`].
+    pub fn random() -> Self {
+        TensorSet {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+            updates: None,
+            random: true,
+        }
+    }
+
+    /// Whether this is [`Self::random`].
+    pub(super) fn is_random(&self) -> bool {
+        self.random
+    }
+
+    /// Whether a tensor of this name can be read.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self.random {
+            true => random::exists(name),
+            false => self.tensors.contains_key(name),
+        }
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
@@ -177,6 +216,7 @@ impl TensorSet {
             files: self.files.clone(),
             tensors,
             updates: None,
+            random: false,
         }
     }
 
@@ -261,6 +301,10 @@ impl TensorSet {
         tensor: &StoredTensor,
         use_values: impl FnOnce(Weights<'_>) -> R,
     ) -> Result<R> {
+        if self.random {
+            let values = random::values(name, tensor.shape());
+            return Ok(use_values(Weights::Bf16(&values)));
+        }
         let file = &self.files[tensor.file];
         let bytes = self.bytes(tensor);
         // A header may leave values unaligned; those are copied first.
