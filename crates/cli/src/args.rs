@@ -137,6 +137,12 @@ impl Numbers {
 /// `sdxl generate`
 #[derive(Args)]
 pub struct GenerateArgs {
+    /// Show on standard error where the time went, by operator and by layer
+    #[arg(long, help_heading = "Output")]
+    pub profile: bool,
+    /// Draw where the time went
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub svg: Option<PathBuf>,
     /// What the picture shows; several prompts make several pictures
     #[arg(required_unless_present_any = ["recipe", "prompt_embeds"])]
     pub prompt: Vec<String>,

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::ArgMatches;
 use sdxl::image::Format;
 use sdxl::pipeline;
+use sdxl::profile;
 use sdxl::recipe::{self, FileHash, Recipe};
 use sdxl::request::aspect;
 use sdxl::{Event, Inputs, Request, Tiling, latents_file};
@@ -15,6 +16,7 @@ use sdxl::{Event, Inputs, Request, Tiling, latents_file};
 use crate::args::{self, GenerateArgs};
 use crate::model::Chosen;
 use crate::output::{self, Destination};
+use crate::profile_report;
 use crate::progress::Progress;
 use crate::usage;
 
@@ -78,6 +80,10 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
     }
 
+    if let Some(path) = &own.svg {
+        output::check_file(path, args.overwrite)?;
+    }
+
     let mut progress = Progress::new(evaluations);
     if let Some(notice) = chosen.notice {
         progress.say(notice);
@@ -118,7 +124,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     };
     progress.begin("loading");
     let pipeline = chosen.pipeline(false)?;
-    let result = pipeline.generate_from(&request, &inputs, &mut |event| {
+    let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
         }
@@ -127,7 +133,14 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
-    });
+    };
+    let mut generate = || pipeline.generate_from(&request, &inputs, &mut observe);
+    let (result, profile) = if own.profile || own.svg.is_some() {
+        let (result, profile) = profile::record(generate);
+        (result, Some(profile))
+    } else {
+        (generate(), None)
+    };
     let made = match result {
         Ok(made) => made,
         Err(error) => {
@@ -208,6 +221,13 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     if let Some(path) = &own.output_latents {
         let bytes = latents_file::to_bytes(&made.latents)?;
         output::write_file(path, &bytes, args.overwrite)?;
+    }
+    if let (Some(profile), Some(path)) = (&profile, &own.svg) {
+        let svg = profile_report::svg(profile);
+        output::write_file(path, svg.as_bytes(), args.overwrite)?;
+    }
+    if let (Some(profile), true) = (&profile, own.profile) {
+        err!("{}", profile_report::tables(profile).trim_end());
     }
     if args.json {
         let object = serde_json::json!({

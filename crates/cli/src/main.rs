@@ -25,12 +25,14 @@ macro_rules! err {
 
 mod args;
 mod aspects;
+mod bench;
 mod generate;
 mod info;
 mod model;
 mod models;
 mod output;
 mod plot;
+mod profile_report;
 mod progress;
 mod prompt;
 mod pulling;
@@ -69,6 +71,8 @@ enum Command {
     Info(info::InfoArgs),
     /// Look for the invisible watermark, or put it into a picture
     Watermark(watermark::WatermarkArgs),
+    /// Time the networks on this machine, without a checkpoint
+    Bench(bench::BenchArgs),
     /// Checkpoints on this machine
     Models(models::ModelsArgs),
 }
@@ -119,6 +123,7 @@ fn main() -> ExitCode {
         (Command::Aspects(args), _) => (args.json, aspects::run(args)),
         (Command::Info(args), _) => (args.json, info::run(args)),
         (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
+        (Command::Bench(args), _) => (args.json, bench::run(args)),
         (Command::Models(args), _) => (args.wants_json(), models::run(args)),
         (Command::Generate(_) | Command::Plot(_), None) => (false, Err(usage("no arguments"))),
     };

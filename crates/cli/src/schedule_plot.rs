@@ -278,7 +278,7 @@ fn decimal(value: f64, power: i32) -> String {
 }
 
 /// Text as XML wants it.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

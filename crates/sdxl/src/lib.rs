@@ -26,6 +26,7 @@ pub mod model;
 pub mod noise;
 pub mod ops;
 pub mod pipeline;
+pub mod profile;
 pub mod prompt;
 pub mod recipe;
 pub mod request;

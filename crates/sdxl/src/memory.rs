@@ -24,6 +24,14 @@ pub fn available() -> Option<u64> {
     Some(limit.map_or(kib * 1024, |l| l.min(kib * 1024)))
 }
 
+/// The most memory that this process has had at once. `None` where the system does not say.
+pub fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// Bytes of a checkpoint's weights once they are packed.
 pub fn of_weights(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
     let parts = Part::ALL.into_iter().filter(|part| checkpoint.has(*part));

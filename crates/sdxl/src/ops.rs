@@ -13,6 +13,7 @@ use sdxl_kernels::{
 
 pub use sdxl_kernels::Activation;
 
+use crate::profile;
 use crate::tensor::{Buffer, DType, Reused, Tensor, buffer};
 
 /// A fully connected layer: `[n_out, k_in]` weights and an optional bias.
@@ -88,6 +89,29 @@ macro_rules! by_type {
     };
 }
 
+/// Rows and channels, as a profile shows them.
+struct Sizes<'a>(&'a Tensor);
+
+impl std::fmt::Display for Sizes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.0.rows(), self.0.channels())
+    }
+}
+
+/// An attention of `q` to so many `keys`, as a profile counts it: every pair of tokens, seen or not.
+fn attend(
+    name: &'static str,
+    channels: usize,
+    heads: usize,
+    q: &Tensor,
+    keys: usize,
+    run: impl FnOnce() -> Tensor,
+) -> Tensor {
+    let (batch, queries, head) = (q.dim(0), q.dim(1), channels / heads);
+    let shape = format_args!("{batch}x{heads} {queries}x{keys}x{head}");
+    profile::operator(name, shape, 4 * batch * queries * keys * channels, run)
+}
+
 fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -98,7 +122,11 @@ fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
 
 /// `act(x · Wᵀ + bias) + residual` over the last axis: `[.., k]` to `[.., n]`.
 pub fn linear(x: &Tensor, w: &Linear, act: Activation, residual: Option<&Tensor>) -> Tensor {
-    by_type!(x, linear_typed(x, w, act, residual))
+    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let shape = format_args!("{rows}x{k}x{n}");
+    profile::operator("linear", shape, 2 * rows * k * n, || {
+        by_type!(x, linear_typed(x, w, act, residual))
+    })
 }
 
 fn linear_typed<E: Typed>(
@@ -124,7 +152,11 @@ fn linear_typed<E: Typed>(
 /// GEGLU (Shazeer 2020): `hidden · gelu(gate)` of a linear layer of width
 /// `2·inner`, `[.., k]` to `[.., inner]`.
 pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
-    by_type!(x, geglu_typed(x, w))
+    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let shape = format_args!("{rows}x{k}x{n}");
+    profile::operator("geglu", shape, 2 * rows * k * n, || {
+        by_type!(x, geglu_typed(x, w))
+    })
 }
 
 fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu) -> Tensor {
@@ -149,7 +181,21 @@ pub struct ConvExtras<'a> {
 
 /// Convolution of `[B, H, W, c_in]` to `[B, Ho, Wo, c_out]`.
 pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
-    by_type!(x, conv2d_typed(x, w, extras))
+    let (kernel, c_in, c_out) = (w.kernel, w.weight.c_in(), w.weight.c_out());
+    // Counted as the definition has it, with the taps on the zeros around and on repeated pixels.
+    let (height, width) = extras.upsample_to.unwrap_or((x.dim(1), x.dim(2)));
+    let [top, left, bottom, right] = w.padding;
+    let size = |n: usize, padding: usize| (n + padding - kernel) / w.stride + 1;
+    let (height, width) = (size(height, top + bottom), size(width, left + right));
+    let pixels = x.dim(0) * height * width;
+    let shape = format_args!(
+        "{}x{height}x{width} {kernel}x{kernel} {c_in}-{c_out}",
+        x.dim(0)
+    );
+    let flop = 2 * pixels * kernel * kernel * c_in * c_out;
+    profile::operator("conv2d", shape, flop, || {
+        by_type!(x, conv2d_typed(x, w, extras))
+    })
 }
 
 fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
@@ -209,7 +255,9 @@ fn enlarge<E: Typed>(x: &Tensor, height: usize, width: usize) -> Tensor {
 
 /// Group norm (Wu & He 2018) of `[B, .., C]`, followed by SiLU where asked.
 pub fn group_norm(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
-    by_type!(x, group_norm_typed(x, norm, silu))
+    profile::operator("group_norm", Sizes(x), 0, || {
+        by_type!(x, group_norm_typed(x, norm, silu))
+    })
 }
 
 fn group_norm_typed<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
@@ -233,7 +281,9 @@ fn group_norm_typed<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
 
 /// Layer norm over the last axis.
 pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
-    by_type!(x, layer_norm_typed(x, norm))
+    profile::operator("layer_norm", Sizes(x), 0, || {
+        by_type!(x, layer_norm_typed(x, norm))
+    })
 }
 
 fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
@@ -254,13 +304,27 @@ fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
 /// side: `[B, N, 3·C]` to `[B, N, C]`, `heads` heads of size `C / heads`.
 /// With `causal`, a token sees only itself and what comes before it.
 pub fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Tensor {
-    by_type!(qkv, self_attention_typed(qkv, heads, causal, None))
+    attend(
+        "self_attention",
+        qkv.channels() / 3,
+        heads,
+        qkv,
+        qkv.dim(1),
+        || by_type!(qkv, self_attention_typed(qkv, heads, causal, None)),
+    )
 }
 
 /// Causal [`self_attention`] that hides tokens from all others and from themselves:
 /// those that are false in `seen` `[B·N]`.
 pub fn masked_self_attention(qkv: &Tensor, heads: usize, seen: &[bool]) -> Tensor {
-    by_type!(qkv, self_attention_typed(qkv, heads, true, Some(seen)))
+    attend(
+        "self_attention",
+        qkv.channels() / 3,
+        heads,
+        qkv,
+        qkv.dim(1),
+        || by_type!(qkv, self_attention_typed(qkv, heads, true, Some(seen))),
+    )
 }
 
 fn self_attention_typed<E: Typed>(
@@ -294,7 +358,10 @@ fn self_attention_typed<E: Typed>(
 /// Attention of image tokens `q` `[B, N, C]` to text tokens, for each image `[M, 2·C]` of `texts`
 /// (keys and values side by side), to `[B, N, C]`.
 pub fn cross_attention(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
-    by_type!(q, cross_attention_typed(q, texts, heads))
+    let keys = texts.first().map_or(0, |text| text.rows());
+    attend("cross_attention", q.channels(), heads, q, keys, || {
+        by_type!(q, cross_attention_typed(q, texts, heads))
+    })
 }
 
 fn cross_attention_typed<E: Typed>(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
@@ -329,7 +396,7 @@ fn attend_to_text<E: Typed>(q: &[E], text: &Tensor, channels: usize, heads: usiz
 
 /// Element-wise sum of two tensors of one shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
-    by_type!(a, add_typed(a, b))
+    profile::operator("add", Sizes(a), 0, || by_type!(a, add_typed(a, b)))
 }
 
 fn add_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
@@ -340,7 +407,7 @@ fn add_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
 
 /// `x · sigmoid(x)`, element-wise.
 pub fn silu(x: &Tensor) -> Tensor {
-    by_type!(x, silu_typed(x))
+    profile::operator("silu", Sizes(x), 0, || by_type!(x, silu_typed(x)))
 }
 
 fn silu_typed<E: Typed>(x: &Tensor) -> Tensor {
@@ -351,7 +418,10 @@ fn silu_typed<E: Typed>(x: &Tensor) -> Tensor {
 
 /// Joins two tensors that differ in the last axis only, along that axis.
 pub fn cat_channels(a: &Tensor, b: &Tensor) -> Tensor {
-    by_type!(a, cat_channels_typed(a, b))
+    let shape = format_args!("{}x({}+{})", a.rows(), a.channels(), b.channels());
+    profile::operator("cat_channels", shape, 0, || {
+        by_type!(a, cat_channels_typed(a, b))
+    })
 }
 
 fn cat_channels_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {

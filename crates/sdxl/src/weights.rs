@@ -10,6 +10,7 @@ mod infer;
 pub mod inversion;
 pub mod lora;
 pub mod names;
+pub mod random;
 pub mod recognise;
 pub mod replacement;
 pub mod safetensors;
@@ -26,6 +27,7 @@ use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
 use folder::Part;
 use safetensors::{StoredTensor, TensorSet};
+use std::borrow::Cow;
 
 /// In which precision the networks compute. The scheduler, the noise and (where the
 /// checkpoint says `force_upcast`) the VAE always compute in `f32`.
@@ -168,9 +170,7 @@ impl<'a> Loader<'a> {
 
     /// Whether a tensor of this name exists here.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors
-            .get(&format!("{}{name}", self.prefix))
-            .is_some()
+        self.tensors.has(&format!("{}{name}", self.prefix))
     }
 
     fn find(&self, name: &str) -> Result<(String, &'a StoredTensor)> {
@@ -191,10 +191,14 @@ impl<'a> Loader<'a> {
     }
 
     /// The tensor `name`, whose shape must be one of `shapes`.
-    fn checked(&self, name: &str, shapes: &[&[usize]]) -> Result<(String, &'a StoredTensor)> {
+    fn checked(&self, name: &str, shapes: &[&[usize]]) -> Result<(String, Cow<'a, StoredTensor>)> {
+        if self.tensors.is_random() {
+            let full = format!("{}{name}", self.prefix);
+            return Ok((full, Cow::Owned(StoredTensor::random(shapes[0]))));
+        }
         let (full, tensor) = self.find(name)?;
         if shapes.iter().any(|s| *s == tensor.shape()) {
-            return Ok((full, tensor));
+            return Ok((full, Cow::Borrowed(tensor)));
         }
         Err(Error::file(
             self.tensors.path_of(tensor),
@@ -210,7 +214,7 @@ impl<'a> Loader<'a> {
     /// The values of a one-dimensional tensor (bias, scale, shift), as `f32`.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let (full, tensor) = self.checked(name, &[&[len]])?;
-        self.tensors.read(&full, tensor, to_f32)
+        self.tensors.read(&full, &tensor, to_f32)
     }
 
     fn bias(&self, name: &str, len: usize, present: bool) -> Result<Option<Vec<f32>>> {
@@ -266,7 +270,7 @@ impl<'a> Loader<'a> {
         )?;
         let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[n, k]])?;
         let format = self.precision.weight_format();
-        let weight = self.tensors.read(&full, tensor, |w| {
+        let weight = self.tensors.read(&full, &tensor, |w| {
             PackedMatrix::pack_geglu(w, inner, k, format)
         })?;
         Ok(Geglu { weight, bias })
@@ -295,7 +299,7 @@ impl<'a> Loader<'a> {
         let (full, tensor) =
             self.checked(&format!("{name}.weight"), &[&[c_out, c_in, kernel, kernel]])?;
         let format = self.sensitive().precision.weight_format();
-        let weight = self.tensors.read(&full, tensor, |w| {
+        let weight = self.tensors.read(&full, &tensor, |w| {
             PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
         })?;
         Ok(Conv2d {
@@ -325,7 +329,7 @@ impl<'a> Loader<'a> {
             self.has(&format!("{name}.bias")),
         )?;
         let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[c_out, c_in, 3, 3]])?;
-        let weight = self.tensors.read(&full, tensor, |w| {
+        let weight = self.tensors.read(&full, &tensor, |w| {
             PackedConv::pack_upsampled(w, c_out, c_in, format)
         })?;
         Ok(Some(Conv2d {
@@ -350,7 +354,7 @@ impl<'a> Loader<'a> {
     /// The table `name` of `rows` vectors of length `width`.
     pub fn embedding(&self, name: &str, rows: usize, width: usize) -> Result<Embedding> {
         let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[rows, width]])?;
-        let values = self.tensors.read(&full, tensor, |w| match w {
+        let values = self.tensors.read(&full, &tensor, |w| match w {
             Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
             Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
             Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::ops::{self, Activation, Geglu, Linear, Norm};
+use crate::profile::scope;
 use crate::tensor::Tensor;
 use crate::weights::Loader;
 
@@ -92,10 +93,12 @@ impl BasicTransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
-        let x = self.attend_to_image(x);
-        let x = self.attend_to_text(&x, texts);
-        let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
-        ops::linear(&hidden, &self.ff_out, Activation::None, Some(&x))
+        let x = scope("attn1", || self.attend_to_image(x));
+        let x = scope("attn2", || self.attend_to_text(&x, texts));
+        scope("ff", || {
+            let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
+            ops::linear(&hidden, &self.ff_out, Activation::None, Some(&x))
+        })
     }
 
     fn attend_to_image(&self, x: &Tensor) -> Tensor {
@@ -161,8 +164,10 @@ impl Transformer2D {
         let normed = ops::group_norm(x, &self.norm, false).reshape(tokens);
         let mut hidden = ops::linear(&normed, &self.proj_in, Activation::None, None);
         drop(normed);
-        for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, texts);
+        for (i, block) in self.transformer_blocks.iter().enumerate() {
+            hidden = scope(format_args!("transformer_blocks.{i}"), || {
+                block.forward(&hidden, texts)
+            });
         }
         let x_tokens = x.reshape(hidden.shape().to_vec());
         ops::linear(&hidden, &self.proj_out, Activation::None, Some(&x_tokens))

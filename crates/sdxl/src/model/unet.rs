@@ -10,6 +10,7 @@ use super::embeddings::{TimestepEmbedding, sinusoidal};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
 use crate::error::Result;
 use crate::ops::{self, Conv2d, ConvExtras, Norm};
+use crate::profile::scope;
 use crate::tensor::{DType, Tensor};
 use crate::weights::Loader;
 
@@ -209,7 +210,9 @@ impl UNet {
         pooled: &Tensor,
         time_ids: &Tensor,
     ) -> Tensor {
-        let emb = self.embed(x.dim(0), timestep, pooled, time_ids);
+        let emb = scope("embeddings", || {
+            self.embed(x.dim(0), timestep, pooled, time_ids)
+        });
         self.run(x, emb, texts, &mut |_, _| {})
     }
 
@@ -232,7 +235,9 @@ impl UNet {
             .map(|row| context.narrow_batch(row, 1).reshape(tokens.clone()))
             .map(|text| Arc::new(self.text_keys(&text)))
             .collect();
-        let emb = self.embed(x.dim(0), timestep, pooled, time_ids);
+        let emb = scope("embeddings", || {
+            self.embed(x.dim(0), timestep, pooled, time_ids)
+        });
         self.run(x, emb, &texts, observe)
     }
 
@@ -257,26 +262,36 @@ impl UNet {
         let mut aside = vec![x.clone()];
         for (i, block) in self.down_blocks.iter().enumerate() {
             for (j, resnet) in block.resnets.iter().enumerate() {
-                x = resnet.forward(&x, Some(&emb));
+                x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
+                    resnet.forward(&x, Some(&emb))
+                });
                 if let Some(attention) = block.attentions.get(j) {
-                    x = attention.forward(&x, &context);
+                    x = scope(format_args!("down_blocks.{i}.attentions.{j}"), || {
+                        attention.forward(&x, &context)
+                    });
                 }
                 aside.push(x.clone());
             }
             if let Some(downsampler) = &block.downsampler {
-                x = downsampler.forward(&x);
+                x = scope(format_args!("down_blocks.{i}.downsamplers.0"), || {
+                    downsampler.forward(&x)
+                });
                 aside.push(x.clone());
             }
             observe(&format!("down_blocks.{i}"), &x);
         }
 
         if let Some(mid) = &self.mid_block {
-            x = mid.first.forward(&x, Some(&emb));
-            for (attention, resnet) in &mid.rest {
+            x = scope("mid_block.resnets.0", || mid.first.forward(&x, Some(&emb)));
+            for (j, (attention, resnet)) in mid.rest.iter().enumerate() {
                 if let Some(attention) = attention {
-                    x = attention.forward(&x, &context);
+                    x = scope(format_args!("mid_block.attentions.{j}"), || {
+                        attention.forward(&x, &context)
+                    });
                 }
-                x = resnet.forward(&x, Some(&emb));
+                x = scope(format_args!("mid_block.resnets.{}", j + 1), || {
+                    resnet.forward(&x, Some(&emb))
+                });
             }
             observe("mid_block", &x);
         }
@@ -286,15 +301,21 @@ impl UNet {
                 if let Some(skip) = aside.pop() {
                     x = ops::cat_channels(&x, &skip);
                 }
-                x = resnet.forward(&x, Some(&emb));
+                x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
+                    resnet.forward(&x, Some(&emb))
+                });
                 if let Some(attention) = block.attentions.get(j) {
-                    x = attention.forward(&x, &context);
+                    x = scope(format_args!("up_blocks.{i}.attentions.{j}"), || {
+                        attention.forward(&x, &context)
+                    });
                 }
             }
             if let (Some(upsampler), Some(next)) = (&block.upsampler, aside.last()) {
                 // The size put aside on the way down, not twice the size here: they
                 // differ where a side was odd.
-                x = upsampler.forward(&x, next.dim(1), next.dim(2));
+                x = scope(format_args!("up_blocks.{i}.upsamplers.0"), || {
+                    upsampler.forward(&x, next.dim(1), next.dim(2))
+                });
             }
             observe(&format!("up_blocks.{i}"), &x);
         }

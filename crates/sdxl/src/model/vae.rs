@@ -6,6 +6,7 @@ use super::config::VaeConfig;
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
 use crate::error::Result;
 use crate::ops::{self, Activation, Conv2d, ConvExtras, Linear, Norm};
+use crate::profile::scope;
 use crate::tensor::{DType, Tensor};
 use crate::weights::Loader;
 
@@ -65,11 +66,11 @@ impl MidBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let mut x = self.first.forward(x, None);
+        let mut x = scope("resnets.0", || self.first.forward(x, None));
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x);
+            x = scope("attentions.0", || attention.forward(&x));
         }
-        self.second.forward(&x, None)
+        scope("resnets.1", || self.second.forward(&x, None))
     }
 }
 
@@ -207,13 +208,17 @@ impl Vae {
             x = ops::linear(&x, conv, Activation::None, None);
         }
         x = ops::conv2d(&x, &d.conv_in, ConvExtras::default());
-        x = d.mid_block.forward(&x);
-        for (layers, upsampler) in &d.up_blocks {
-            for layer in layers {
-                x = layer.forward(&x, None);
+        x = scope("mid_block", || d.mid_block.forward(&x));
+        for (i, (layers, upsampler)) in d.up_blocks.iter().enumerate() {
+            for (j, layer) in layers.iter().enumerate() {
+                x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
+                    layer.forward(&x, None)
+                });
             }
             if let Some(upsampler) = upsampler {
-                x = upsampler.forward(&x, 2 * x.dim(1), 2 * x.dim(2));
+                x = scope(format_args!("up_blocks.{i}.upsamplers.0"), || {
+                    upsampler.forward(&x, 2 * x.dim(1), 2 * x.dim(2))
+                });
             }
         }
         x = ops::group_norm(&x, &d.conv_norm_out, true);
@@ -229,15 +234,19 @@ impl Vae {
             &e.conv_in,
             ConvExtras::default(),
         );
-        for (layers, downsampler) in &e.down_blocks {
-            for layer in layers {
-                x = layer.forward(&x, None);
+        for (i, (layers, downsampler)) in e.down_blocks.iter().enumerate() {
+            for (j, layer) in layers.iter().enumerate() {
+                x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
+                    layer.forward(&x, None)
+                });
             }
             if let Some(downsampler) = downsampler {
-                x = downsampler.forward(&x);
+                x = scope(format_args!("down_blocks.{i}.downsamplers.0"), || {
+                    downsampler.forward(&x)
+                });
             }
         }
-        x = e.mid_block.forward(&x);
+        x = scope("mid_block", || e.mid_block.forward(&x));
         x = ops::group_norm(&x, &e.conv_norm_out, true);
         x = ops::conv2d(&x, &e.conv_out, ConvExtras::default());
         if let Some(conv) = &e.quant_conv {

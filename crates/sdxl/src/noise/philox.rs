@@ -72,6 +72,11 @@ fn philox(seed: u64, counter: u64, subsequence: u64) -> [u32; 4] {
     c
 }
 
+/// Sixteen bytes of the stream that a `seed` has for block `block`, for [`super::roughly_normal`].
+pub(super) fn bytes(seed: u64, block: u64) -> [u32; 4] {
+    philox(seed, block, 0)
+}
+
 /// The Box-Muller transform as cuRAND does it: sine first.
 fn normals([x, y, z, w]: [u32; 4]) -> [f32; 4] {
     let pair = |x: u32, y: u32| {

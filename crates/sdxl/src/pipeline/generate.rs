@@ -13,6 +13,7 @@ use super::{Event, Output, Pipeline, proceed, start};
 use crate::error::Result;
 use crate::image::{Picture, Pixels};
 use crate::inputs::Inputs;
+use crate::profile;
 use crate::request::Request;
 use crate::tensor::release_buffers;
 
@@ -60,8 +61,10 @@ pub fn run(
                 said.push(text);
             }
         };
-        let embeds = inputs.embeds.as_ref();
-        conditioning::encode(model, request, embeds, course.steps, &mut warn)
+        profile::scope("text_encoders", || {
+            let embeds = inputs.embeds.as_ref();
+            conditioning::encode(model, request, embeds, course.steps, &mut warn)
+        })
     };
     // Where memory is to be spared, the text encoders go before the UNet comes.
     let mut encoded: VecDeque<Vec<PromptPair>> = VecDeque::new();

@@ -11,6 +11,7 @@ use crate::latents::Latents;
 use crate::memory;
 use crate::model::attention::TextKeys;
 use crate::model::unet::UNet;
+use crate::profile;
 use crate::request::{Request, Size};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
@@ -168,10 +169,10 @@ impl<'a> Rows<'a> {
         let pooled = Tensor::from_f32(vec![batch, text[0].pooled.len()], pooled);
         let ids = Tensor::from_f32(vec![batch, self.ids.positive.len()], ids);
         let x = Tensor::from_f32(vec![batch, height, width, channels], values);
-        let unet = self.unet;
-        let mut out = unet
-            .forward_with(&x, timestep, &keys, &pooled, &ids)
-            .to_f32_vec();
+        let mut out = profile::scope("unet", || {
+            self.unet.forward_with(&x, timestep, &keys, &pooled, &ids)
+        })
+        .to_f32_vec();
         if sides.len() == 2 {
             let size = out.len() / batch;
             let mut cond = out.split_off(group.len() * size);

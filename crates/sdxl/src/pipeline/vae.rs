@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::latents::Latents;
 use crate::memory;
 use crate::model::vae::Vae;
+use crate::profile::scope;
 use crate::request::{Request, Tiling};
 use crate::tensor::Tensor;
 use crate::watermark;
@@ -40,10 +41,10 @@ pub fn decode(
     let x = Tensor::from_f32(vec![count, height, width, channels], unscaled);
     let decoded: Vec<Tensor> = if tiled {
         (0..count)
-            .map(|i| vae.decode_tiled(&x.narrow_batch(i, 1)))
+            .map(|i| scope("vae.decoder", || vae.decode_tiled(&x.narrow_batch(i, 1))))
             .collect()
     } else {
-        vec![vae.decode(&x)]
+        vec![scope("vae.decoder", || vae.decode(&x))]
     };
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
@@ -91,11 +92,10 @@ impl Posterior {
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
             let x = Tensor::from_f32(vec![1, 8 * height, 8 * width, 3], picture.clone());
-            let moments = if tiled {
-                vae.encode_tiled(&x)
-            } else {
-                vae.encode(&x)
-            };
+            let moments = scope("vae.encoder", || match tiled {
+                true => vae.encode_tiled(&x),
+                false => vae.encode(&x),
+            });
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
                     return Err(Error::Machine(format!(

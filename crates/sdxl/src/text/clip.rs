@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::model::config::ClipConfig;
 use crate::ops::{self, Activation, Linear, Norm};
+use crate::profile::scope;
 use crate::tensor::{DType, Tensor};
 use crate::weights::{Embedding, Loader};
 
@@ -172,7 +173,7 @@ impl ClipTextModel {
             take
         };
         for (i, layer) in self.layers[..run].iter().enumerate() {
-            x = self.layer(layer, &x, seen);
+            x = scope(format_args!("layers.{i}"), || self.layer(layer, &x, seen));
             if i + 1 == take {
                 hidden = x.clone();
             }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::clip::ClipTextModel;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::profile::scope;
 use crate::weights::folder::{Part, TextParts};
 use crate::weights::{Loader, Precision};
 
@@ -23,6 +24,8 @@ pub struct Sequence {
 
 /// A text encoder with its tokenizer.
 pub struct Encoder {
+    /// Its folder's name, for profiles.
+    name: &'static str,
     tokenizer: Tokenizer,
     model: ClipTextModel,
     /// States of the empty text, by the number of layers skipped.
@@ -71,6 +74,7 @@ impl Encoder {
         let rows: Vec<f32> = words.flat_map(|word| word.rows(part)).copied().collect();
         let model = model.with_inversions(tokenizer.vocab_size(), rows);
         Ok(Encoder {
+            name: part.folder(),
             tokenizer,
             model,
             empty: Mutex::default(),
@@ -99,15 +103,15 @@ impl Encoder {
         let mut states = Vec::with_capacity(sequences.len());
         for batch in sequences.chunks(BATCH) {
             let ids: Vec<Vec<u32>> = batch.iter().map(|s| s.ids.clone()).collect();
-            let hidden = if batch.iter().all(|s| s.seen.is_none()) {
-                self.model.forward(&ids, skip).hidden
-            } else {
-                let seen: Vec<bool> = (batch.iter())
+            let seen = (batch.iter().any(|s| s.seen.is_some())).then(|| -> Vec<bool> {
+                (batch.iter())
                     .flat_map(|s| s.seen.clone().unwrap_or_else(|| vec![true; s.ids.len()]))
-                    .collect();
-                self.model.forward_masked(&ids, Some(&seen), skip).hidden
-            };
-            let values = hidden.to_f32_vec();
+                    .collect()
+            });
+            let output = scope(self.name, || {
+                self.model.forward_masked(&ids, seen.as_deref(), skip)
+            });
+            let values = output.hidden.to_f32_vec();
             let one = values.len() / batch.len();
             states.extend(values.chunks_exact(one).map(<[f32]>::to_vec));
         }
@@ -134,7 +138,7 @@ impl Encoder {
     /// projection.
     pub fn pooled(&self, ids: Vec<u32>) -> Vec<f32> {
         self.runs.fetch_add(1, Ordering::Relaxed);
-        let pooled = self.model.forward(&[ids], 1).pooled;
+        let pooled = scope(self.name, || self.model.forward(&[ids], 1)).pooled;
         pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
     }
 
@@ -142,14 +146,15 @@ impl Encoder {
     /// the reference takes it at the last of their tokens.
     pub fn pooled_at_end(&self, ids: Vec<u32>) -> Vec<f32> {
         self.runs.fetch_add(1, Ordering::Relaxed);
-        let pooled = self.model.forward_to(ids, 1, self.tokenizer.eos()).pooled;
+        let end = self.tokenizer.eos();
+        let pooled = scope(self.name, || self.model.forward_to(ids, 1, end)).pooled;
         pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
     }
 
     /// States and pooled vector of one sequence at once.
     pub fn states_and_pooled(&self, ids: Vec<u32>, skip: usize) -> (Vec<f32>, Vec<f32>) {
         self.runs.fetch_add(1, Ordering::Relaxed);
-        let output = self.model.forward(&[ids], skip);
+        let output = scope(self.name, || self.model.forward(&[ids], skip));
         let pooled = output.pooled.map(|p| p.to_f32_vec()).unwrap_or_default();
         (output.hidden.to_f32_vec(), pooled)
     }

@@ -240,10 +240,31 @@ impl Checkpoint {
         Self::build(files, &index, configs)
     }
 
-    fn of_single_file(mut files: Files) -> Result<Self> {
+    /// SDXL base 1.0 with random weights in the place of its own, see [`super::random`].
+    ///
+    /// # Errors
+    /// None.
+    pub fn with_random_weights() -> Result<Self> {
+        let files = Files {
+            root: super::random::NAME.into(),
+            variant: None,
+            single: None,
+            vae: None,
+            unet: None,
+            inversions: Arc::default(),
+            adapters: Arc::default(),
+        };
+        Self::of_parts(files, SingleFile::random())
+    }
+
+    fn of_single_file(files: Files) -> Result<Self> {
+        refuse_pickle(&files.root)?;
+        let single = SingleFile::open(&files.root)?;
+        Self::of_parts(files, single)
+    }
+
+    fn of_parts(mut files: Files, single: SingleFile) -> Result<Self> {
         let root = files.root.clone();
-        refuse_pickle(&root)?;
-        let single = SingleFile::open(&root)?;
         let has = |part: Part| single.tensors(part).is_some();
         for part in Part::ALL {
             let needed = match part {

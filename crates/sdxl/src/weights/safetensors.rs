@@ -14,7 +14,7 @@ use sdxl_kernels::Weights;
 
 use super::blocks::BlockType;
 use super::lora::{self, Updates};
-use super::{gguf, to_f32};
+use super::{gguf, random, to_f32};
 use crate::error::{Error, Result};
 
 /// How a tensor's values are stored.
@@ -49,6 +49,18 @@ pub struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// One of a set of random weights.
+    pub(super) fn random(shape: &[usize]) -> StoredTensor {
+        StoredTensor {
+            file: 0,
+            element: ElementType::Plain(Dtype::BF16),
+            shape: shape.to_vec(),
+            start: 0,
+            end: 0,
+            transposed: false,
+        }
+    }
+
     /// The shape as stored (torch's axis order).
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -128,6 +140,9 @@ pub struct TensorSet {
     tensors: HashMap<String, StoredTensor>,
     /// Changes to add to what is read.
     updates: Option<Arc<Updates>>,
+    /// Whether values are made up instead of read: there are no files then, and tensors have
+    /// the shapes they are asked for.
+    random: bool,
 }
 
 impl TensorSet {
@@ -138,11 +153,35 @@ impl TensorSet {
             files: Vec::new(),
             tensors: HashMap::new(),
             updates: None,
+            random: false,
         };
         for path in paths {
             set.add(path)?;
         }
         Ok(set)
+    }
+
+    /// The set that has every tensor of SDXL base, with values from [`super::random`].
+    pub fn random() -> Self {
+        TensorSet {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+            updates: None,
+            random: true,
+        }
+    }
+
+    /// Whether this is [`Self::random`].
+    pub(super) fn is_random(&self) -> bool {
+        self.random
+    }
+
+    /// Whether a tensor of this name can be read.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self.random {
+            true => random::exists(name),
+            false => self.tensors.contains_key(name),
+        }
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
@@ -206,6 +245,7 @@ impl TensorSet {
             files: self.files.clone(),
             tensors,
             updates: None,
+            random: false,
         }
     }
 
@@ -290,6 +330,10 @@ impl TensorSet {
         tensor: &StoredTensor,
         use_values: impl FnOnce(Weights<'_>) -> R,
     ) -> Result<R> {
+        if self.random {
+            let values = random::values(name, tensor.shape());
+            return Ok(use_values(Weights::Bf16(&values)));
+        }
         let file = &self.files[tensor.file];
         let bytes = self.bytes(tensor);
         // A header may leave values unaligned; those are copied first.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::folder::{Family, Part};
 use super::infer;
 use super::names::Names;
+use super::random;
 use super::recognise::Kind;
 use super::safetensors::{StoredTensor, TensorSet};
 use crate::error::{Error, Result};
@@ -128,6 +129,18 @@ impl SingleFile {
         }
         self.parts.insert(part.folder(), all.renamed(tensors));
         Ok(())
+    }
+
+    /// SDXL base with random weights: configurations, and tensors that are made when they are
+    /// read.
+    pub(super) fn random() -> SingleFile {
+        let parts = Part::ALL.map(|part| (part.folder(), TensorSet::random()));
+        SingleFile {
+            path: random::NAME.into(),
+            family: Family::Base,
+            parts: parts.into(),
+            configs: random::base_configs(),
+        }
     }
 
     /// Base or refiner.

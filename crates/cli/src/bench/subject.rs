@@ -1,0 +1,178 @@
+//! What is timed: parts of SDXL base with random weights, and something to compute.
+
+use std::ops::ControlFlow;
+
+use anyhow::bail;
+use sdxl::model::unet::{UNet, UNetConditioning};
+use sdxl::model::vae::Vae;
+use sdxl::noise::Generator;
+use sdxl::profile::scope;
+use sdxl::tensor::Tensor;
+use sdxl::text::clip::ClipTextModel;
+use sdxl::weights::Loader;
+use sdxl::{Checkpoint, Inputs, Part, Pipeline, Precision, Request, Rng};
+
+use super::What;
+
+/// Values of SDXL base's weights, part by part.
+const WEIGHTS: [(Part, u64); 4] = [
+    (Part::TextEncoder, 123_060_480),
+    (Part::TextEncoder2, 694_659_840),
+    (Part::UNet, 2_567_463_684),
+    (Part::Vae, 83_653_863),
+];
+
+/// Bytes of the weights that a subject needs.
+pub fn weight_bytes(what: What, precision: Precision) -> u64 {
+    let bytes = |(part, values): &(Part, u64)| match (what, part) {
+        // As its configuration asks for.
+        (What::Generate, Part::Vae) => values * Precision::F32.bytes(),
+        (What::Generate, _)
+        | (What::Unet, Part::UNet)
+        | (What::Vae, Part::Vae)
+        | (What::Text, Part::TextEncoder | Part::TextEncoder2) => values * precision.bytes(),
+        _ => 0,
+    };
+    WEIGHTS.iter().map(bytes).sum()
+}
+
+/// Something loaded, with its inputs.
+pub enum Subject {
+    Unet {
+        unet: Box<UNet>,
+        latents: Tensor,
+        conditioning: UNetConditioning,
+    },
+    Vae {
+        vae: Box<Vae>,
+        latents: Tensor,
+    },
+    Text {
+        first: ClipTextModel,
+        second: ClipTextModel,
+        ids: Vec<Vec<u32>>,
+    },
+    Generate {
+        pipeline: Box<Pipeline>,
+        request: Box<Request>,
+    },
+}
+
+impl Subject {
+    /// Pictures of `size` x `size`; `batch` rows, or pictures.
+    pub fn new(
+        what: What,
+        size: usize,
+        batch: usize,
+        steps: usize,
+        precision: Precision,
+    ) -> anyhow::Result<Subject> {
+        let checkpoint = Checkpoint::with_random_weights()?;
+        let side = size / 8;
+        let mut noise = Generator::new(Rng::TorchCpu, 0);
+        let mut normal = |shape: &[usize]| {
+            let values = noise.randn(shape.iter().product());
+            Tensor::from_f32(shape, values)
+        };
+        let path = |part: Part| checkpoint.config_path(part);
+        Ok(match what {
+            What::Unet => {
+                let config = &checkpoint.unet;
+                let tensors = checkpoint.tensors(Part::UNet)?;
+                let loader = Loader::new(&tensors, precision);
+                let ids = [size, size, 0, 0, size, size].map(|n| n as f32);
+                Subject::Unet {
+                    unet: Box::new(UNet::load(config, &path(Part::UNet), &loader)?),
+                    latents: normal(&[batch, side, side, config.in_channels]),
+                    conditioning: UNetConditioning {
+                        context: normal(&[batch, 77, config.cross_attention_dim]),
+                        pooled: normal(&[batch, checkpoint.text_encoder_2.projection_dim]),
+                        time_ids: Tensor::from_f32([batch, ids.len()], ids.repeat(batch)),
+                    },
+                }
+            }
+            What::Vae => {
+                let tensors = checkpoint.tensors(Part::Vae)?;
+                let loader = Loader::new(&tensors, precision);
+                Subject::Vae {
+                    vae: Box::new(Vae::load(&checkpoint.vae, &loader)?),
+                    latents: normal(&[batch, side, side, checkpoint.vae.latent_channels]),
+                }
+            }
+            What::Text => {
+                let Some(config) = &checkpoint.text_encoder else {
+                    bail!("SDXL base without its first text encoder");
+                };
+                let (one, two) = (
+                    checkpoint.tensors(Part::TextEncoder)?,
+                    checkpoint.tensors(Part::TextEncoder2)?,
+                );
+                let second = &checkpoint.text_encoder_2;
+                Subject::Text {
+                    first: ClipTextModel::load(config, &Loader::new(&one, precision), false)?,
+                    second: ClipTextModel::load(second, &Loader::new(&two, precision), true)?,
+                    // Between the tokens of beginning and end some words, then the end again.
+                    ids: (0..batch as u32)
+                        .map(|row| {
+                            let words = (0..20).map(|i| 320 + 97 * i + row);
+                            let mut ids: Vec<u32> = [49406].into_iter().chain(words).collect();
+                            ids.resize(config.max_position_embeddings, 49407);
+                            ids
+                        })
+                        .collect(),
+                }
+            }
+            What::Generate => {
+                let request = Request {
+                    prompt: vec!["a lighthouse at dusk, oil painting".to_string()],
+                    seed: vec![0],
+                    steps,
+                    width: Some(size),
+                    height: Some(size),
+                    num_images: batch,
+                    ..Request::default()
+                };
+                Subject::Generate {
+                    pipeline: Box::new(Pipeline::from_checkpoint(checkpoint, precision)?),
+                    request: Box::new(request),
+                }
+            }
+        })
+    }
+
+    /// Computes once.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let finite = match self {
+            Subject::Unet {
+                unet,
+                latents,
+                conditioning,
+            } => {
+                let out = scope("unet", || unet.forward(latents, 500.0, conditioning));
+                is_finite(&out)
+            }
+            Subject::Vae { vae, latents } => {
+                is_finite(&scope("vae.decoder", || vae.decode(latents)))
+            }
+            Subject::Text { first, second, ids } => {
+                let one = scope("text_encoder", || first.forward(ids, 1));
+                let two = scope("text_encoder_2", || second.forward(ids, 1));
+                is_finite(&one.hidden) && is_finite(&two.hidden)
+            }
+            Subject::Generate { pipeline, request } => {
+                // What is not finite is refused there.
+                let go_on = &mut |_: sdxl::Event<'_>| ControlFlow::Continue(());
+                pipeline.generate_from(request, &Inputs::default(), go_on)?;
+                true
+            }
+        };
+        if !finite {
+            bail!("the numbers left the range of the precision");
+        }
+        Ok(())
+    }
+}
+
+fn is_finite(tensor: &Tensor) -> bool {
+    tensor.to_f32_vec().iter().all(|v| v.is_finite())
+}
