@@ -1,9 +1,11 @@
 //! What is timed: parts of SDXL base with random weights, and something to compute.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use anyhow::bail;
-use sdxl::model::unet::{UNet, UNetConditioning};
+use sdxl::model::attention::TextKeys;
+use sdxl::model::unet::UNet;
 use sdxl::model::vae::Vae;
 use sdxl::noise::Generator;
 use sdxl::profile::scope;
@@ -41,15 +43,18 @@ pub enum Subject {
     Unet {
         unet: Box<UNet>,
         latents: Tensor,
-        conditioning: UNetConditioning,
+        /// What the text's part in the attention is made of: once a run, so not timed.
+        texts: Vec<Arc<TextKeys>>,
+        pooled: Tensor,
+        time_ids: Tensor,
     },
     Vae {
         vae: Box<Vae>,
         latents: Tensor,
     },
     Text {
-        first: ClipTextModel,
-        second: ClipTextModel,
+        first: Box<ClipTextModel>,
+        second: Box<ClipTextModel>,
         ids: Vec<Vec<u32>>,
     },
     Generate {
@@ -81,14 +86,16 @@ impl Subject {
                 let tensors = checkpoint.tensors(Part::UNet)?;
                 let loader = Loader::new(&tensors, precision);
                 let ids = [size, size, 0, 0, size, size].map(|n| n as f32);
+                let unet = Box::new(UNet::load(config, &path(Part::UNet), &loader)?);
                 Subject::Unet {
-                    unet: Box::new(UNet::load(config, &path(Part::UNet), &loader)?),
                     latents: normal(&[batch, side, side, config.in_channels]),
-                    conditioning: UNetConditioning {
-                        context: normal(&[batch, 77, config.cross_attention_dim]),
-                        pooled: normal(&[batch, checkpoint.text_encoder_2.projection_dim]),
-                        time_ids: Tensor::from_f32([batch, ids.len()], ids.repeat(batch)),
-                    },
+                    texts: (0..batch)
+                        .map(|_| normal(&[77, config.cross_attention_dim]))
+                        .map(|text| Arc::new(unet.text_keys(&text)))
+                        .collect(),
+                    pooled: normal(&[batch, checkpoint.text_encoder_2.projection_dim]),
+                    time_ids: Tensor::from_f32([batch, ids.len()], ids.repeat(batch)),
+                    unet,
                 }
             }
             What::Vae => {
@@ -109,8 +116,16 @@ impl Subject {
                 );
                 let second = &checkpoint.text_encoder_2;
                 Subject::Text {
-                    first: ClipTextModel::load(config, &Loader::new(&one, precision), false)?,
-                    second: ClipTextModel::load(second, &Loader::new(&two, precision), true)?,
+                    first: Box::new(ClipTextModel::load(
+                        config,
+                        &Loader::new(&one, precision),
+                        false,
+                    )?),
+                    second: Box::new(ClipTextModel::load(
+                        second,
+                        &Loader::new(&two, precision),
+                        true,
+                    )?),
                     // Between the tokens of beginning and end some words, then the end again.
                     ids: (0..batch as u32)
                         .map(|row| {
@@ -146,9 +161,13 @@ impl Subject {
             Subject::Unet {
                 unet,
                 latents,
-                conditioning,
+                texts,
+                pooled,
+                time_ids,
             } => {
-                let out = scope("unet", || unet.forward(latents, 500.0, conditioning));
+                let out = scope("unet", || {
+                    unet.forward_with(latents, 500.0, texts, pooled, time_ids)
+                });
                 is_finite(&out)
             }
             Subject::Vae { vae, latents } => {

@@ -65,7 +65,7 @@ pub fn operators(precision: Precision) -> anyhow::Result<Errors> {
         ("self_attention", check.self_attention()?),
     ];
     for (name, error) in &each {
-        if !(*error <= bar) {
+        if error.is_nan() || *error > bar {
             bail!(
                 "{name} is wrong in {precision} on this machine: {error:.1e} from its definition, \
                  where {bar:.0e} is allowed; please report this"

@@ -140,7 +140,7 @@ mod tests {
             keep(b);
             let shorter = buffer::<f32>(len - len / 16);
             assert_eq!(shorter.len(), len - len / 16);
-            assert!(shorter.capacity() <= len + len / 8);
+            assert!(len < SMALL || shorter.capacity() <= len + len / 8);
             assert_eq!(buffer::<bf16>(len).len(), len);
         }
         release_buffers();
