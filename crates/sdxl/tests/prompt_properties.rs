@@ -295,14 +295,14 @@ fn time_is_linear_in_length() {
         "{a|",
     ] {
         for language in LANGUAGES {
-            let [short, long] =
-                [4_000, 64_000].map(|length| time(&piece.repeat(length / piece.len()), language));
-            // sixteen times the text; quadratic time would be 256 times
-            let bound = (short * 100).max(Duration::from_millis(200));
-            assert!(
-                long < bound,
-                "{piece:?} in {language:?}: {short:?}, then {long:?}"
-            );
+            let linear = || {
+                let [short, long] = [4_000, 64_000]
+                    .map(|length| time(&piece.repeat(length / piece.len()), language));
+                // sixteen times the text; quadratic time would be 256 times
+                long < (short * 100).max(Duration::from_millis(200))
+            };
+            // A machine that does much else can stop a test anywhere, but not each time.
+            assert!((0..5).any(|_| linear()), "{piece:?} in {language:?}");
         }
     }
 }
