@@ -282,6 +282,18 @@ def make_states() -> None:
     write_text(FOLDER / "cases.json", f'{head}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
+def encoded(encode, made):
+    """The pipeline's `encode_prompt` with what Compel made in the place of texts."""
+    given = {
+        "prompt_embeds": made.embeds,
+        "pooled_prompt_embeds": made.pooled_embeds,
+        "negative_prompt_embeds": made.negative_embeds,
+        "negative_pooled_prompt_embeds": made.negative_pooled_embeds,
+    }
+    texts = dict.fromkeys(("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"))
+    return lambda *_args, **kwargs: encode(**(kwargs | texts | given))
+
+
 def make_runs() -> None:
     pipe = runs.load_pipeline(None)
     compel = CompelForSDXL(pipe)
@@ -290,19 +302,7 @@ def make_runs() -> None:
     for case in RUNS:
         request = case["request"]
         made = compel(request["prompt"], negative_prompt=request.get("negative_prompt"))
-
-        def encoded(*_args, made=made, **kwargs):
-            given = {
-                "prompt_embeds": made.embeds,
-                "pooled_prompt_embeds": made.pooled_embeds,
-                "negative_prompt_embeds": made.negative_embeds,
-                "negative_pooled_prompt_embeds": made.negative_pooled_embeds,
-            }
-            for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
-                kwargs[name] = None
-            return encode(**(kwargs | given))
-
-        pipe.encode_prompt = encoded
+        pipe.encode_prompt = encoded(encode, made)
         tensors = runs.run(pipe, case)
         write_tensors(FOLDER / f"{case['name']}.safetensors", tensors)
         lines.append(json.dumps(case))

@@ -145,17 +145,7 @@ def make_cases() -> None:
         request = dict(case["request"])
         if request.pop("prompt_syntax", "compel") == "compel":
             made = compel(request["prompt"], negative_prompt=request["negative_prompt"])
-
-            def encoded(*_args, made=made, **kwargs):
-                given = {
-                    "prompt_embeds": made.embeds,
-                    "pooled_prompt_embeds": made.pooled_embeds,
-                    "negative_prompt_embeds": made.negative_embeds,
-                    "negative_pooled_prompt_embeds": made.negative_pooled_embeds,
-                }
-                return encode(**(kwargs | dict.fromkeys(("prompt", "negative_prompt")) | given))
-
-            pipe.encode_prompt = encoded
+            pipe.encode_prompt = conditioning.encoded(encode, made)
         keep(case["name"], runs.run(pipe, {"name": case["name"], "request": request})["latents"])
         pipe.encode_prompt = encode
     write_tensors(FOLDER / "states.safetensors", tensors)

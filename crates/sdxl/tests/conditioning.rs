@@ -17,7 +17,7 @@ use sdxl::{
     Inputs, LoadOptions, Pipeline, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request,
 };
 use serde_json::{Value, json};
-use support::{Golden, close_values, copy, golden, relative_l2};
+use support::{Golden, close_values, copy, encode, golden, relative_l2};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-5;
@@ -176,19 +176,6 @@ fn states_and_pooled_vectors_are_compels() {
         }
     }
     println!("worst relative L2 of the states: {worst:.1e}");
-}
-
-/// Encodes a prompt of `request` with the tiny checkpoint.
-fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Conditioning> {
-    let resolved = Prompt::parse(prompt, request.prompt_syntax)
-        .unwrap()
-        .at(0, 1);
-    let input = TextInput {
-        raw: prompt,
-        parts: &resolved.parts,
-    };
-    let options = TextOptions::of(request);
-    text.encode(input, input, &options, &mut |_| {}).unwrap()
 }
 
 #[test]

@@ -4,16 +4,14 @@
 mod support;
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use sdxl::Checkpoint;
 use sdxl::weights::blocks::BlockType;
-use sdxl::weights::folder::{OpenOptions, read_json};
+use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::safetensors::TensorSet;
 use sdxl::weights::{convert, gguf};
-use sdxl::{Checkpoint, Pipeline, Precision, Request};
-use serde_json::Value;
-use support::{Golden, golden};
+use support::{Golden, close_values, golden, latents};
 use tempfile::TempDir;
 
 fn open(unet: &Path) -> sdxl::Result<Checkpoint> {
@@ -22,22 +20,6 @@ fn open(unet: &Path) -> sdxl::Result<Checkpoint> {
         ..OpenOptions::default()
     };
     Checkpoint::open_with(&golden("base"), &options)
-}
-
-fn latents(checkpoint: Checkpoint) -> Vec<f32> {
-    let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
-    let told = &cases["request"];
-    let text = |key: &str| told[key].as_str().unwrap().to_string();
-    let request = Request {
-        prompt: vec![text("prompt")],
-        negative_prompt: vec![text("negative_prompt")],
-        steps: told["steps"].as_u64().unwrap() as usize,
-        seed: vec![told["seed"].as_u64().unwrap()],
-        ..Request::default()
-    };
-    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
-    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
-    made.unwrap().latents.to_nchw()
 }
 
 #[test]
@@ -72,13 +54,7 @@ fn runs_of_diffusers_with_these_unets() {
     let reference = Golden::open("gguf/latents.safetensors");
     for name in ["unet", "reshaped"] {
         let ours = latents(open(&golden(&format!("gguf/{name}.gguf"))).unwrap());
-        let theirs = reference.flat(name);
-        let square = |v: f32| f64::from(v) * f64::from(v);
-        let apart: f64 = ours.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
-        let whole: f64 = theirs.iter().map(|v| square(*v)).sum();
-        let relative = (apart / whole).sqrt();
-        println!("{name}: {relative:.1e}");
-        assert!(relative <= 1e-4, "{name}: {relative:.1e}");
+        close_values(name, &ours, &reference.flat(name), 1e-4);
     }
 }
 

@@ -6,17 +6,15 @@ mod support;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView};
-use sdxl::prompt::Prompt;
-use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
+use sdxl::text::TextEncoders;
 use sdxl::weights::folder::{TextParts, read_json};
 use sdxl::{
     Checkpoint, Event, InversionFile, OpenOptions, Pipeline, Precision, PromptSyntax, Request,
 };
 use serde_json::{Value, json};
-use support::{Golden, close_values, golden};
+use support::{Golden, close_values, encode, golden};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-5;
@@ -54,18 +52,6 @@ fn encoders(embeddings: Vec<InversionFile>) -> TextEncoders {
 
 fn cases() -> Value {
     read_json(&golden("inversion/cases.json")).unwrap()
-}
-
-fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Conditioning> {
-    let resolved = Prompt::parse(prompt, request.prompt_syntax)
-        .unwrap()
-        .at(0, 1);
-    let input = TextInput {
-        raw: prompt,
-        parts: &resolved.parts,
-    };
-    let options = TextOptions::of(request);
-    text.encode(input, input, &options, &mut |_| {}).unwrap()
 }
 
 fn in_syntax(prompt_syntax: PromptSyntax) -> Request {

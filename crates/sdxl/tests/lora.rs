@@ -4,16 +4,15 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use sdxl::Checkpoint;
 use sdxl::weights::folder::{OpenOptions, read_json};
 use sdxl::weights::lora::Lora;
-use sdxl::{Checkpoint, Pipeline, Precision, Request};
 use serde_json::Value;
-use support::{Golden, golden};
+use support::{Golden, golden, latents, relative_l2};
 use tempfile::TempDir;
 
 fn open(root: &Path, loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {
@@ -33,34 +32,6 @@ fn file(name: &str) -> PathBuf {
     golden(&format!("lora/{name}.safetensors"))
 }
 
-/// The final latents of the goldens' request, in torch's order.
-fn latents(checkpoint: Checkpoint) -> Vec<f32> {
-    let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
-    let told = &cases["request"];
-    let text = |key: &str| told[key].as_str().unwrap().to_string();
-    let number = |key: &str| told[key].as_u64().unwrap();
-    let request = Request {
-        prompt: vec![text("prompt")],
-        negative_prompt: vec![text("negative_prompt")],
-        steps: number("steps") as usize,
-        seed: vec![number("seed")],
-        ..Request::default()
-    };
-    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
-    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
-    made.unwrap().latents.to_nchw()
-}
-
-/// Relative L2 distance.
-fn distance(ours: &[f32], reference: &[f32]) -> f64 {
-    assert_eq!(ours.len(), reference.len());
-    let square = |v: f64| v * v;
-    let pairs = ours.iter().zip(reference);
-    let apart: f64 = pairs.map(|(a, b)| square(f64::from(a - b))).sum();
-    let whole: f64 = reference.iter().map(|b| square(f64::from(*b))).sum();
-    (apart / whole).sqrt()
-}
-
 #[test]
 fn runs_of_diffusers_and_peft() {
     let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
@@ -76,7 +47,7 @@ fn runs_of_diffusers_and_peft() {
         let checkpoint = base(&adapters).unwrap();
         let warnings = checkpoint.files().adapters().warnings();
         assert!(warnings.is_empty(), "{name}: {warnings:?}");
-        let apart = distance(&latents(checkpoint), &runs.flat(name));
+        let apart = relative_l2(name, &latents(checkpoint), &runs.flat(name));
         println!("{name}: {apart:.1e}");
         if apart > 1e-4 {
             wrong.push(format!("{name}: {apart:.1e}"));

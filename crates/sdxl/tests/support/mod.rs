@@ -2,11 +2,18 @@
 
 #![allow(dead_code)] // each test binary uses its own part of this module
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use sdxl::prompt::Prompt;
 use sdxl::tensor::Tensor;
+use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
+use sdxl::weights::folder::read_json;
+use sdxl::{Checkpoint, Pipeline, Precision, Request};
+use serde_json::Value;
 
 /// A path below the repository's `golden/`.
 pub fn golden(path: &str) -> PathBuf {
@@ -148,4 +155,35 @@ pub fn relative_l2(what: &str, ours: &[f32], reference: &[f32]) -> f64 {
     let norm: f64 = reference.iter().map(|b| square(f64::from(*b))).sum();
     assert!(norm > 0.0, "{what}: the reference is all zeros");
     (difference / norm).sqrt()
+}
+
+/// Encodes a prompt of `request` with the tiny checkpoint.
+pub fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Conditioning> {
+    let resolved = Prompt::parse(prompt, request.prompt_syntax)
+        .unwrap()
+        .at(0, 1);
+    let input = TextInput {
+        raw: prompt,
+        parts: &resolved.parts,
+    };
+    let options = TextOptions::of(request);
+    text.encode(input, input, &options, &mut |_| {}).unwrap()
+}
+
+/// The final latents of the request of `lora/cases.json`, in torch's order.
+pub fn latents(checkpoint: Checkpoint) -> Vec<f32> {
+    let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
+    let told = &cases["request"];
+    let text = |key: &str| told[key].as_str().unwrap().to_string();
+    let number = |key: &str| told[key].as_u64().unwrap();
+    let request = Request {
+        prompt: vec![text("prompt")],
+        negative_prompt: vec![text("negative_prompt")],
+        steps: number("steps") as usize,
+        seed: vec![number("seed")],
+        ..Request::default()
+    };
+    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
+    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
+    made.unwrap().latents.to_nchw()
 }
