@@ -17,6 +17,8 @@ pub mod safetensors;
 pub mod same;
 pub mod single_file;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use half::{bf16, f16};
@@ -27,7 +29,6 @@ use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
 use folder::Part;
 use safetensors::{StoredTensor, TensorSet};
-use std::borrow::Cow;
 
 /// In which precision the networks compute. The scheduler, the noise and (where the
 /// checkpoint says `force_upcast`) the VAE always compute in `f32`.

@@ -361,6 +361,37 @@ fn markers_change_the_schedule() {
     assert_eq!(both["timestep_spacing"], "trailing");
 }
 
+#[test]
+fn a_unet_that_stands_in_is_read_by_the_same_rules() {
+    let with = |names: &[&str], prediction: &str, dir: &TempDir| {
+        let mut with = layout("base");
+        for name in names {
+            with.insert(name.to_string(), json!({ "shape": [0] }));
+        }
+        let told = json!({ "modelspec.prediction_type": prediction });
+        with.insert("__metadata__".to_string(), told);
+        hollow(&with, dir.path())
+    };
+    let dirs: [TempDir; 4] = std::array::from_fn(|_| TempDir::new().unwrap());
+    let plain = with(&[], "", &dirs[0]);
+    let replaced = |unet: PathBuf| {
+        let options = OpenOptions {
+            unet: Some(unet),
+            ..OpenOptions::default()
+        };
+        Checkpoint::open_with(&plain, &options)
+    };
+    for unet in [with(&["v_pred"], "", &dirs[1]), with(&[], "v", &dirs[2])] {
+        let scheduler = replaced(unet).unwrap().scheduler;
+        assert_eq!(scheduler["prediction_type"], "v_prediction");
+    }
+    let scaled = with(&["scaled_fp8"], "", &dirs[3]);
+    for refused in [Checkpoint::open(&scaled, None), replaced(scaled)] {
+        let error = refused.err().unwrap().to_string();
+        assert!(error.contains("multiplied by factors"), "{error}");
+    }
+}
+
 fn with_vae(root: &Path, vae: &Path) -> sdxl::Result<Checkpoint> {
     let options = OpenOptions {
         vae: Some(vae.to_path_buf()),

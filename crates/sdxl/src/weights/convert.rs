@@ -189,6 +189,10 @@ fn configs(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     for part in [Part::Vae, Part::UNet] {
         if let Some(other) = files.replacement(part) {
             configs.insert(config_key(part), other.config_json().clone());
+            if let Some(scheduler) = other.scheduler() {
+                let key = "scheduler/scheduler_config.json".to_string();
+                configs.insert(key, scheduler.clone().into());
+            }
         }
     }
     Ok(configs)

@@ -298,7 +298,10 @@ impl Checkpoint {
     }
 
     fn build(files: Files, index: &Map<String, Value>, configs: Configs) -> Result<Self> {
-        let asked = files.unet.as_ref().and_then(|unet| unet.scheduler());
+        let asked = files
+            .unet
+            .as_ref()
+            .and_then(|unet| unet.scheduler().cloned());
         let flag = |key: &str| index.get(key).and_then(Value::as_bool);
         let checkpoint = Checkpoint {
             files,

@@ -11,7 +11,9 @@ use super::infer;
 use super::names::Names;
 use super::recognise::Kind;
 use super::safetensors::TensorSet;
-use super::single_file::{config_key, original_unet, original_vae, stored_configs};
+use super::single_file::{
+    config_key, markers, original_unet, original_vae, refuse_scaled, stored_configs,
+};
 use crate::error::{Error, Result};
 use crate::model::config::VaeConfig;
 
@@ -20,8 +22,7 @@ pub struct Replacement {
     path: PathBuf,
     config: Value,
     files: Vec<PathBuf>,
-    v_prediction: bool,
-    zero_snr: bool,
+    scheduler: Option<Map<String, Value>>,
     tensors: TensorSet,
 }
 
@@ -67,8 +68,7 @@ impl Replacement {
             path: path.to_path_buf(),
             config,
             files,
-            v_prediction: false,
-            zero_snr: false,
+            scheduler: None,
             tensors,
         })
     }
@@ -107,7 +107,9 @@ impl Replacement {
                 ),
             ));
         };
+        refuse_scaled(&all, path)?;
         all.check_shapes(|name| name.starts_with(prefix))?;
+        let (v_prediction, zero_snr) = markers(&all);
         let stored = stored_configs(&all, path)?.remove(&config_key(Part::UNet));
         let (tensors, config) = match original_unet(&all, prefix, stored, path) {
             Err(_) if replaced.is_file() => {
@@ -119,8 +121,7 @@ impl Replacement {
             path: path.to_path_buf(),
             config,
             files,
-            v_prediction: all.get("v_pred").is_some(),
-            zero_snr: all.get("ztsnr").is_some(),
+            scheduler: v_prediction.then(|| infer::scheduler(true, zero_snr)),
             tensors: all.renamed(tensors),
         })
     }
@@ -150,8 +151,7 @@ impl Replacement {
             config: read_json(&folder.join("config.json"))?,
             tensors: TensorSet::open(&files)?,
             files,
-            v_prediction: false,
-            zero_snr: false,
+            scheduler: None,
         })
     }
 
@@ -170,8 +170,8 @@ impl Replacement {
     }
 
     /// The scheduler that a UNet asks for which says that it predicts `v`.
-    pub fn scheduler(&self) -> Option<Map<String, Value>> {
-        (self.v_prediction).then(|| infer::scheduler(true, self.zero_snr))
+    pub fn scheduler(&self) -> Option<&Map<String, Value>> {
+        self.scheduler.as_ref()
     }
 
     /// Its configuration as JSON.

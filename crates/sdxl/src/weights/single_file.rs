@@ -69,9 +69,7 @@ impl SingleFile {
             parts: HashMap::new(),
             configs: stored_configs(&all, path)?,
         };
-        let v_prediction = all.get("v_pred").is_some()
-            || (all.metadata("modelspec.prediction_type")).is_some_and(|p| p.starts_with('v'));
-        let zero_snr = all.get("ztsnr").is_some();
+        let (v_prediction, zero_snr) = markers(&all);
         file.default("model_index.json", || {
             Ok(infer::model_index(family == Family::Refiner).into())
         })?;
@@ -201,7 +199,10 @@ pub fn stored_configs(all: &TensorSet, path: &Path) -> Result<Map<String, Value>
 }
 
 /// Some tools store 8-bit weights with a factor for each tensor beside it.
-fn refuse_scaled(all: &TensorSet, path: &Path) -> Result<()> {
+///
+/// # Errors
+/// Such a file.
+pub fn refuse_scaled(all: &TensorSet, path: &Path) -> Result<()> {
     let scaled = all.iter().find(|(name, _)| {
         *name == "scaled_fp8" || name.ends_with(".scale_weight") || name.ends_with(".weight_scale")
     });
@@ -217,6 +218,34 @@ fn refuse_scaled(all: &TensorSet, path: &Path) -> Result<()> {
     }
 }
 
+/// What a file with original names says of its schedule: whether its UNet predicts `v`, and whether
+/// the noise goes up to a signal of zero.
+pub fn markers(all: &TensorSet) -> (bool, bool) {
+    let named = all.metadata("modelspec.prediction_type");
+    let v_prediction = all.get("v_pred").is_some() || named.is_some_and(|p| p.starts_with('v'));
+    (v_prediction, all.get("ztsnr").is_some())
+}
+
+/// A part's configuration, `given` or inferred from the shapes of the tensors that start with
+/// `prefix`: as it is used, and as JSON.
+fn told_or_inferred<T: serde::de::DeserializeOwned>(
+    all: &TensorSet,
+    prefix: &str,
+    given: Option<Value>,
+    part: &str,
+    path: &Path,
+    infer: impl FnOnce(infer::Shapes<'_>, &Path) -> Result<Value>,
+) -> Result<(T, Value)> {
+    let shapes = |name: &str| Some(all.get(&format!("{prefix}{name}"))?.shape().to_vec());
+    let config = match given {
+        Some(config) => config,
+        None => infer(&shapes, path)?,
+    };
+    let parsed = serde_json::from_value(config.clone())
+        .map_err(|e| Error::file(path, format!("its {part}'s config is not as expected: {e}")))?;
+    Ok((parsed, config))
+}
+
 /// The tensors of a UNet with original names that start with `prefix`, and its configuration:
 /// `given`, or what the shapes tell.
 ///
@@ -228,13 +257,8 @@ pub fn original_unet(
     given: Option<Value>,
     path: &Path,
 ) -> Result<(HashMap<String, StoredTensor>, Value)> {
-    let shapes = |name: &str| Some(all.get(&format!("{prefix}{name}"))?.shape().to_vec());
-    let config = match given {
-        Some(config) => config,
-        None => infer::unet(&shapes, path)?,
-    };
-    let parsed: UNetConfig = serde_json::from_value(config.clone())
-        .map_err(|e| Error::file(path, format!("its UNet's config is not as expected: {e}")))?;
+    let (parsed, config): (UNetConfig, Value) =
+        told_or_inferred(all, prefix, given, "UNet", path, infer::unet)?;
     let names = Names::unet(&parsed, path)?;
     let own = (all.iter()).filter_map(|(name, tensor)| {
         Some((names.to_folder(name.strip_prefix(prefix)?)?, tensor.clone()))
@@ -253,13 +277,8 @@ pub fn original_vae(
     given: Option<Value>,
     path: &Path,
 ) -> Result<(HashMap<String, StoredTensor>, Value)> {
-    let shapes = |name: &str| Some(all.get(&format!("{prefix}{name}"))?.shape().to_vec());
-    let config = match given {
-        Some(config) => config,
-        None => infer::vae(&shapes, path)?,
-    };
-    let parsed: VaeConfig = serde_json::from_value(config.clone())
-        .map_err(|e| Error::file(path, format!("its VAE's config is not as expected: {e}")))?;
+    let (parsed, config): (VaeConfig, Value) =
+        told_or_inferred(all, prefix, given, "VAE", path, infer::vae)?;
     let names = Names::vae(&parsed);
     let own = all.iter().filter_map(|(name, tensor)| {
         let name = names.to_folder(name.strip_prefix(prefix)?)?;
