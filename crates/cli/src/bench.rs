@@ -43,7 +43,7 @@ pub struct BenchArgs {
     /// `generate` [default: 2 (a guided picture's) for unet and text, else 1]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
-    /// f32, bf16 or f16 [default: as in a run: f32 for the VAE, else bf16 where the processor
+    /// f32, bf16, f16 or int8 [default: as in a run: f32 for the VAE, else bf16 where the processor
     /// has it]
     #[arg(long)]
     precision: Option<Precision>,

@@ -134,7 +134,15 @@ impl Check<'_> {
     fn conv2d(&self, stride: usize, enlarged: bool) -> anyhow::Result<f64> {
         let (batch, side, c_in, c_out) = (2, 24, 320, 320);
         let name = if enlarged { "conv_enlarged" } else { "conv" };
-        let layer = self.loader.conv2d(name, c_in, c_out, 3, stride, [1; 4])?;
+        let plain = self.loader.conv2d(name, c_in, c_out, 3, stride, [1; 4])?;
+        // As networks have it.
+        let layer = match enlarged {
+            true => self
+                .loader
+                .conv_doubled(name, c_in, c_out)?
+                .unwrap_or(plain),
+            false => plain,
+        };
         let x = self.input(4, &[batch, side, side, c_in]);
         let factor = if enlarged { 2 } else { 1 };
         let extras = ConvExtras {
@@ -249,7 +257,7 @@ mod tests {
 
     #[test]
     fn operators_are_right_in_every_precision() {
-        for precision in ["f32", "bf16", "f16"] {
+        for precision in ["f32", "bf16", "f16", "int8"] {
             let errors = operators(precision.parse().unwrap()).unwrap();
             assert_eq!(errors.each.len(), 7);
             assert!(errors.worst() > 0.0, "nothing was rounded in {precision}");
