@@ -41,8 +41,11 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let is_picture = mark.is_some();
     #[cfg(feature = "c2pa")]
     let credentials = sdxl::image::credentials::Credentials::read(&args.file)?;
+    #[cfg(not(feature = "c2pa"))]
+    let credentials: Option<()> = None;
     let mark = mark.and_then(|p| watermark::detect(&p.data, p.width, p.height));
-    if texts == Texts::default() && !mark.is_some_and(|mark| mark.found()) {
+    let marked = mark.is_some_and(|mark| mark.found());
+    if texts == Texts::default() && !marked && credentials.is_none() {
         return Err(usage(format!(
             "{}: this picture says nothing about how it was made",
             args.file.display()

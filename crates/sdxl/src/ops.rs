@@ -182,38 +182,16 @@ pub struct ConvExtras<'a> {
 /// Convolution of `[B, H, W, c_in]` to `[B, Ho, Wo, c_out]`.
 pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
     let (kernel, c_in, c_out) = (w.kernel, w.weight.c_in(), w.weight.c_out());
-    // Counted as the definition has it, with the taps on the zeros around and on repeated pixels.
-    let (height, width) = extras.upsample_to.unwrap_or((x.dim(1), x.dim(2)));
-    let [top, left, bottom, right] = w.padding;
-    let size = |n: usize, padding: usize| (n + padding - kernel) / w.stride + 1;
-    let (height, width) = (size(height, top + bottom), size(width, left + right));
-    let pixels = x.dim(0) * height * width;
-    let shape = format_args!(
-        "{}x{height}x{width} {kernel}x{kernel} {c_in}-{c_out}",
-        x.dim(0)
-    );
-    let flop = 2 * pixels * kernel * kernel * c_in * c_out;
-    profile::operator("conv2d", shape, flop, || {
-        by_type!(x, conv2d_typed(x, w, extras))
-    })
-}
-
-fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
-    let enlarged;
-    let (mut source, mut upsample) = (x, false);
-    if let Some((height, width)) = extras.upsample_to {
-        if height == 2 * x.dim(1) && width == 2 * x.dim(2) {
-            upsample = true;
-        } else {
-            enlarged = enlarge::<E>(x, height, width);
-            source = &enlarged;
-        }
-    }
+    let own = (x.dim(1), x.dim(2));
+    let size = extras.upsample_to.unwrap_or(own);
+    // The kernel doubles pixels itself; other sizes are made for it.
+    let upsample = extras.upsample_to.is_some() && size == (2 * own.0, 2 * own.1);
+    let (height, width) = if upsample { own } else { size };
     let [pad_top, pad_left, pad_bottom, pad_right] = w.padding;
     let geometry = ConvGeometry {
-        batch: source.dim(0),
-        height: source.dim(1),
-        width: source.dim(2),
+        batch: x.dim(0),
+        height,
+        width,
         stride: w.stride,
         pad_top,
         pad_left,
@@ -221,11 +199,33 @@ fn conv2d_typed<E: Typed>(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Ten
         pad_right,
         upsample,
     };
+    // Counted as the definition has it, with the taps on the zeros around and on repeated pixels.
+    let (height, width) = geometry.output_size(kernel, kernel);
+    let pixels = geometry.batch * height * width;
+    let shape = format_args!(
+        "{}x{height}x{width} {kernel}x{kernel} {c_in}-{c_out}",
+        geometry.batch
+    );
+    let flop = 2 * pixels * kernel * kernel * c_in * c_out;
+    profile::operator("conv2d", shape, flop, || {
+        by_type!(x, conv2d_typed(x, w, extras, &geometry))
+    })
+}
+
+fn conv2d_typed<E: Typed>(
+    x: &Tensor,
+    w: &Conv2d,
+    extras: ConvExtras<'_>,
+    geometry: &ConvGeometry,
+) -> Tensor {
+    let enlarged = ([x.dim(1), x.dim(2)] != [geometry.height, geometry.width])
+        .then(|| enlarge::<E>(x, geometry.height, geometry.width));
+    let source = enlarged.as_ref().unwrap_or(x);
     let (height, width) = geometry.output_size(w.kernel, w.kernel);
     let mut out = buffer::<E>(geometry.batch * height * width * w.weight.c_out());
     sdxl_kernels::conv2d(
         E::slice(source),
-        &geometry,
+        geometry,
         &w.weight,
         w.bias.as_deref(),
         extras.sample_bias.map(f32::slice),
@@ -304,27 +304,20 @@ fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
 /// side: `[B, N, 3·C]` to `[B, N, C]`, `heads` heads of size `C / heads`.
 /// With `causal`, a token sees only itself and what comes before it.
 pub fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Tensor {
-    attend(
-        "self_attention",
-        qkv.channels() / 3,
-        heads,
-        qkv,
-        qkv.dim(1),
-        || by_type!(qkv, self_attention_typed(qkv, heads, causal, None)),
-    )
+    attend_to_self(qkv, heads, causal, None)
 }
 
 /// Causal [`self_attention`] that hides tokens from all others and from themselves:
 /// those that are false in `seen` `[B·N]`.
 pub fn masked_self_attention(qkv: &Tensor, heads: usize, seen: &[bool]) -> Tensor {
-    attend(
-        "self_attention",
-        qkv.channels() / 3,
-        heads,
-        qkv,
-        qkv.dim(1),
-        || by_type!(qkv, self_attention_typed(qkv, heads, true, Some(seen))),
-    )
+    attend_to_self(qkv, heads, true, Some(seen))
+}
+
+fn attend_to_self(qkv: &Tensor, heads: usize, causal: bool, seen: Option<&[bool]>) -> Tensor {
+    let (channels, keys) = (qkv.channels() / 3, qkv.dim(1));
+    attend("self_attention", channels, heads, qkv, keys, || {
+        by_type!(qkv, self_attention_typed(qkv, heads, causal, seen))
+    })
 }
 
 fn self_attention_typed<E: Typed>(

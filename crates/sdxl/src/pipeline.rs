@@ -7,7 +7,6 @@ mod generate;
 mod guidance;
 mod held;
 mod inpaint;
-
 mod predict;
 mod refine;
 mod resolve;

@@ -8,6 +8,8 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::recipe::hex;
+
 /// What the contents of a file must hash to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Id {
@@ -68,10 +70,9 @@ impl Hasher {
 
     /// The hash of all pieces.
     pub fn finish(self) -> Id {
-        let text = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect();
         match self {
-            Hasher::Sha256(sha) => Id::Sha256(text(&sha.finalize())),
-            Hasher::Git(sha) => Id::Git(text(&sha.finalize())),
+            Hasher::Sha256(sha) => Id::Sha256(hex(&sha.finalize())),
+            Hasher::Git(sha) => Id::Git(hex(&sha.finalize())),
         }
     }
 }
