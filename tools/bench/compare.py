@@ -104,7 +104,7 @@ class Comparison:
         self.timings = {}
 
     def peers(self, mode):
-        found = [p for p in self.options.peers if p != "openvino" or mode.precision == "bf16"]
+        found = [p for p in self.options.peers if p != "openvino" or mode.precision != "f32"]
         if "openvino" in found and not importlib.util.find_spec("openvino"):
             print("openvino is not installed, so it is left out", file=sys.stderr)
             found.remove("openvino")

@@ -14,6 +14,7 @@ import diffusers
 import torch
 import transformers
 
+import bf16
 import checkpoints
 import conditioning
 import gguf_file
@@ -50,6 +51,7 @@ STAGES = {
     "single": single_file.make_single_files,
     "tokens": tokens.make_tokens,
     "modules": modules.make_modules,
+    "bf16": bf16.make_bf16,
     "runs": runs.make_runs,
     "prompts": prompts.make_prompts,
     "conditioning": conditioning.make_conditioning,
