@@ -80,6 +80,22 @@ fn products<E: Element>(b: &Bench, format: WeightFormat) {
             Box::new(move || linear(&x, rows, &w, Some(&bias), Activation::None, None, &mut out))
         });
     }
+    // As in a network: by the time a layer comes again, its weights have left the caches.
+    for (rows, n, k) in [(512, 1280, 1280), (512, 1280, 5120), (256, 1280, 1280)] {
+        let flop = 2.0 * (rows * n * k) as f64;
+        b.time(&format!("linear {rows}x{n}x{k}, cold"), flop, || {
+            let (x, w) = (values::<E>(rows * k), values::<bf16>(n * k));
+            let packed = || PackedMatrix::pack(Weights::Bf16(&w), n, k, format);
+            let layers: Vec<_> = (0..(1 << 28) / (n * k)).map(|_| packed()).collect();
+            let (mut out, bias) = (vec![E::default(); rows * n], values(n));
+            let mut next = 0;
+            Box::new(move || {
+                let w = &layers[next % layers.len()];
+                next += 1;
+                linear(&x, rows, w, Some(&bias), Activation::None, None, &mut out);
+            })
+        });
+    }
     for (rows, inner, k) in [(8192, 2560, 640), (2048, 5120, 1280)] {
         let flop = 4.0 * (rows * inner * k) as f64;
         b.time(&format!("geglu {rows}x{inner}x{k}"), flop, || {

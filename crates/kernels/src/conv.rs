@@ -11,6 +11,7 @@ use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
 use crate::int8::{Quantised, ZERO};
 use crate::math::Activation;
+use crate::norm::GroupNorm;
 use crate::pack::{PackedConv, WeightFormat};
 use crate::tile::Operand;
 use crate::winograd;
@@ -75,6 +76,46 @@ pub fn conv2d<E: Element>(
     residual: Option<&[E]>,
     out: &mut [E],
 ) {
+    conv2d_of(x, None, g, w, bias, sample_bias, residual, out);
+}
+
+/// Whether [`normed_conv2d`] is there for elements of this type.
+pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &PackedConv) -> bool {
+    !E::IS_BF16 && winograd::suits(g, w)
+}
+
+/// [`conv2d`] of what `norm` makes of `x`, which is then never in memory as a whole. Number for
+/// number the same as one after the other.
+///
+/// # Panics
+/// As [`conv2d`]; if `norm` is not of such images, or [`norms_on_the_way`] is false.
+#[allow(clippy::too_many_arguments)]
+pub fn normed_conv2d<E: Element>(
+    x: &[E],
+    norm: &GroupNorm,
+    g: &ConvGeometry,
+    w: &PackedConv,
+    bias: Option<&[f32]>,
+    sample_bias: Option<&[f32]>,
+    residual: Option<&[E]>,
+    out: &mut [E],
+) {
+    assert!(norms_on_the_way::<E>(g, w), "a convolution that norms");
+    assert_eq!(norm.shape(), [g.batch, w.c_in], "images of the norm");
+    conv2d_of(x, Some(norm), g, w, bias, sample_bias, residual, out);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn conv2d_of<E: Element>(
+    x: &[E],
+    norm: Option<&GroupNorm>,
+    g: &ConvGeometry,
+    w: &PackedConv,
+    bias: Option<&[f32]>,
+    sample_bias: Option<&[f32]>,
+    residual: Option<&[E]>,
+    out: &mut [E],
+) {
     let (height, width) = g.output_size(w.kh, w.kw);
     let outputs = g.batch * height * width * w.c_out;
     assert_eq!(
@@ -129,7 +170,7 @@ pub fn conv2d<E: Element>(
             geglu: epilogue.geglu,
             place: None,
         };
-        winograd::conv(x, g, w, &epilogue, out);
+        winograd::conv(x, norm, g, w, &epilogue, out);
     } else {
         let zeros = vec![E::default(); w.c_in];
         products(x, w.c_in, &zeros, g, w, &epilogue, out);
@@ -365,6 +406,42 @@ pub(crate) mod tests {
                         &format!("{isa} {shape:?} {format:?}"),
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_norm_on_the_way_changes_no_number() {
+        let g = ConvGeometry {
+            batch: 2,
+            height: 27,
+            width: 30,
+            stride: 1,
+            pad_top: 1,
+            pad_left: 1,
+            pad_bottom: 1,
+            pad_right: 1,
+            upsample: false,
+        };
+        let (c_out, c_in, pixels) = (37, 36, g.height * g.width);
+        let x = noise(1, g.batch * pixels * c_in);
+        let w = noise(2, c_out * c_in * 9);
+        let (gamma, beta) = (noise(3, c_in), noise(4, c_in));
+        for isa in Isa::available() {
+            let shape = [c_out, c_in, 3, 3];
+            let packed = PackedConv::pack_for(isa, Weights::F32(&w), shape, WeightFormat::F32);
+            assert!(norms_on_the_way::<f32>(&g, &packed));
+            assert!(!norms_on_the_way::<bf16>(&g, &packed));
+            for silu in [false, true] {
+                let shape = [g.batch, pixels, c_in, 4];
+                let norm = GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu);
+                let mut normed = vec![0f32; x.len()];
+                norm.apply(&x, &mut normed);
+                let mut want = vec![0f32; g.batch * pixels * c_out];
+                let mut out = want.clone();
+                conv2d(&normed, &g, &packed, None, None, None, &mut want);
+                normed_conv2d(&x, &norm, &g, &packed, None, None, None, &mut out);
+                assert_eq!(out, want, "{isa}, silu: {silu}");
             }
         }
     }

@@ -30,27 +30,25 @@ impl Quantised {
     pub(crate) fn new<E: Element>(isa: Isa, x: &[E], len: usize, together: usize) -> Quantised {
         let stride = len.next_multiple_of(4);
         let rows = x.len() / len;
-        let largest: Vec<f32> = x
-            .par_chunks(len)
-            .with_min_len(16)
-            .map(|x| dispatch(isa, Largest(x)))
-            .collect();
-        let scales: Vec<f32> = largest
-            .chunks(together)
-            .map(|of_row| {
-                let largest = of_row.iter().copied().fold(0.0, f32::max);
-                (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX)
-            })
-            .collect();
         let mut memory = Scratch::new((rows * stride).div_ceil(4));
-        bytemuck::cast_slice_mut::<f32, u8>(&mut memory)
-            .par_chunks_mut(stride)
-            .with_min_len(16)
-            .zip(x.par_chunks(len))
-            .enumerate()
-            .for_each(|(row, (out, x))| {
-                let factor = 1.0 / scales[row / together];
-                dispatch(isa, Quantise { x, factor, out });
+        let mut scales = vec![0f32; rows.div_ceil(together)];
+        let group = stride * together;
+        // A task has at least 16 rows.
+        bytemuck::cast_slice_mut::<f32, u8>(&mut memory)[..rows * stride]
+            .par_chunks_mut(group)
+            .with_min_len(16usize.div_ceil(together))
+            .zip(x.par_chunks(len * together))
+            .zip(&mut scales)
+            .for_each(|((out, x), scale)| {
+                let mut largest = 0f32;
+                for x in x.chunks_exact(len) {
+                    largest = largest.max(dispatch(isa, Largest(x)));
+                }
+                *scale = (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
+                let factor = 1.0 / *scale;
+                for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(stride)) {
+                    dispatch(isa, Quantise { x, factor, out });
+                }
             });
         Quantised {
             memory,

@@ -28,12 +28,12 @@ mod tile;
 mod winograd;
 
 pub use attention::{AttentionShape, attention, masked_attention};
-pub use conv::{ConvGeometry, conv2d};
+pub use conv::{ConvGeometry, conv2d, normed_conv2d, norms_on_the_way};
 pub use element::Element;
 pub use elementwise::{activate, add, convert, silu, to_bf16, widen};
 pub use isa::Isa;
 pub use linear::{linear, linear_geglu};
 pub use math::Activation;
-pub use norm::{group_norm, layer_norm};
+pub use norm::{GroupNorm, group_norm, layer_norm};
 pub use pack::{PackedConv, PackedMatrix, WeightFormat, Weights};
 pub use peak::{Arithmetic, peak_flops};

@@ -5,6 +5,8 @@
 //! "Updating formulae and a pairwise algorithm for computing sample variances", 1979): no
 //! cancellation, one pass over memory, and an order that threads do not change.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::element::Element;
@@ -40,12 +42,161 @@ impl Moments {
     }
 }
 
-/// Group normalisation of `x`, `[b, hw, c]`: in each image, each group of `c / groups`
-/// channels is brought to mean 0 and variance 1 over its channels and all `hw` pixels,
-/// then scaled by `gamma` and shifted by `beta`, both `[c]`; with `silu`, followed by that.
+/// What a group norm makes of the channels of some images, their statistics known:
+/// `x * scale + shift`, and perhaps silu.
+pub struct GroupNorm {
+    isa: Isa,
+    /// For each image, for each channel.
+    scale: Vec<f32>,
+    /// As `scale`.
+    shift: Vec<f32>,
+    c: usize,
+    silu: bool,
+}
+
+impl GroupNorm {
+    /// The group norm that brings, in each image of `x`, `[b, hw, c]`, each group of `c / groups`
+    /// channels to mean 0 and variance 1 over its channels and all `hw` pixels, then scales by
+    /// `gamma` and shifts by `beta`, both `[c]`; with `silu`, followed by that.
+    ///
+    /// # Panics
+    /// If a slice has not the length its shape says, or `groups` does not divide `c`.
+    pub fn of<E: Element>(
+        x: &[E],
+        [b, hw, c, groups]: [usize; 4],
+        eps: f32,
+        gamma: &[f32],
+        beta: &[f32],
+        silu: bool,
+    ) -> GroupNorm {
+        let isa = Isa::current();
+        GroupNorm::on(isa, x, [b, hw, c, groups], eps, gamma, beta, silu)
+    }
+
+    pub(crate) fn on<E: Element>(
+        isa: Isa,
+        x: &[E],
+        [b, hw, c, groups]: [usize; 4],
+        eps: f32,
+        gamma: &[f32],
+        beta: &[f32],
+        silu: bool,
+    ) -> GroupNorm {
+        assert_eq!(x.len(), b * hw * c, "length of the input");
+        assert!(
+            gamma.len() == c && beta.len() == c,
+            "length of scale or shift"
+        );
+        assert!(
+            groups > 0 && c % groups == 0,
+            "{groups} groups of {c} channels"
+        );
+        let parts = hw.div_ceil(pixels_of_part(c));
+        let moments: Vec<Vec<Moments>> = (0..b * parts)
+            .into_par_iter()
+            .map(|i| {
+                let x = &x[part(i / parts, i % parts, hw, c)];
+                dispatch(isa, GroupMoments { x, c, groups })
+            })
+            .collect();
+        let mut scale = Vec::with_capacity(b * c);
+        let mut shift = Vec::with_capacity(b * c);
+        for image in 0..b {
+            for group in 0..groups {
+                let total = moments[image * parts..(image + 1) * parts]
+                    .iter()
+                    .fold(Moments::default(), |sum, m| sum.merge(m[group]));
+                let factor = 1.0 / (total.squares / total.count + f64::from(eps)).sqrt();
+                let size = c / groups;
+                for i in group * size..(group + 1) * size {
+                    let gain = factor * f64::from(gamma[i]);
+                    scale.push(gain as f32);
+                    shift.push((f64::from(beta[i]) - total.mean * gain) as f32);
+                }
+            }
+        }
+        GroupNorm {
+            isa,
+            scale,
+            shift,
+            c,
+            silu,
+        }
+    }
+
+    /// Applies it to `x`, of the shape it was made from.
+    ///
+    /// # Panics
+    /// If the slices have not the same length, or one of no whole images.
+    pub fn apply<E: Element>(&self, x: &[E], out: &mut [E]) {
+        assert_eq!(out.len(), x.len(), "length of the output");
+        if x.is_empty() {
+            return;
+        }
+        let images = self.scale.len() / self.c;
+        let hw = x.len() / self.scale.len();
+        assert_eq!(x.len(), images * hw * self.c, "length of the input");
+        let pixels = pixels_of_part(self.c);
+        out.par_chunks_mut(hw * self.c)
+            .enumerate()
+            .for_each(|(image, out)| {
+                let (scale, shift) = self.of_image(image);
+                out.par_chunks_mut(pixels * self.c)
+                    .enumerate()
+                    .for_each(|(i, out)| {
+                        let x = &x[part(image, i, hw, self.c)];
+                        let silu = self.silu;
+                        let affine = Affine {
+                            x,
+                            scale,
+                            shift,
+                            silu,
+                            out,
+                        };
+                        dispatch(self.isa, affine);
+                    });
+            });
+    }
+
+    /// Scale and shift of the channels of an image.
+    fn of_image(&self, image: usize) -> (&[f32], &[f32]) {
+        let channels = image * self.c..(image + 1) * self.c;
+        (&self.scale[channels.clone()], &self.shift[channels])
+    }
+
+    /// What it makes of the channels from `i` on of a pixel of an image, as [`Self::apply`] does.
+    #[inline(always)]
+    pub(crate) fn at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
+        let (scale, shift) = self.of_image(image);
+        let y = s.fma(x, s.read(scale, i), s.read(shift, i));
+        if self.silu {
+            return math::silu(s, y, false);
+        }
+        y
+    }
+
+    /// Images and channels it is of.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.scale.len() / self.c, self.c]
+    }
+}
+
+/// Pixels of a part.
+fn pixels_of_part(c: usize) -> usize {
+    (PART / c).max(1)
+}
+
+/// Where a part of an image lies.
+fn part(image: usize, part: usize, hw: usize, c: usize) -> Range<usize> {
+    let first = part * pixels_of_part(c);
+    let end = hw.min(first + pixels_of_part(c));
+    (image * hw + first) * c..(image * hw + end) * c
+}
+
+/// [`GroupNorm`] of `x`, `[b, hw, c]`, applied to it.
 ///
 /// # Panics
-/// If a slice has not the length its shape says, or `groups` does not divide `c`.
+/// As [`GroupNorm::of`], or if `out` has not the length of `x`.
 #[allow(clippy::too_many_arguments)]
 pub fn group_norm<E: Element>(
     x: &[E],
@@ -59,92 +210,7 @@ pub fn group_norm<E: Element>(
     silu: bool,
     out: &mut [E],
 ) {
-    group_norm_on(
-        Isa::current(),
-        x,
-        [b, hw, c, groups],
-        eps,
-        gamma,
-        beta,
-        silu,
-        out,
-    );
-}
-
-#[allow(clippy::too_many_arguments)]
-fn group_norm_on<E: Element>(
-    isa: Isa,
-    x: &[E],
-    [b, hw, c, groups]: [usize; 4],
-    eps: f32,
-    gamma: &[f32],
-    beta: &[f32],
-    silu: bool,
-    out: &mut [E],
-) {
-    assert_eq!(x.len(), b * hw * c, "length of the input");
-    assert_eq!(out.len(), x.len(), "length of the output");
-    assert!(
-        gamma.len() == c && beta.len() == c,
-        "length of scale or shift"
-    );
-    assert!(
-        groups > 0 && c % groups == 0,
-        "{groups} groups of {c} channels"
-    );
-    if x.is_empty() {
-        return;
-    }
-    let pixels = (PART / c).max(1);
-    let parts = hw.div_ceil(pixels);
-    let part = |image: usize, part: usize| {
-        let first = part * pixels;
-        (image * hw + first) * c..(image * hw + hw.min(first + pixels)) * c
-    };
-    let moments: Vec<Vec<Moments>> = (0..b * parts)
-        .into_par_iter()
-        .map(|i| {
-            let x = &x[part(i / parts, i % parts)];
-            dispatch(isa, GroupMoments { x, c, groups })
-        })
-        .collect();
-    // y = x * scale + shift, per image and channel.
-    let mut affine = vec![(vec![0f32; c], vec![0f32; c]); b];
-    for (image, (scale, shift)) in affine.iter_mut().enumerate() {
-        for group in 0..groups {
-            let total = moments[image * parts..(image + 1) * parts]
-                .iter()
-                .fold(Moments::default(), |sum, m| sum.merge(m[group]));
-            let factor = 1.0 / (total.squares / total.count + f64::from(eps)).sqrt();
-            let size = c / groups;
-            for i in group * size..(group + 1) * size {
-                let gain = factor * f64::from(gamma[i]);
-                scale[i] = gain as f32;
-                shift[i] = (f64::from(beta[i]) - total.mean * gain) as f32;
-            }
-        }
-    }
-    out.par_chunks_mut(hw * c)
-        .zip(&affine)
-        .enumerate()
-        .for_each(|(image, (out, affine))| {
-            let (scale, shift) = (&affine.0, &affine.1);
-            out.par_chunks_mut(pixels * c)
-                .enumerate()
-                .for_each(|(i, out)| {
-                    let x = &x[part(image, i)];
-                    dispatch(
-                        isa,
-                        Affine {
-                            x,
-                            scale,
-                            shift,
-                            silu,
-                            out,
-                        },
-                    );
-                });
-        });
+    GroupNorm::of(x, [b, hw, c, groups], eps, gamma, beta, silu).apply(x, out);
 }
 
 /// Moments of each group over some pixels.
@@ -422,7 +488,7 @@ mod tests {
             }
         }
         let mut out = vec![E::default(); x.len()];
-        group_norm_on(isa, &x, shape, 1e-5, &gamma, &beta, silu, &mut out);
+        GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu).apply(&x, &mut out);
         // Subtracting a mean larger than the spread costs f32 its share of digits.
         let tolerance = if E::IS_BF16 {
             4e-3

@@ -31,6 +31,7 @@ use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
 use crate::gemm::Epilogue;
+use crate::norm::GroupNorm;
 use crate::pack::{PackedConv, WeightFormat};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
@@ -72,9 +73,10 @@ fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
         && w.plain().format != WeightFormat::Int8
 }
 
-/// The convolution; lengths have been checked.
+/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked.
 pub(crate) fn conv(
     x: &[f32],
+    norm: Option<&GroupNorm>,
     g: &ConvGeometry,
     w: &PackedConv,
     epilogue: &Epilogue<f32>,
@@ -114,6 +116,7 @@ pub(crate) fn conv(
                     TransformInput {
                         plan,
                         x,
+                        norm,
                         first,
                         out,
                     },
@@ -316,6 +319,7 @@ impl Op for TransformWeights<'_> {
 struct TransformInput<'a> {
     plan: &'a Plan<'a>,
     x: &'a [f32],
+    norm: Option<&'a GroupNorm>,
     first: usize,
     out: &'a mut [f32],
 }
@@ -358,6 +362,9 @@ impl Op for TransformInput<'_> {
                     for (d, pixel) in d.iter_mut().zip(pixels) {
                         if !pixel.is_empty() {
                             *d = s.read(pixel, c);
+                            if let Some(norm) = self.norm {
+                                *d = norm.at(s, image, c, *d);
+                            }
                         }
                     }
                     *row = input_points(s, d);
@@ -628,7 +635,7 @@ mod tests {
                         geglu: false,
                         place: None,
                     };
-                    conv(&x, g, &packed, &epilogue, &mut out);
+                    conv(&x, None, g, &packed, &epilogue, &mut out);
                     assert_close(
                         &out,
                         &want,

@@ -7,8 +7,8 @@
 
 use half::bf16;
 use sdxl_kernels::{
-    AttentionShape, ConvGeometry, Element, PackedConv, PackedMatrix, attention as attention_kernel,
-    masked_attention,
+    AttentionShape, ConvGeometry, Element, GroupNorm, PackedConv, PackedMatrix,
+    attention as attention_kernel, masked_attention, normed_conv2d, norms_on_the_way,
 };
 
 pub use sdxl_kernels::Activation;
@@ -53,6 +53,8 @@ pub struct Norm {
 trait Typed: Element + Reused {
     fn slice(tensor: &Tensor) -> &[Self];
     fn wrap(values: Vec<Self>) -> Buffer;
+    /// The values of a buffer of this type, taken out of it.
+    fn take(buffer: &mut Buffer) -> Vec<Self>;
 }
 
 impl Typed for f32 {
@@ -65,6 +67,12 @@ impl Typed for f32 {
     fn wrap(values: Vec<f32>) -> Buffer {
         Buffer::F32(values)
     }
+    fn take(buffer: &mut Buffer) -> Vec<f32> {
+        match buffer {
+            Buffer::F32(v) => std::mem::take(v),
+            Buffer::Bf16(_) => panic!("an operator was given bf16 and f32 together"),
+        }
+    }
 }
 
 impl Typed for bf16 {
@@ -76,6 +84,12 @@ impl Typed for bf16 {
     }
     fn wrap(values: Vec<bf16>) -> Buffer {
         Buffer::Bf16(values)
+    }
+    fn take(buffer: &mut Buffer) -> Vec<bf16> {
+        match buffer {
+            Buffer::Bf16(v) => std::mem::take(v),
+            Buffer::F32(_) => panic!("an operator was given f32 and bf16 together"),
+        }
     }
 }
 
@@ -149,6 +163,45 @@ fn linear_typed<E: Typed>(
     Tensor::new(with_channels(x, w.weight.n()), E::wrap(out))
 }
 
+/// Bytes from which on memory is spared rather than time.
+const LARGE: usize = 128 << 20;
+
+/// [`linear`] without extras. Where `x` is large, nobody else has it and the result is narrower,
+/// the result takes its memory's place: at a picture's size each map has up to a gigabyte.
+pub fn linear_instead(x: Tensor, w: &Linear) -> Tensor {
+    if x.bytes() < LARGE || w.weight.n() >= w.weight.k() {
+        return linear(&x, w, Activation::None, None);
+    }
+    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let shape = format_args!("{rows}x{k}x{n}");
+    profile::operator("linear", shape, 2 * rows * k * n, || {
+        by_type!(x, linear_instead_typed(x, w))
+    })
+}
+
+fn linear_instead_typed<E: Typed>(x: Tensor, w: &Linear) -> Tensor {
+    // Rows at a time: few, because their result is in memory beside them.
+    const ROWS: usize = 1 << 13;
+    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let shape = with_channels(&x, n);
+    let mut values = match x.into_buffer() {
+        Ok(mut buffer) => E::take(&mut buffer),
+        Err(x) => return linear_typed::<E>(&x, w, Activation::None, None),
+    };
+    let mut out = buffer::<E>(ROWS.min(rows) * n);
+    for first in (0..rows).step_by(ROWS) {
+        let here = ROWS.min(rows - first);
+        let (x, out) = (&values[first * k..(first + here) * k], &mut out[..here * n]);
+        let bias = w.bias.as_deref();
+        sdxl_kernels::linear(x, here, &w.weight, bias, Activation::None, None, out);
+        // In front of every row that is still to be read.
+        values[first * n..(first + here) * n].copy_from_slice(out);
+    }
+    values.truncate(rows * n);
+    values.shrink_to_fit();
+    Tensor::new(shape, E::wrap(values))
+}
+
 /// GEGLU (Shazeer 2020): `hidden · gelu(gate)` of a linear layer of width
 /// `2·inner`, `[.., k]` to `[.., inner]`.
 pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
@@ -181,14 +234,35 @@ pub struct ConvExtras<'a> {
 
 /// Convolution of `[B, H, W, c_in]` to `[B, Ho, Wo, c_out]`.
 pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
-    let (kernel, c_in, c_out) = (w.kernel, w.weight.c_in(), w.weight.c_out());
+    convolve(x, None, w, &geometry(x, w, &extras), extras)
+}
+
+/// [`group_norm`] with SiLU, then a convolution of the same size. `x` is given up as soon as it can
+/// be; where the convolution norms what it reads, the normed map is never made.
+pub fn norm_conv2d(x: Tensor, norm: &Norm, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
+    let geometry = geometry(&x, w, &extras);
+    let on_the_way =
+        extras.upsample_to.is_none() && by_type!(x, norms_on_the_way(&geometry, &w.weight));
+    if !on_the_way {
+        let normed = group_norm(&x, norm, true);
+        drop(x);
+        return convolve(&normed, None, w, &geometry, extras);
+    }
+    let norm = profile::operator("group_norm", Sizes(&x), 0, || {
+        by_type!(x, statistics(&x, norm, true))
+    });
+    convolve(&x, Some(&norm), w, &geometry, extras)
+}
+
+/// How a convolution moves over `x`.
+fn geometry(x: &Tensor, w: &Conv2d, extras: &ConvExtras<'_>) -> ConvGeometry {
     let own = (x.dim(1), x.dim(2));
     let size = extras.upsample_to.unwrap_or(own);
     // The kernel doubles pixels itself; other sizes are made for it.
     let upsample = extras.upsample_to.is_some() && size == (2 * own.0, 2 * own.1);
     let (height, width) = if upsample { own } else { size };
     let [pad_top, pad_left, pad_bottom, pad_right] = w.padding;
-    let geometry = ConvGeometry {
+    ConvGeometry {
         batch: x.dim(0),
         height,
         width,
@@ -198,7 +272,17 @@ pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
         pad_bottom,
         pad_right,
         upsample,
-    };
+    }
+}
+
+fn convolve(
+    x: &Tensor,
+    norm: Option<&GroupNorm>,
+    w: &Conv2d,
+    geometry: &ConvGeometry,
+    extras: ConvExtras<'_>,
+) -> Tensor {
+    let (kernel, c_in, c_out) = (w.kernel, w.weight.c_in(), w.weight.c_out());
     // Counted as the definition has it, with the taps on the zeros around and on repeated pixels.
     let (height, width) = geometry.output_size(kernel, kernel);
     let pixels = geometry.batch * height * width;
@@ -208,30 +292,32 @@ pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
     );
     let flop = 2 * pixels * kernel * kernel * c_in * c_out;
     profile::operator("conv2d", shape, flop, || {
-        by_type!(x, conv2d_typed(x, w, extras, &geometry))
+        by_type!(x, conv2d_typed(x, norm, w, extras, geometry))
     })
 }
 
 fn conv2d_typed<E: Typed>(
     x: &Tensor,
+    norm: Option<&GroupNorm>,
     w: &Conv2d,
     extras: ConvExtras<'_>,
     geometry: &ConvGeometry,
 ) -> Tensor {
     let enlarged = ([x.dim(1), x.dim(2)] != [geometry.height, geometry.width])
         .then(|| enlarge::<E>(x, geometry.height, geometry.width));
-    let source = enlarged.as_ref().unwrap_or(x);
+    let source = E::slice(enlarged.as_ref().unwrap_or(x));
     let (height, width) = geometry.output_size(w.kernel, w.kernel);
     let mut out = buffer::<E>(geometry.batch * height * width * w.weight.c_out());
-    sdxl_kernels::conv2d(
-        E::slice(source),
-        geometry,
-        &w.weight,
-        w.bias.as_deref(),
-        extras.sample_bias.map(f32::slice),
-        extras.residual.map(E::slice),
-        &mut out,
-    );
+    let (weight, bias) = (&w.weight, w.bias.as_deref());
+    let time = extras.sample_bias.map(f32::slice);
+    let residual = extras.residual.map(E::slice);
+    let to = &mut out;
+    match norm {
+        Some(norm) => {
+            normed_conv2d(source, norm, geometry, weight, bias, time, residual, to);
+        }
+        None => sdxl_kernels::conv2d(source, geometry, weight, bias, time, residual, to),
+    }
     Tensor::new(
         vec![geometry.batch, height, width, w.weight.c_out()],
         E::wrap(out),
@@ -261,22 +347,16 @@ pub fn group_norm(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
 }
 
 fn group_norm_typed<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
-    let (batch, channels) = (x.dim(0), x.channels());
-    let positions = x.rows() / batch;
-    let mut out = buffer::<E>(batch * positions * channels);
-    sdxl_kernels::group_norm(
-        E::slice(x),
-        batch,
-        positions,
-        channels,
-        norm.groups,
-        norm.eps,
-        &norm.gamma,
-        &norm.beta,
-        silu,
-        &mut out,
-    );
+    let mut out = buffer::<E>(x.rows() * x.channels());
+    statistics::<E>(x, norm, silu).apply(E::slice(x), &mut out);
     Tensor::new(x.shape().to_vec(), E::wrap(out))
+}
+
+/// What a group norm makes of the channels of `x`.
+fn statistics<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> GroupNorm {
+    let (batch, channels) = (x.dim(0), x.channels());
+    let shape = [batch, x.rows() / batch, channels, norm.groups];
+    GroupNorm::of(E::slice(x), shape, norm.eps, &norm.gamma, &norm.beta, silu)
 }
 
 /// Layer norm over the last axis.

@@ -109,6 +109,12 @@ impl Tensor {
         &self.buffer
     }
 
+    /// The values themselves, where no other tensor shares them; else the tensor as it was.
+    pub(crate) fn into_buffer(self) -> Result<Buffer, Tensor> {
+        let Tensor { shape, buffer } = self;
+        Arc::try_unwrap(buffer).map_err(|buffer| Tensor { shape, buffer })
+    }
+
     /// The same values under another shape of the same size.
     pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Tensor {
         let shape = shape.into();

@@ -53,33 +53,31 @@ impl ResnetBlock2D {
     }
 
     /// `x` `[B, H, W, c_in]`, `emb` `[B, time]` after its SiLU; gives `[B, H, W, c_out]`.
-    pub fn forward(&self, x: &Tensor, emb: Option<&Tensor>) -> Tensor {
+    ///
+    /// `x` is given up as soon as it can be: at a picture's size each map takes up to a gigabyte.
+    pub fn forward(&self, x: Tensor, emb: Option<&Tensor>) -> Tensor {
         let time = match (&self.time_emb_proj, emb) {
             (Some(proj), Some(emb)) => {
                 Some(ops::linear(emb, proj, Activation::None, None).to_dtype(DType::F32))
             }
             _ => None,
         };
-        // What was read for the last time goes at once: at a picture's size each of these
-        // takes up to a gigabyte.
-        let normed = ops::group_norm(x, &self.norm1, true);
-        let hidden = ops::conv2d(
-            &normed,
+        let hidden = ops::norm_conv2d(
+            x.clone(),
+            &self.norm1,
             &self.conv1,
             ConvExtras {
                 sample_bias: time.as_ref(),
                 ..ConvExtras::default()
             },
         );
-        drop(normed);
-        let normed = ops::group_norm(&hidden, &self.norm2, true);
-        drop(hidden);
         let shortcut = match &self.conv_shortcut {
-            Some(conv) => ops::linear(x, conv, Activation::None, None),
-            None => x.clone(),
+            Some(conv) => ops::linear_instead(x, conv),
+            None => x,
         };
-        ops::conv2d(
-            &normed,
+        ops::norm_conv2d(
+            hidden,
+            &self.norm2,
             &self.conv2,
             ConvExtras {
                 residual: Some(&shortcut),

@@ -263,7 +263,7 @@ impl UNet {
         for (i, block) in self.down_blocks.iter().enumerate() {
             for (j, resnet) in block.resnets.iter().enumerate() {
                 x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
-                    resnet.forward(&x, Some(&emb))
+                    resnet.forward(x, Some(&emb))
                 });
                 if let Some(attention) = block.attentions.get(j) {
                     x = scope(format_args!("down_blocks.{i}.attentions.{j}"), || {
@@ -282,7 +282,7 @@ impl UNet {
         }
 
         if let Some(mid) = &self.mid_block {
-            x = scope("mid_block.resnets.0", || mid.first.forward(&x, Some(&emb)));
+            x = scope("mid_block.resnets.0", || mid.first.forward(x, Some(&emb)));
             for (j, (attention, resnet)) in mid.rest.iter().enumerate() {
                 if let Some(attention) = attention {
                     x = scope(format_args!("mid_block.attentions.{j}"), || {
@@ -290,7 +290,7 @@ impl UNet {
                     });
                 }
                 x = scope(format_args!("mid_block.resnets.{}", j + 1), || {
-                    resnet.forward(&x, Some(&emb))
+                    resnet.forward(x, Some(&emb))
                 });
             }
             observe("mid_block", &x);
@@ -302,7 +302,7 @@ impl UNet {
                     x = ops::cat_channels(&x, &skip);
                 }
                 x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
-                    resnet.forward(&x, Some(&emb))
+                    resnet.forward(x, Some(&emb))
                 });
                 if let Some(attention) = block.attentions.get(j) {
                     x = scope(format_args!("up_blocks.{i}.attentions.{j}"), || {

@@ -65,12 +65,12 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
+    fn forward(&self, x: Tensor) -> Tensor {
         let mut x = scope("resnets.0", || self.first.forward(x, None));
         if let Some(attention) = &self.attention {
             x = scope("attentions.0", || attention.forward(&x));
         }
-        scope("resnets.1", || self.second.forward(&x, None))
+        scope("resnets.1", || self.second.forward(x, None))
     }
 }
 
@@ -208,11 +208,11 @@ impl Vae {
             x = ops::linear(&x, conv, Activation::None, None);
         }
         x = ops::conv2d(&x, &d.conv_in, ConvExtras::default());
-        x = scope("mid_block", || d.mid_block.forward(&x));
+        x = scope("mid_block", || d.mid_block.forward(x));
         for (i, (layers, upsampler)) in d.up_blocks.iter().enumerate() {
             for (j, layer) in layers.iter().enumerate() {
                 x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
-                    layer.forward(&x, None)
+                    layer.forward(x, None)
                 });
             }
             if let Some(upsampler) = upsampler {
@@ -237,7 +237,7 @@ impl Vae {
         for (i, (layers, downsampler)) in e.down_blocks.iter().enumerate() {
             for (j, layer) in layers.iter().enumerate() {
                 x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
-                    layer.forward(&x, None)
+                    layer.forward(x, None)
                 });
             }
             if let Some(downsampler) = downsampler {
@@ -246,7 +246,7 @@ impl Vae {
                 });
             }
         }
-        x = scope("mid_block", || e.mid_block.forward(&x));
+        x = scope("mid_block", || e.mid_block.forward(x));
         x = ops::group_norm(&x, &e.conv_norm_out, true);
         x = ops::conv2d(&x, &e.conv_out, ConvExtras::default());
         if let Some(conv) = &e.quant_conv {
