@@ -152,6 +152,16 @@ impl Adapters {
         &self.warnings
     }
 
+    /// Whether `other` changes a part in the same way.
+    pub(crate) fn change_alike(&self, other: &Adapters, part: Part) -> bool {
+        let changes = |adapters: &Adapters| -> BTreeMap<String, Vec<_>> {
+            (adapters.of(part).iter().flat_map(|updates| updates.iter()))
+                .map(|(name, updates)| (name.clone(), updates.iter().map(Update::origin).collect()))
+                .collect()
+        };
+        changes(self) == changes(other)
+    }
+
     /// The changes to a part.
     pub(super) fn of(&self, part: Part) -> Option<&Arc<Updates>> {
         self.updates.get(part.folder())
