@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use sdxl::Checkpoint;
 use sdxl::weights::folder::{OpenOptions, read_json};
 use sdxl::weights::lora::Lora;
+use sdxl::{Checkpoint, Pipeline, Precision};
 use serde_json::{Value, json};
-use support::{Golden, golden, latents, relative_l2};
+use support::{Golden, golden, latents, latents_of, relative_l2};
 use tempfile::TempDir;
 
 fn open(root: &Path, loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {
@@ -217,6 +217,39 @@ fn blocks_that_are_not_there_are_named() {
         json!({"text_encoder": 0.5}),
         &["`text_encoder`", "up.block_1"],
     );
+}
+
+#[test]
+fn weights_of_few_bits_take_loras_and_give_them_back() {
+    let lora = [(file("kohya"), 1.0)];
+    let with = latents(base(&lora).unwrap());
+    let without = latents(base(&[]).unwrap());
+    let gguf = golden("gguf/unet.gguf");
+    for (name, unet, precision) in [
+        ("int8", None, Precision::Int8),
+        ("bf16", None, Precision::Bf16),
+        ("GGUF", Some(gguf.clone()), Precision::F32),
+        ("GGUF as int8", Some(gguf), Precision::Int8),
+    ] {
+        let options = OpenOptions {
+            unet,
+            ..OpenOptions::default()
+        };
+        let checkpoint = Checkpoint::open_with(&golden("base"), &options).unwrap();
+        let plain = Pipeline::from_checkpoint(checkpoint, precision).unwrap();
+        let own = latents_of(&plain);
+        let changed = plain.with_loras(&[Lora::new(file("kohya"), 1.0)]).unwrap();
+        let ours = latents_of(&changed);
+        let apart = [&with, &without].map(|other| relative_l2(name, &ours, other));
+        println!(
+            "{name}: {:.3} from f32 with, {:.3} without",
+            apart[0], apart[1]
+        );
+        assert!(2.0 * apart[0] < apart[1], "{name}: {apart:?}");
+        drop(plain);
+        let again = changed.with_loras(&[]).unwrap();
+        assert!(latents_of(&again) == own, "{name}");
+    }
 }
 
 #[test]
