@@ -181,6 +181,14 @@ impl Chosen {
             .unwrap_or_else(default_precision);
         let vae = args.vae.clone().or(replayed.and_then(|r| r.vae.clone()));
         let unet = args.unet.clone().or(replayed.and_then(|r| r.unet.clone()));
+        // What is named here is missed before anything is fetched.
+        let named_files = unet.iter().chain(loras.iter().map(|lora| &lora.file));
+        if let Some(missing) = named_files.into_iter().find(|path| !path.exists()) {
+            return Err(usage(format!(
+                "{}: there is no such file",
+                missing.display()
+            )));
+        }
         let want = |purpose, replaced: &[(Part, bool)]| Want {
             purpose,
             precision,

@@ -188,8 +188,8 @@ fn prompts_name_loras() {
         "loras/ink.safetensors:0.5:lbw=1,0,0,0,0,0,1,1,1,0,0,0",
     ];
     assert!(a1111("typed.png", "a cat", &typed) == blocks);
-    let named = "loras/ink.safetensors:0.5:down=0,mid=0,up.block_1=0";
-    assert!(a1111("dictionary.png", "a cat", &["--lora", named]) == blocks);
+    let words = "loras/ink.safetensors:0.5:down=0,mid=0,up.block_1=0";
+    assert!(a1111("dictionary.png", "a cat", &["--lora", words]) == blocks);
     assert_eq!(
         recipe(at, "dictionary.png")["loras"][0]["blocks"]["unet"]["up"]["block_1"],
         0.0

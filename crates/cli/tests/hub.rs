@@ -188,8 +188,19 @@ fn what_stands_in_for_a_part_is_not_fetched_too() {
         args.extend(words);
         place.ok(false, &args);
     };
+    // A slip in its name is told before anything is fetched.
+    let slip = [
+        "generate",
+        "a star",
+        "--model",
+        "demo-org/demo",
+        "--unet",
+        "none",
+    ];
+    place.refused(false, &slip, &["none: there is no such file"]);
+    assert!(place.server.seen().is_empty());
     make("demo", "a.png", &[]);
-    make("demo-org/demo", "b.png", &["--unet", "own/unet"]);
+    make("demo-org/demo", "b.png", &["--unet", "own/base/unet"]);
     assert!(read_png(&at.join("a.png")) == read_png(&at.join("b.png")));
     let list = place.json(&["models", "list", "--json"]);
     let path = Path::new(list["models"][0]["path"].as_str().unwrap()).to_path_buf();
