@@ -33,7 +33,11 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     request.check()?;
     let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
     #[cfg(feature = "c2pa")]
-    let signer = own.c2pa.signer()?;
+    let sign = own.c2pa.signer()?.map(|signer| -> Box<pictures::Sign> {
+        Box::new(move |format, file, composite| signer.sign(format, file, composite))
+    });
+    #[cfg(not(feature = "c2pa"))]
+    let sign = None;
     let refiner = own.start.refiner.as_deref();
     let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request])?;
     let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
@@ -118,8 +122,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let mut pictures = Pictures {
         destination: &destination,
         encoding: &encoding,
-        #[cfg(feature = "c2pa")]
-        signer,
+        sign,
         recipe: Recipe {
             latents_sha256,
             inputs: inputs.files.clone(),

@@ -111,7 +111,6 @@ impl Destination {
     }
 
     /// Writes picture `index`, whose signature failed, beside its place: its name says so.
-    #[cfg(feature = "c2pa")]
     pub fn write_unsigned(
         &self,
         index: usize,

@@ -3,7 +3,7 @@
 
 use std::thread::JoinHandle;
 
-use sdxl::image::{Encoding, Picture};
+use sdxl::image::{Encoding, Format, Picture};
 use sdxl::recipe::{self, FileHash, Recipe};
 use sdxl::{Checkpoint, Tiling};
 use serde_json::Value;
@@ -12,6 +12,9 @@ use crate::output::Destination;
 
 /// The hashes of the weights, and of the refiner's.
 type Hashes = (Vec<FileHash>, Option<Vec<FileHash>>);
+
+/// Makes a signed file of a picture's: its format, its bytes, and whether it is a composite.
+pub type Sign = dyn Fn(Format, &[u8], bool) -> sdxl::Result<Vec<u8>>;
 
 /// Hashes the weights in a thread. That reads the files once more; beside the run it costs next to
 /// nothing.
@@ -33,8 +36,7 @@ pub struct Pictures<'a> {
     /// How.
     pub encoding: &'a Encoding,
     /// Who signs them.
-    #[cfg(feature = "c2pa")]
-    pub signer: Option<sdxl::image::credentials::Signer>,
+    pub sign: Option<Box<Sign>>,
     /// The recipe, but for what is known only when a picture is there.
     pub recipe: Recipe,
     /// The hashes that the recipe lacks; gone once they are in it.
@@ -78,28 +80,20 @@ impl Pictures<'_> {
         }
         let number = self.files.len();
         let (count, seed) = (self.count, picture.seed);
-        #[cfg(feature = "c2pa")]
-        let path = {
-            let signed = self.signer.as_ref().map(|signer| {
-                let composite = texts.is_composite();
-                signer.sign(self.encoding.format(), &file.bytes, composite)
-            });
-            match signed {
-                None => (self.destination).write(number, count, seed, &file.bytes)?,
-                Some(Ok(bytes)) => self.destination.write(number, count, seed, &bytes)?,
-                // It took long to make; without a signature it is still worth having.
-                Some(Err(error)) => {
-                    let path =
-                        (self.destination).write_unsigned(number, count, seed, &file.bytes)?;
-                    let (_, paths) =
-                        (self.unsigned).get_or_insert_with(|| (error.to_string(), Vec::new()));
-                    paths.push(path.display().to_string());
-                    path
-                }
+        let signed = (self.sign.as_ref())
+            .map(|sign| sign(self.encoding.format(), &file.bytes, texts.is_composite()));
+        let path = match signed {
+            None => (self.destination).write(number, count, seed, &file.bytes)?,
+            Some(Ok(bytes)) => self.destination.write(number, count, seed, &bytes)?,
+            // It took long to make; without a signature it is still worth having.
+            Some(Err(error)) => {
+                let path = (self.destination).write_unsigned(number, count, seed, &file.bytes)?;
+                let (_, paths) =
+                    (self.unsigned).get_or_insert_with(|| (error.to_string(), Vec::new()));
+                paths.push(path.display().to_string());
+                path
             }
         };
-        #[cfg(not(feature = "c2pa"))]
-        let path = (self.destination).write(number, count, seed, &file.bytes)?;
         self.files.push(serde_json::json!({
             "path": path.to_string_lossy(),
             "seed": seed,
@@ -152,4 +146,62 @@ fn warn_of_other_weights(was: &[FileHash], files: &[FileHash], warn: &mut dyn Fn
         "the recipe was made with other weights, so the picture may differ; changed: {}",
         changed.join(", ")
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use sdxl::Pixels;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_picture_outlives_its_signature() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let recipe = json!({
+            "version": "1", "model": "m", "precision": "f32", "isa": "avx2", "files": [],
+            "scheduler_class": "EulerDiscreteScheduler", "image_index": 0,
+            "request": {"prompt": ["a cat"], "seed": [7], "num_images": 2},
+        });
+        let to = dir.path().join("a.png");
+        let destination = Destination::new(Some(&to), Format::Png, 2, false).unwrap();
+        let encoding = Encoding::new(Format::Png, None).unwrap();
+        let mut pictures = Pictures {
+            destination: &destination,
+            encoding: &encoding,
+            // The second file is refused.
+            sign: Some(Box::new(|_, file, _| {
+                match String::from_utf8_lossy(file).contains("\"image_index\": 1") {
+                    true => Err(sdxl::Error::Machine("the key is gone".into())),
+                    false => Ok(b"signed".to_vec()),
+                }
+            })),
+            recipe: serde_json::from_value(recipe).unwrap(),
+            hashing: None,
+            replayed: None,
+            only: None,
+            count: 2,
+            files: Vec::new(),
+            unsigned: None,
+        };
+        let picture = Picture {
+            pixels: Pixels::new(1, 1, 3, vec![0; 3]),
+            seed: 7,
+            prompt_index: 0,
+        };
+        for index in 0..2 {
+            let mut warn = |text: String| panic!("{text}");
+            pictures.write(index, &picture, false, &mut warn).unwrap();
+        }
+        assert_eq!(
+            std::fs::read(dir.path().join("a-1.png")).unwrap(),
+            b"signed"
+        );
+        assert!(!dir.path().join("a-2.png").exists());
+        let kept = dir.path().join("a-2.unsigned.png");
+        assert!(std::fs::read(&kept).unwrap().starts_with(b"\x89PNG"));
+        let (why, paths) = pictures.unsigned.unwrap();
+        assert!(why.contains("the key is gone"));
+        assert_eq!(paths, [kept.display().to_string()]);
+    }
 }
