@@ -2,7 +2,8 @@
 
 `NAME.safetensors` are adapters in the forms that people have, with random weights;
 `runs.safetensors` holds the final latents of diffusers with peft, under the names in
-`cases.json`: which adapters at which scales. LoHa and LoKr, which diffusers does not load,
+`cases.json`: which adapters at which scales. `blocks.safetensors` and `blocks.json` are the same
+with the dictionaries of scales that `set_adapters` takes. LoHa and LoKr, which diffusers does not load,
 are peft's own layers, with the keys that LyCORIS gives them.
 """
 
@@ -212,3 +213,37 @@ def make_loras() -> None:
     lines = [json.dumps({"name": label, "adapters": scales}) for label, scales in cases]
     head = json.dumps({"versions": versions(), "peft": peft.__version__, "request": REQUEST})[:-1]
     write_text(FOLDER / "cases.json", f'{head}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+BLOCKS = {
+    "text": {"kohya": {"unet": 0.5, "text_encoder": 0}},
+    "attention": {
+        "kohya": {
+            "unet": {"down": 0.5, "mid": 0.2, "up": {"block_0": [0.1, 0.9, -0.3], "block_1": 0.7}},
+            "text_encoder": 0.4,
+            "text_encoder_2": 1.2,
+        }
+    },
+    "convolution": {"sgm_convolution": {"unet": {"down": {"block_1": 0.3, "block_2": [0.9]}, "mid": [0], "up": [0.2, 0.6, 1.1]}}},
+    "lists": {"sgm_convolution": {"unet": {"down": [0.2, 0.8]}}},
+    "two": {"kohya": {"unet": {"mid": 0, "up": {"block_1": [0, 1, 0]}}}, "convolution": -0.4},
+}
+
+
+def make_lora_blocks() -> None:
+    results = {}
+    for label, adapters in BLOCKS.items():
+        pipe = load()
+        for name in adapters:
+            pipe.load_lora_weights(load_file(FOLDER / f"{name}.safetensors"), adapter_name=name)
+        plain = [w if isinstance(w, float) else 1.0 for w in adapters.values()]
+        pipe.set_adapters(list(adapters), plain)
+        whole = run(pipe)
+        pipe.set_adapters(list(adapters), copy.deepcopy(list(adapters.values())))
+        results[label] = run(pipe)
+        far = (results[label] - whole).norm() / whole.norm()
+        print(f"  {label}: {far:.3f} from scales of 1, {results[label].abs().max():.2f}")
+    write_tensors(FOLDER / "blocks.safetensors", results)
+    lines = [json.dumps({"name": label, "adapters": adapters}) for label, adapters in BLOCKS.items()]
+    head = json.dumps({"versions": versions(), "peft": peft.__version__})[:-1]
+    write_text(FOLDER / "blocks.json", f'{head}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")

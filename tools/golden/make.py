@@ -59,6 +59,7 @@ STAGES = {
     "pixels": pixels.make_pixels,
     "refined": refined.make_refined,
     "lora": lora.make_loras,
+    "lora_blocks": lora.make_lora_blocks,
     "gguf": gguf_file.make_gguf,
     "schedulers": program("schedulers.py"),
     "noise": program("noise.py"),

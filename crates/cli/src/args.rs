@@ -325,10 +325,12 @@ pub struct PictureArgs {
     #[arg(long, value_name = "FILE|DIR", help_heading = "Checkpoint and machine")]
     pub unet: Option<PathBuf>,
     /// A LoRA (or DoRA, LoHa, LoKr) to add to the checkpoint, scaled (by 1 where nothing is
-    /// said); may be given several times
+    /// said); may be given several times. Scales by block multiply it: diffusers' names
+    /// (down=0.5,mid=0,up.block_0=1,0.5,0,text_encoder=0.2), or lbw= and the 12 or 20 numbers (or
+    /// a preset, such as OUTD) of A1111's LoRA Block Weight
     #[arg(
         long,
-        value_name = "FILE[:SCALE]",
+        value_name = "FILE[:SCALE][:BLOCKS]",
         help_heading = "Checkpoint and machine"
     )]
     pub lora: Vec<Lora>,

@@ -4,18 +4,19 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::ArgMatches;
 use sdxl::image::Format;
 use sdxl::pipeline;
 use sdxl::profile;
-use sdxl::recipe::{self, FileHash, Recipe};
+use sdxl::recipe::{self, Recipe};
 use sdxl::request::aspect;
-use sdxl::{Event, Inputs, Request, Tiling, latents_file};
+use sdxl::{Event, Inputs, Request, latents_file};
 
 use crate::args::{self, GenerateArgs};
 use crate::model::Chosen;
 use crate::output::{self, Destination};
+use crate::pictures::{self, Pictures};
 use crate::profile_report;
 use crate::progress::Progress;
 use crate::usage;
@@ -32,7 +33,11 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     request.check()?;
     let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
     #[cfg(feature = "c2pa")]
-    let signer = own.c2pa.signer()?;
+    let sign = own.c2pa.signer()?.map(|signer| -> Box<pictures::Sign> {
+        Box::new(move |format, file, composite| signer.sign(format, file, composite))
+    });
+    #[cfg(not(feature = "c2pa"))]
+    let sign = None;
     let refiner = own.start.refiner.as_deref();
     let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request])?;
     let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
@@ -114,21 +119,47 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         warnings.push(text);
     }
     let interrupted = interrupt_flag()?;
-    // Hashing reads the files once more; beside the run it costs next to nothing.
-    let hashing = {
-        let (checkpoint, refiner) = (checkpoint.clone(), refiner.cloned());
-        std::thread::spawn(move || -> sdxl::Result<_> {
-            let refiner_files = refiner.as_ref().map(recipe::hash_weights).transpose()?;
-            Ok((recipe::hash_weights(&checkpoint)?, refiner_files))
-        })
+    let mut pictures = Pictures {
+        destination: &destination,
+        encoding: &encoding,
+        sign,
+        recipe: Recipe {
+            latents_sha256,
+            inputs: inputs.files.clone(),
+            scheduler_class: scheduler.info().class.to_string(),
+            ..chosen.recipe(request.clone())
+        },
+        hashing: Some(pictures::hash(checkpoint, refiner)),
+        replayed: replayed.as_ref(),
+        only,
+        count: written,
+        files: Vec::new(),
+        unsigned: None,
     };
     progress.begin("loading");
     let pipeline = chosen.pipeline(false)?;
+    let mut failed = None;
     let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
         }
         progress.show(event);
+        if let Event::Picture {
+            index,
+            picture,
+            vae_tiled,
+            ..
+        } = event
+        {
+            let mut warn = |text: String| {
+                progress.say(&format!("warning: {text}"));
+                warnings.push(text);
+            };
+            if let Err(error) = pictures.write(index - 1, picture, vae_tiled, &mut warn) {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
         if interrupted.load(Ordering::SeqCst) {
             return ControlFlow::Break(());
         }
@@ -145,79 +176,14 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         Ok(made) => made,
         Err(error) => {
             progress.finish();
-            return Err(error.into());
+            if !pictures.files.is_empty() && !args.json {
+                err!("stopped; these pictures were finished:");
+                show_paths(&pictures.files);
+            }
+            return Err(failed.unwrap_or(error.into()));
         }
     };
-    // A picture is worth more than its recipe: what cannot be hashed is only said.
-    let (files, refiner_files) = match hashing.join() {
-        Ok(Ok(files)) => files,
-        failed => {
-            let why = match failed {
-                Ok(Err(error)) => error.to_string(),
-                _ => "hashing stopped".to_string(),
-            };
-            let text = format!("the recipe names no weight files: {why}");
-            progress.say(&format!("warning: {text}"));
-            warnings.push(text);
-            (Vec::new(), None)
-        }
-    };
-    if interrupted.load(Ordering::SeqCst) {
-        progress.finish();
-        return Err(sdxl::Error::Cancelled.into());
-    }
     let seconds = progress.finish();
-    let mut recipe = Recipe {
-        latents_sha256,
-        inputs: inputs.files,
-        files,
-        scheduler_class: scheduler.info().class.to_string(),
-        ..chosen.recipe(request)
-    };
-    if made.vae_tiled {
-        // On a machine with more memory too, a replay gives these pictures.
-        recipe.request.vae_tiling = Tiling::On;
-    }
-    if let (Some(refiner), Some(files)) = (&mut recipe.refiner, refiner_files) {
-        refiner.files = files;
-    }
-    if let Some(was) = &replayed {
-        let of_refiner = |r: &Recipe| -> Vec<FileHash> {
-            r.refiner
-                .as_ref()
-                .map_or_else(Vec::new, |r| r.files.clone())
-        };
-        warn_of_other_weights(&was.files, &recipe.files, &mut warnings);
-        warn_of_other_weights(&of_refiner(was), &of_refiner(&recipe), &mut warnings);
-    }
-    let mut written_files = Vec::new();
-    for (index, picture) in made.images.iter().enumerate() {
-        if only.is_some_and(|one| one != index) {
-            continue;
-        }
-        recipe.image_index = index;
-        let texts = recipe.texts();
-        #[cfg_attr(not(feature = "c2pa"), expect(unused_mut))]
-        let mut file = encoding.encode(&picture.pixels, &texts)?;
-        #[cfg(feature = "c2pa")]
-        if let Some(signer) = &signer {
-            let composite = texts.is_composite();
-            file.bytes = signer.sign(encoding.format(), &file.bytes, composite)?;
-        }
-        for text in file.warnings {
-            err!("warning: {text}");
-            warnings.push(text);
-        }
-        let number = written_files.len();
-        let path = destination.write(number, written, picture.seed, &file.bytes)?;
-        written_files.push(serde_json::json!({
-            "path": path.to_string_lossy(),
-            "seed": picture.seed,
-            "prompt": recipe.request.prompt[picture.prompt_index],
-            "width": picture.pixels.width,
-            "height": picture.pixels.height,
-        }));
-    }
     if let Some(path) = &own.output_latents {
         let bytes = latents_file::to_bytes(&made.latents)?;
         output::write_file(path, &bytes, args.overwrite)?;
@@ -231,22 +197,35 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
     if args.json {
         let object = serde_json::json!({
-            "images": written_files,
+            "images": pictures.files,
             "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
             "precision": precision,
-            "isa": recipe.isa,
+            "isa": pictures.recipe.isa,
             "warnings": warnings,
-            "request": recipe.request,
+            "request": pictures.recipe.request,
         });
         out!("{object}");
     } else {
         // Only now, when every file is written: a reader that has gone ends the program.
-        for file in &written_files {
-            out!("{}", file["path"].as_str().unwrap_or_default());
-        }
+        show_paths(&pictures.files);
+    }
+    if let Some((why, paths)) = pictures.unsigned {
+        bail!(
+            "{why}; what could not be signed is kept without Content Credentials: {}",
+            paths.join(", ")
+        );
+    }
+    if interrupted.load(Ordering::SeqCst) {
+        return Err(sdxl::Error::Cancelled.into());
     }
     Ok(())
+}
+
+fn show_paths(files: &[serde_json::Value]) {
+    for file in files {
+        out!("{}", file["path"].as_str().unwrap_or_default());
+    }
 }
 
 /// Refuses, before the work, pictures that are larger than their format allows.
@@ -296,23 +275,6 @@ fn differences(was: &Recipe, latents_sha256: Option<&str>, inputs: &Inputs) -> V
         }
     }
     found
-}
-
-fn warn_of_other_weights(was: &[FileHash], files: &[FileHash], warnings: &mut Vec<String>) {
-    if was == files {
-        return;
-    }
-    let changed: Vec<&str> = files
-        .iter()
-        .filter(|f| !was.contains(f))
-        .map(|f| f.name.as_str())
-        .collect();
-    let text = format!(
-        "the recipe was made with other weights, so the picture may differ; changed: {}",
-        changed.join(", ")
-    );
-    err!("warning: {text}");
-    warnings.push(text);
 }
 
 /// Refuses a recipe's picture whose file has changed since, unless another one was `named`.

@@ -31,6 +31,7 @@ mod info;
 mod model;
 mod models;
 mod output;
+mod pictures;
 mod plot;
 mod profile_report;
 mod progress;

@@ -10,7 +10,7 @@ use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lora::{Lora, named};
-use sdxl::{Checkpoint, Pipeline, Precision, Recipe, Request};
+use sdxl::{Checkpoint, Part, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::args::PictureArgs;
@@ -180,18 +180,28 @@ impl Chosen {
             .or(replayed.map(|r| r.precision))
             .unwrap_or_else(default_precision);
         let vae = args.vae.clone().or(replayed.and_then(|r| r.vae.clone()));
-        let want = |purpose| Want {
+        let unet = args.unet.clone().or(replayed.and_then(|r| r.unet.clone()));
+        // What is named here is missed before anything is fetched.
+        let named_files = unet.iter().chain(loras.iter().map(|lora| &lora.file));
+        if let Some(missing) = named_files.into_iter().find(|path| !path.exists()) {
+            return Err(usage(format!(
+                "{}: there is no such file",
+                missing.display()
+            )));
+        }
+        let want = |purpose, replaced: &[(Part, bool)]| Want {
             purpose,
             precision,
             variant: variant.clone(),
+            replaced: (replaced.iter().filter(|(_, replaced)| *replaced))
+                .map(|(part, _)| *part)
+                .collect(),
         };
-        let purpose = match vae {
-            Some(_) => Purpose::CheckpointWithoutVae,
-            None => Purpose::Checkpoint,
-        };
-        let model = Model::get(named, &want(purpose))?;
+        let other_vae = (Part::Vae, vae.is_some());
+        let replaced = [other_vae, (Part::UNet, unet.is_some())];
+        let model = Model::get(named, &want(Purpose::Checkpoint, &replaced))?;
         let vae = vae
-            .map(|named| Model::get(Some(&named), &want(Purpose::Vae)))
+            .map(|named| Model::get(Some(&named), &want(Purpose::Vae, &[])))
             .transpose()?;
         let options = |model: &Model| OpenOptions {
             variant: variant.clone().or(model.variant.clone()),
@@ -200,7 +210,6 @@ impl Chosen {
             embeddings: embeddings.clone(),
             ..OpenOptions::default()
         };
-        let unet = args.unet.clone().or(replayed.and_then(|r| r.unet.clone()));
         // Neither a UNet nor LoRAs made for the base fit the refiner.
         let of_base = OpenOptions {
             unet: unet.clone(),
@@ -211,7 +220,7 @@ impl Chosen {
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
-                let model = Model::get(Some(named), &want(purpose))?;
+                let model = Model::get(Some(named), &want(Purpose::Checkpoint, &[other_vae]))?;
                 let checkpoint = Checkpoint::open_with(model.folder(), &options(&model))?;
                 Ok((model, checkpoint))
             })

@@ -109,6 +109,27 @@ impl Destination {
         write_file(&path, bytes, self.overwrite)?;
         Ok(path)
     }
+
+    /// Writes picture `index`, whose signature failed, beside its place: its name says so.
+    pub fn write_unsigned(
+        &self,
+        index: usize,
+        images: usize,
+        seed: u64,
+        bytes: &[u8],
+    ) -> anyhow::Result<PathBuf> {
+        let place = self.path(index, images, seed);
+        let stem = place.file_stem().unwrap_or_default().to_string_lossy();
+        let name = |copy: &str| format!("{stem}.unsigned{copy}.{}", self.extension);
+        let mut path = place.with_file_name(name(""));
+        let mut copy = 2;
+        while path.exists() && !self.overwrite {
+            path = place.with_file_name(name(&format!(" ({copy})")));
+            copy += 1;
+        }
+        write_file(&path, bytes, self.overwrite)?;
+        Ok(path)
+    }
 }
 
 /// How pictures are written: as `format` and `quality` say, or as the name of the file does.

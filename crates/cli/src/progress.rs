@@ -84,6 +84,7 @@ impl Progress {
                 }
                 None => err!("decoding picture {index} of {total}"),
             },
+            Event::Picture { .. } => {}
         }
     }
 

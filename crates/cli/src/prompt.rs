@@ -507,7 +507,16 @@ fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
                     Some(weight) => format!(", at {weight} in the text encoders"),
                     None => String::new(),
                 };
-                out!("{:depth$}LoRA {:?} at {}{text}", "", lora.name, lora.weight);
+                let blocks = match lora.block_weights.is_empty() {
+                    true => String::new(),
+                    false => format!(", by block {:?}", lora.block_weights),
+                };
+                out!(
+                    "{:depth$}LoRA {:?} at {}{text}{blocks}",
+                    "",
+                    lora.name,
+                    lora.weight
+                );
             }
             Node::Break => out!("{:depth$}BREAK", ""),
             Node::Edit {

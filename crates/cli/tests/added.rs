@@ -180,6 +180,20 @@ fn prompts_name_loras() {
     let both = a1111("both.png", "a cat<lora:ink:0.5>", &[]);
     assert!(unet != text_only && unet != both && text_only != both && unet != plain);
     assert!(a1111("nothing.png", "a cat<lora:ink:0>", &[]) == plain);
+    // By block, in a prompt and typed.
+    let blocks = a1111("blocks.png", "a cat<lora:ink:0.5:lbw=OUTD>", &[]);
+    assert!(blocks != both && blocks != plain);
+    let typed = [
+        "--lora",
+        "loras/ink.safetensors:0.5:lbw=1,0,0,0,0,0,1,1,1,0,0,0",
+    ];
+    assert!(a1111("typed.png", "a cat", &typed) == blocks);
+    let words = "loras/ink.safetensors:0.5:down=0,mid=0,up.block_1=0";
+    assert!(a1111("dictionary.png", "a cat", &["--lora", words]) == blocks);
+    assert_eq!(
+        recipe(at, "dictionary.png")["loras"][0]["blocks"]["unet"]["up"]["block_1"],
+        0.0
+    );
     // Compel's language has its own word for it.
     let compel = picture(
         at,

@@ -511,3 +511,37 @@ fn an_interrupt_stops_at_a_step_and_exits_130() {
     assert!(rest.iter().any(|l| l.contains("cancelled")), "{rest:?}");
     assert!(!dir.path().join("never.png").exists());
 }
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_the_pictures_that_are_finished() {
+    let dir = TempDir::new().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sdxl"))
+        .args(["generate", "a star", "--seed", "3", "--steps", "1"])
+        .args(["--width", "768", "--height", "768", "--num-images", "4"])
+        .args(["--output", "a.png"])
+        .env("XDG_CACHE_HOME", dir.path().join("cache"))
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let first = dir.path().join("a-1.png");
+    while !first.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let signal = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(signal.unwrap().success());
+    let told = child.wait_with_output().unwrap();
+    assert_eq!(told.status.code(), Some(130));
+    assert!(text(&told.stdout).starts_with("a-1.png\n"));
+    assert!(!dir.path().join("a-4.png").exists());
+    // Whole, with a whole recipe.
+    assert_eq!(read_png(&first).0, 768);
+    let shown = sdxl(dir.path(), &["show", "a-1.png", "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert!(!shown["recipe"]["files"].as_array().unwrap().is_empty());
+    assert_eq!(shown["recipe"]["image_index"], 0);
+}

@@ -178,6 +178,45 @@ fn refiner_and_vae_by_name() {
 }
 
 #[test]
+fn what_stands_in_for_a_part_is_not_fetched_too() {
+    let place = place();
+    let at = place.at();
+    place.ok(true, &["models", "export-demo", "own"]);
+    let make = |model: &str, output: &str, words: &[&str]| {
+        let mut args = vec!["generate", "a star", "--seed", "3", "--steps", "4"];
+        args.extend(["--model", model, "--output", output]);
+        args.extend(words);
+        place.ok(false, &args);
+    };
+    // A slip in its name is told before anything is fetched.
+    let slip = [
+        "generate",
+        "a star",
+        "--model",
+        "demo-org/demo",
+        "--unet",
+        "none",
+    ];
+    place.refused(false, &slip, &["none: there is no such file"]);
+    assert!(place.server.seen().is_empty());
+    make("demo", "a.png", &[]);
+    make("demo-org/demo", "b.png", &["--unet", "own/base/unet"]);
+    assert!(read_png(&at.join("a.png")) == read_png(&at.join("b.png")));
+    let list = place.json(&["models", "list", "--json"]);
+    let path = Path::new(list["models"][0]["path"].as_str().unwrap()).to_path_buf();
+    assert!(path.join("unet/config.json").is_file() && !path.join(UNET).exists());
+    assert!(path.join("vae").is_dir());
+    // A replay knows; a run without the other UNet fetches the model's own.
+    place.ok(
+        true,
+        &["generate", "--recipe", "b.png", "--output", "c.png"],
+    );
+    assert!(read_png(&at.join("a.png")) == read_png(&at.join("c.png")));
+    make("demo-org/demo", "d.png", &[]);
+    assert!(read_png(&at.join("a.png")) == read_png(&at.join("d.png")) && path.join(UNET).exists());
+}
+
+#[test]
 fn what_is_here_is_never_taken_for_a_name_and_what_is_neither_says_both() {
     let place = place();
     place.ok(true, &["models", "export-demo", "demo-org/demo"]);

@@ -45,7 +45,7 @@ impl Weights<'_> {
 }
 
 /// How packed weights are kept in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// 32-bit floats.
     F32,

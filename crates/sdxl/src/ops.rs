@@ -5,6 +5,8 @@
 //! [`Tensor`]s and to weights that were packed once at load. Activations are
 //! channel-last throughout (see [`crate::tensor`]).
 
+use std::sync::Arc;
+
 use half::bf16;
 use sdxl_kernels::{
     AttentionShape, ConvGeometry, Element, GroupNorm, PackedConv, PackedMatrix,
@@ -18,20 +20,20 @@ use crate::tensor::{Buffer, DType, Reused, Tensor, buffer};
 
 /// A fully connected layer: `[n_out, k_in]` weights and an optional bias.
 pub struct Linear {
-    pub(crate) weight: PackedMatrix,
+    pub(crate) weight: Arc<PackedMatrix>,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// The gated feed-forward entry of a transformer block (GEGLU): a linear layer of
 /// twice the width whose second half gates the first.
 pub struct Geglu {
-    pub(crate) weight: PackedMatrix,
+    pub(crate) weight: Arc<PackedMatrix>,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// A two-dimensional convolution with the padding and stride it is always used with.
 pub struct Conv2d {
-    pub(crate) weight: PackedConv,
+    pub(crate) weight: Arc<PackedConv>,
     pub(crate) bias: Option<Vec<f32>>,
     /// Height and width of the kernel.
     pub(crate) kernel: usize,

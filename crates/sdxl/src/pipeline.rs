@@ -7,6 +7,7 @@ mod generate;
 mod guidance;
 mod held;
 mod inpaint;
+mod loras;
 mod predict;
 mod refine;
 mod resolve;
@@ -79,6 +80,17 @@ pub enum Event<'a> {
         /// Pictures in all.
         total: usize,
     },
+    /// A picture is finished: it can be written while others are decoded.
+    Picture {
+        /// Which one, from 1.
+        index: usize,
+        /// Pictures in all.
+        total: usize,
+        /// The picture.
+        picture: &'a Picture,
+        /// Whether the VAE decoded it tile by tile.
+        vae_tiled: bool,
+    },
 }
 
 /// What a run makes.
@@ -98,7 +110,7 @@ pub struct Pipeline {
     /// Whether its networks stay in memory.
     stays: bool,
     text: Arc<Held<TextEncoders>>,
-    unet: Held<UNet>,
+    unet: Arc<Held<UNet>>,
     vae: Arc<Held<Vae>>,
     refiner: Option<Refiner>,
 }
@@ -191,7 +203,7 @@ impl Pipeline {
             precision,
             stays,
             text: Arc::new(text),
-            unet,
+            unet: Arc::new(unet),
             vae: Arc::new(vae),
             refiner: None,
         }

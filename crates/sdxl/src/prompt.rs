@@ -95,6 +95,9 @@ pub struct LoraUse {
     /// How strongly in the text encoders, where that is another number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_weight: Option<f64>,
+    /// The numbers of `lbw=`, see [`Blocks::Listed`](crate::weights::lora::blocks::Blocks::Listed).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub block_weights: Vec<f32>,
 }
 
 /// A piece of a prompt: what the languages have in common, and what one of them has alone.

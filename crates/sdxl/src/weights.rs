@@ -8,6 +8,7 @@ pub mod folder;
 pub mod gguf;
 mod infer;
 pub mod inversion;
+mod kept;
 pub mod lora;
 pub mod names;
 pub mod random;
@@ -17,7 +18,9 @@ pub mod safetensors;
 pub mod same;
 pub mod single_file;
 
+use std::any::Any;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
 use folder::Part;
+use kept::Key;
 use safetensors::{StoredTensor, TensorSet};
 
 /// In which precision the networks compute. The scheduler, the noise and (where the
@@ -218,6 +222,28 @@ impl<'a> Loader<'a> {
         self.tensors.read(&full, &tensor, to_f32)
     }
 
+    /// A layer of these tensors: the one in memory, or `read`.
+    fn layer<T: Any + Send + Sync>(
+        &self,
+        tensors: &[(String, Cow<'_, StoredTensor>)],
+        packed: (&'static str, [usize; 3]),
+        format: Option<WeightFormat>,
+        read: impl FnOnce() -> Result<T>,
+    ) -> Result<Arc<T>> {
+        let Some(kept) = self.tensors.kept() else {
+            return read().map(Arc::new);
+        };
+        let key = Key {
+            names: tensors.iter().map(|(name, _)| name.clone()).collect(),
+            origins: (tensors.iter())
+                .map(|(name, tensor)| self.tensors.origin_of(name, tensor))
+                .collect(),
+            packed,
+            format,
+        };
+        kept.layer(key, read)
+    }
+
     fn bias(&self, name: &str, len: usize, present: bool) -> Result<Option<Vec<f32>>> {
         present.then(|| self.vector(name, len)).transpose()
     }
@@ -245,16 +271,17 @@ impl<'a> Loader<'a> {
             found.push(self.checked(&format!("{name}.weight"), &[&[n, k], &[n, k, 1, 1]])?);
         }
         let format = self.precision.weight_format();
-        let weight = if let [(full, tensor)] = found.as_slice() {
-            self.tensors
-                .read(full, tensor, |w| PackedMatrix::pack(w, total, k, format))?
-        } else {
+        let weight = self.layer(&found, ("matrix", [total, k, 1]), Some(format), || {
+            if let [(full, tensor)] = found.as_slice() {
+                return (self.tensors)
+                    .read(full, tensor, |w| PackedMatrix::pack(w, total, k, format));
+            }
             let mut values = Vec::with_capacity(total * k);
             for (full, tensor) in &found {
                 values.extend(self.tensors.read(full, tensor, to_f32)?);
             }
-            PackedMatrix::pack(Weights::F32(&values), total, k, format)
-        };
+            Ok(PackedMatrix::pack(Weights::F32(&values), total, k, format))
+        })?;
         Ok(Linear {
             weight,
             bias: has_bias.then_some(bias),
@@ -269,10 +296,13 @@ impl<'a> Loader<'a> {
             n,
             self.has(&format!("{name}.bias")),
         )?;
-        let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[n, k]])?;
+        let found = [self.checked(&format!("{name}.weight"), &[&[n, k]])?];
         let format = self.precision.weight_format();
-        let weight = self.tensors.read(&full, &tensor, |w| {
-            PackedMatrix::pack_geglu(w, inner, k, format)
+        let weight = self.layer(&found, ("geglu", [n, k, 1]), Some(format), || {
+            let [(full, tensor)] = &found;
+            (self.tensors).read(full, tensor, |w| {
+                PackedMatrix::pack_geglu(w, inner, k, format)
+            })
         })?;
         Ok(Geglu { weight, bias })
     }
@@ -297,11 +327,14 @@ impl<'a> Loader<'a> {
             c_out,
             self.has(&format!("{name}.bias")),
         )?;
-        let (full, tensor) =
-            self.checked(&format!("{name}.weight"), &[&[c_out, c_in, kernel, kernel]])?;
+        let found = [self.checked(&format!("{name}.weight"), &[&[c_out, c_in, kernel, kernel]])?];
         let format = self.sensitive().precision.weight_format();
-        let weight = self.tensors.read(&full, &tensor, |w| {
-            PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
+        let packed = ("convolution", [c_out, c_in, kernel]);
+        let weight = self.layer(&found, packed, Some(format), || {
+            let [(full, tensor)] = &found;
+            (self.tensors).read(full, tensor, |w| {
+                PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
+            })
         })?;
         Ok(Conv2d {
             weight,
@@ -329,9 +362,13 @@ impl<'a> Loader<'a> {
             c_out,
             self.has(&format!("{name}.bias")),
         )?;
-        let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[c_out, c_in, 3, 3]])?;
-        let weight = self.tensors.read(&full, &tensor, |w| {
-            PackedConv::pack_upsampled(w, c_out, c_in, format)
+        let found = [self.checked(&format!("{name}.weight"), &[&[c_out, c_in, 3, 3]])?];
+        let packed = ("doubled convolution", [c_out, c_in, 3]);
+        let weight = self.layer(&found, packed, Some(format), || {
+            let [(full, tensor)] = &found;
+            (self.tensors).read(full, tensor, |w| {
+                PackedConv::pack_upsampled(w, c_out, c_in, format)
+            })
         })?;
         Ok(Some(Conv2d {
             weight,
@@ -354,11 +391,14 @@ impl<'a> Loader<'a> {
 
     /// The table `name` of `rows` vectors of length `width`.
     pub fn embedding(&self, name: &str, rows: usize, width: usize) -> Result<Embedding> {
-        let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[rows, width]])?;
-        let values = self.tensors.read(&full, &tensor, |w| match w {
-            Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
-            Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
-            Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
+        let found = [self.checked(&format!("{name}.weight"), &[&[rows, width]])?];
+        let values = self.layer(&found, ("table", [rows, width, 1]), None, || {
+            let [(full, tensor)] = &found;
+            self.tensors.read(full, tensor, |w| match w {
+                Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
+                Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
+                Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
+            })
         })?;
         Ok(Embedding { width, values })
     }
@@ -375,7 +415,7 @@ fn to_f32(values: Weights<'_>) -> Vec<f32> {
 /// A table of vectors looked up by token id or position, kept as stored.
 pub struct Embedding {
     width: usize,
-    values: EmbeddingValues,
+    values: Arc<EmbeddingValues>,
 }
 
 enum EmbeddingValues {
@@ -388,7 +428,7 @@ impl Embedding {
     /// Appends row `index` to `out`, as `f32`. The caller guarantees the range.
     pub fn append_row(&self, index: usize, out: &mut Vec<f32>) {
         let range = index * self.width..(index + 1) * self.width;
-        match &self.values {
+        match &*self.values {
             EmbeddingValues::F32(v) => out.extend_from_slice(&v[range]),
             EmbeddingValues::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
             EmbeddingValues::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),

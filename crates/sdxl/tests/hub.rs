@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hub_server::{Fault, Model, Server, git_sha1, sha256};
 use sdxl::hub::{Event, Found, Hub, HubError, Kind, Name, Purpose, Settings, Want, scan};
-use sdxl::{Error, Precision};
+use sdxl::{Error, Part, Precision};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -141,6 +141,7 @@ fn want() -> Want {
         purpose: Purpose::Checkpoint,
         precision: Precision::Bf16,
         variant: None,
+        replaced: Vec::new(),
     }
 }
 
@@ -648,9 +649,9 @@ fn precision_variant_and_vae_decide_what_comes() {
     });
     assert!(vae.path.join(VAE16).is_file() && !vae.path.join(UNET16).exists());
     let full = get(&Want {
-        purpose: Purpose::CheckpointWithoutVae,
         precision: Precision::F32,
-        variant: None,
+        replaced: vec![Part::Vae],
+        ..want()
     });
     assert_eq!(full.variant, None);
     assert!(full.path.join(UNET).is_file() && !full.path.join(UNET16).exists());
@@ -660,10 +661,24 @@ fn precision_variant_and_vae_decide_what_comes() {
             .join("vae/diffusion_pytorch_model.safetensors")
             .exists()
     );
+    // A UNet that stands in may need to know how this one is built; of the VAE nothing is needed.
+    let bare = self::place();
+    bare.server.publish("org/name", model());
+    let text_only = Want {
+        replaced: vec![Part::UNet, Part::Vae],
+        ..want()
+    };
+    let found = bare.hub().get(&name, &text_only, &|_| {}).unwrap();
+    assert!(found.path.join("unet/config.json").is_file());
+    assert!(!found.path.join(UNET).exists() && !found.path.join(UNET16).exists());
+    assert!(found.path.join("text_encoder").is_dir() && !found.path.join("vae").exists());
+    // Wanted whole, the rest comes.
+    let found = bare.hub().get(&name, &want(), &|_| {}).unwrap();
+    assert!(found.path.join(UNET16).is_file() && found.path.join(VAE16).is_file());
     // The whole weights are here now, so a run of 16 bits fetches none.
     place.server.seen();
     let half = get(&Want {
-        purpose: Purpose::CheckpointWithoutVae,
+        replaced: vec![Part::Vae],
         ..want()
     });
     assert_eq!(half.variant, None);

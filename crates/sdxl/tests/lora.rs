@@ -8,20 +8,32 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use sdxl::Checkpoint;
 use sdxl::weights::folder::{OpenOptions, read_json};
 use sdxl::weights::lora::Lora;
-use serde_json::Value;
-use support::{Golden, golden, latents, relative_l2};
+use sdxl::{Checkpoint, Pipeline, Precision};
+use serde_json::{Value, json};
+use support::{Golden, golden, latents, latents_of, relative_l2};
 use tempfile::TempDir;
 
 fn open(root: &Path, loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {
     let loras = (loras.iter()).map(|(file, scale)| Lora::new(file, *scale));
+    open_scaled(root, loras.collect())
+}
+
+fn open_scaled(root: &Path, loras: Vec<Lora>) -> sdxl::Result<Checkpoint> {
     let options = OpenOptions {
-        loras: loras.collect(),
+        loras,
         ..OpenOptions::default()
     };
     Checkpoint::open_with(root, &options)
+}
+
+/// A LoRA with scales by block, which multiply `scale`.
+fn by_block(name: &str, scale: f32, blocks: Value) -> Lora {
+    Lora {
+        blocks: Some(serde_json::from_value(blocks).unwrap()),
+        ..Lora::new(file(name), scale)
+    }
 }
 
 fn base(loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {
@@ -61,6 +73,183 @@ fn at_scale_0_nothing_changes() {
     let plain = latents(base(&[]).unwrap());
     assert!(latents(base(&[(file("kohya"), 0.0)]).unwrap()) == plain);
     assert!(latents(base(&[(file("loha"), 0.0), (file("lokr"), 0.0)]).unwrap()) == plain);
+}
+
+#[test]
+fn scales_by_block_are_those_of_diffusers() {
+    let cases: Value = read_json(&golden("lora/blocks.json")).unwrap();
+    let runs = Golden::open("lora/blocks.safetensors");
+    let cases = cases["cases"].as_array().unwrap();
+    assert!(cases.len() >= 5);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let loras = case["adapters"].as_object().unwrap().iter();
+        let loras = loras.map(|(name, scale)| match scale.as_f64() {
+            Some(scale) => Lora::new(file(name), scale as f32),
+            None => by_block(name, 1.0, scale.clone()),
+        });
+        let checkpoint = open_scaled(&golden("base"), loras.collect()).unwrap();
+        let apart = relative_l2(name, &latents(checkpoint), &runs.flat(name));
+        println!("{name}: {apart:.1e}");
+        assert!(apart <= 1e-4, "{name}: {apart:.1e}");
+    }
+}
+
+#[test]
+fn scales_by_block_multiply_the_scale() {
+    let with = |lora: Lora| latents(open_scaled(&golden("base"), vec![lora]).unwrap());
+    let whole = with(Lora::new(file("kohya"), 0.5));
+    assert!(
+        with(by_block(
+            "kohya",
+            1.0,
+            json!({"unet": 0.5, "text_encoder": 0.5, "text_encoder_2": 0.5})
+        )) == whole
+    );
+    assert!(
+        with(by_block(
+            "kohya",
+            0.25,
+            json!([2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+        )) == whole
+    );
+    assert!(with(by_block("kohya", 0.5, json!({}))) == whole);
+    // Twelve numbers name those of the twenty that have transformers; the others are 0.
+    let twelve: Vec<f32> = (1..13).map(|i| i as f32 / 10.0).collect();
+    let mut twenty = vec![0.0; 20];
+    for (place, weight) in [0, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+        .into_iter()
+        .zip(&twelve)
+    {
+        twenty[place] = *weight;
+    }
+    let lists =
+        [json!(twelve), json!(twenty)].map(|list| with(by_block("sgm_convolution", 1.0, list)));
+    assert!(lists[0] == lists[1]);
+    // In the order BASE, IN04, IN05, IN07, IN08, MID, OUT0 to OUT5: as diffusers' blocks.
+    let list = json!([0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.1, 1.2, 1.3]);
+    let dictionary = json!({
+        "unet": {
+            "down": {"block_1": [0.1, 0.2], "block_2": [0.3, 0.4]},
+            "mid": 0.5,
+            "up": {"block_0": [0.6, 0.7, 0.8], "block_1": [1.1, 1.2, 1.3]},
+        },
+        "text_encoder": 0.9,
+        "text_encoder_2": 0.9,
+    });
+    assert!(with(by_block("kohya", 1.0, list)) == with(by_block("kohya", 1.0, dictionary)));
+    // What the command line says is the same.
+    let path = file("kohya");
+    let typed = format!("{}:0.5:down=0.5,up.block_0=1,0,2", path.display());
+    let told = json!({"unet": {"down": 0.5, "up": {"block_0": [1, 0, 2]}}});
+    assert!(with(typed.parse().unwrap()) == with(by_block("kohya", 0.5, told)));
+    let typed = format!("{}:lbw=OUTD", path.display());
+    assert!(
+        with(typed.parse().unwrap())
+            == with(by_block(
+                "kohya",
+                1.0,
+                json!([1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0])
+            ))
+    );
+    // A recipe keeps them.
+    for lora in [
+        by_block("kohya", 0.5, json!({"unet": {"mid": 0.1}})),
+        typed.parse().unwrap(),
+    ] {
+        let text = serde_json::to_string(&lora).unwrap();
+        assert_eq!(serde_json::from_str::<Lora>(&text).unwrap(), lora);
+    }
+}
+
+#[test]
+fn blocks_that_are_not_there_are_named() {
+    let refused = |name: &str, blocks: Value, words: &[&str]| {
+        let opened = open_scaled(&golden("base"), vec![by_block(name, 1.0, blocks.clone())]);
+        let error = opened.err().unwrap_or_else(|| panic!("{blocks} is taken"));
+        assert!(error.is_usage());
+        let text = error.to_string();
+        for word in words.iter().chain(&[name]) {
+            assert!(text.contains(word), "`{word}` not in: {text}");
+        }
+    };
+    refused("kohya", json!({"unte": 1}), &["`unte`", "text_encoder_2"]);
+    refused("kohya", json!({"vae": 1}), &["`vae`"]);
+    refused(
+        "kohya",
+        json!({"unet": {"middle": 1}}),
+        &["`middle`", "mid"],
+    );
+    // Level 0 has no transformers.
+    let none = json!({"unet": {"down": {"block_0": 1}}});
+    refused("kohya", none, &["`down.block_0`", "block_1, block_2"]);
+    let long = json!({"unet": {"up": {"block_1": [1, 2]}}});
+    refused("kohya", long, &["`up.block_1` has 2", "has 3"]);
+    refused(
+        "kohya",
+        json!({"unet": {"mid": "much"}}),
+        &["`mid`", "much"],
+    );
+    refused(
+        "kohya",
+        json!({"text_encoder": {"layer": 1}}),
+        &["`text_encoder`"],
+    );
+    refused(
+        "kohya",
+        json!([1, 2, 3]),
+        &["3 numbers", "12", "IN04, IN05, IN07, IN08, MID, OUT0", "20"],
+    );
+    refused(
+        "kohya",
+        json!(vec![0; 17]),
+        &["17 numbers", "Stable Diffusion 1"],
+    );
+    // There, but the file changes nothing in it.
+    let mid = json!({"unet": {"down": 1, "mid": 1}});
+    refused(
+        "peft",
+        mid,
+        &["`mid`", "down.block_1, down.block_2", "text_encoder"],
+    );
+    refused(
+        "convolution",
+        json!({"text_encoder": 0.5}),
+        &["`text_encoder`", "up.block_1"],
+    );
+}
+
+#[test]
+fn weights_of_few_bits_take_loras_and_give_them_back() {
+    let lora = [(file("kohya"), 1.0)];
+    let with = latents(base(&lora).unwrap());
+    let without = latents(base(&[]).unwrap());
+    let gguf = golden("gguf/unet.gguf");
+    for (name, unet, precision) in [
+        ("int8", None, Precision::Int8),
+        ("bf16", None, Precision::Bf16),
+        ("GGUF", Some(gguf.clone()), Precision::F32),
+        ("GGUF as int8", Some(gguf), Precision::Int8),
+    ] {
+        let options = OpenOptions {
+            unet,
+            ..OpenOptions::default()
+        };
+        let checkpoint = Checkpoint::open_with(&golden("base"), &options).unwrap();
+        let plain = Pipeline::from_checkpoint(checkpoint, precision).unwrap();
+        let own = latents_of(&plain);
+        let changed = plain.with_loras(&[Lora::new(file("kohya"), 1.0)]).unwrap();
+        let ours = latents_of(&changed);
+        let apart = [&with, &without].map(|other| relative_l2(name, &ours, other));
+        println!(
+            "{name}: {:.3} from f32 with, {:.3} without",
+            apart[0], apart[1]
+        );
+        assert!(2.0 * apart[0] < apart[1], "{name}: {apart:?}");
+        drop(plain);
+        let again = changed.with_loras(&[]).unwrap();
+        assert!(latents_of(&again) == own, "{name}");
+    }
 }
 
 #[test]

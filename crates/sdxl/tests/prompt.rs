@@ -233,12 +233,21 @@ fn a1111_composes_and_names_loras() {
         ("<lora:x:te=0.5>", 0.5, None),
         ("<lora:x:te=0.5:unet=-1>", -1.0, Some(0.5)),
         ("<lora:x:0.7:lbw=ALL>", 0.7, None),
+        (
+            "<lora:x:1:0.5:lbw=1,0,-0.5,0,0,0.25,1,1,1,0,0,0>",
+            0.5,
+            Some(1.0),
+        ),
     ] {
         let prompt = a1111(written);
         let [lora] = prompt.loras() else {
             panic!("{written}");
         };
         assert_eq!((lora.weight, lora.text_weight), (weight, text), "{written}");
+        assert_eq!(
+            lora.block_weights.len(),
+            12 * usize::from(written.contains("lbw="))
+        );
         let again = a1111(&prompt.print(PromptSyntax::A1111));
         assert_eq!(again.loras(), prompt.loras(), "{written}");
     }
@@ -247,6 +256,8 @@ fn a1111_composes_and_names_loras() {
         "<lora:x:inf>",
         "<lora:x:1:2:3>",
         "<lora:x:dyn=4>",
+        "<lora:x:1:lbw=NOSUCH>",
+        "<lora:x:1:lbw=1,R,1>",
     ] {
         assert!(
             Prompt::parse(refused, PromptSyntax::A1111).is_err(),

@@ -311,6 +311,43 @@ fn an_observer_can_stop_a_run() {
 }
 
 #[test]
+fn finished_pictures_are_told_of_as_they_come() {
+    let pipeline = load(&golden("base"), None);
+    let request = Request {
+        num_images: 3,
+        steps: 1,
+        seed: vec![1, 2, 3],
+        vae_slicing: true,
+        ..request_of(&run_named("default"))
+    };
+    let (mut told, mut seen) = (String::new(), Vec::new());
+    let made = pipeline.generate(&request, None, &mut |event| {
+        match event {
+            sdxl::Event::Decoding { index, .. } => told += &format!("decoding {index}, "),
+            sdxl::Event::Picture { index, picture, .. } => {
+                told += &format!("picture {index}, ");
+                seen.push((picture.seed, picture.pixels.data.clone()));
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(
+        told,
+        "decoding 1, picture 1, decoding 2, picture 2, decoding 3, picture 3, "
+    );
+    let made = made.unwrap().images.into_iter();
+    assert!(seen == made.map(|p| (p.seed, p.pixels.data)).collect::<Vec<_>>());
+    // And it can be stopped there.
+    let stopped = pipeline.generate(&request, None, &mut |event| match event {
+        sdxl::Event::Picture { index: 2, .. } => ControlFlow::Break(()),
+        sdxl::Event::Decoding { index: 3, .. } => panic!("it goes on"),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(sdxl::Error::Cancelled)));
+}
+
+#[test]
 fn a_long_prompt_warns_with_what_was_cut() {
     let pipeline = load(&golden("base"), None);
     let request = Request {

@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::folder::{OpenOptions, read_json};
 use sdxl::weights::safetensors::{ElementType, StoredTensor, TensorSet};
-use sdxl::{Checkpoint, Family, Part, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, Family, Lora, Part, Pipeline, Precision, Request};
 use serde_json::{Map, Value, json};
 use support::{copy, golden};
 use tempfile::TempDir;
@@ -333,6 +333,13 @@ fn an_eight_bit_checkpoint_runs() {
     let (_b, sixteen) = tiny("base", &BASE, |entries| cut(entries, false));
     let run = |path: &Path| latents(Checkpoint::open(path, None).unwrap());
     assert!(run(&eight) == run(&sixteen));
+    // A LoRA is added to the values that the bytes stand for.
+    let options = OpenOptions {
+        loras: vec![Lora::new(golden("lora/kohya.safetensors"), 1.0)],
+        ..OpenOptions::default()
+    };
+    let with = |path: &Path| latents(Checkpoint::open_with(path, &options).unwrap());
+    assert!(with(&eight) == with(&sixteen) && with(&eight) != run(&eight));
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub fn run(args: &PullArgs) -> anyhow::Result<()> {
         purpose: Purpose::Any,
         precision: args.precision.unwrap_or_else(default_precision),
         variant: args.variant.clone(),
+        replaced: Vec::new(),
     };
     let bars = Bars::new();
     let found = hub().pull(&name, &want, &|event| bars.show(event))?;

@@ -16,8 +16,6 @@ use crate::weights::folder::{Part, check_index, named_class, shards, weight_name
 pub enum Purpose {
     /// To make pictures with.
     Checkpoint,
-    /// The same, with a VAE from elsewhere.
-    CheckpointWithoutVae,
     /// Its VAE alone.
     Vae,
     /// Whatever it is.
@@ -34,6 +32,8 @@ pub struct Want {
     pub precision: Precision,
     /// Weights of this variant instead, and plain ones of parts that lack it.
     pub variant: Option<String>,
+    /// Parts that come from elsewhere: their weights are not wanted.
+    pub replaced: Vec<Part>,
 }
 
 impl Want {
@@ -116,10 +116,8 @@ pub(super) fn select(want: &Want, view: &View<'_>) -> Result<Selection> {
 fn of_folder(want: &Want, view: &View<'_>, found: &mut Selection) -> Result<()> {
     view.need("model_index.json", found);
     let index = (view.read)("model_index.json")?;
-    let vae = Part::Vae;
-    let parts: Vec<Part> = match want.purpose {
-        Purpose::Vae => vec![vae],
-        Purpose::CheckpointWithoutVae => Part::ALL.into_iter().filter(|p| *p != vae).collect(),
+    let parts = match want.purpose {
+        Purpose::Vae => vec![Part::Vae],
         Purpose::Checkpoint | Purpose::Any => Part::ALL.to_vec(),
     };
     if want.purpose != Purpose::Vae {
@@ -132,6 +130,13 @@ fn of_folder(want: &Want, view: &View<'_>, found: &mut Selection) -> Result<()> 
             continue;
         }
         let folder = format!("{}/", part.folder());
+        if want.replaced.contains(&part) {
+            // A UNet that stands in may be built as the one in whose place it stands.
+            if part == Part::UNet {
+                view.need(&format!("{folder}config.json"), found);
+            }
+            continue;
+        }
         view.need(&format!("{folder}config.json"), found);
         taken.push(weights(want, view, &folder, part, found)?);
         if let Part::TextEncoder | Part::TextEncoder2 = part {
@@ -346,6 +351,7 @@ mod tests {
             purpose,
             precision,
             variant: variant.map(str::to_string),
+            replaced: Vec::new(),
         }
     }
 
@@ -498,7 +504,10 @@ mod tests {
         let checkpoint = want(Purpose::Checkpoint, Precision::F32, None);
         assert!(said(&checkpoint, &vae).contains("--vae"));
 
-        let without = want(Purpose::CheckpointWithoutVae, Precision::F32, None);
+        let without = Want {
+            replaced: vec![Part::Vae],
+            ..want(Purpose::Checkpoint, Precision::F32, None)
+        };
         let found = of(&without, "a/b", &repository(&BOTH), true).unwrap();
         assert!(!found.files.iter().any(|f| f.starts_with("vae")));
         assert_eq!(weights_of(&found).len(), 3);

@@ -142,12 +142,19 @@ pub fn run(
                 Some(canvas) => canvas.finish(made),
                 None => made,
             };
-            pictures.push(Picture {
+            let picture = Picture {
                 pixels: made,
                 // One generator for all, or one a picture.
                 seed: request.seed[image.min(request.seed.len() - 1)],
                 prompt_index: image / request.num_images,
-            });
+            };
+            proceed(observe(Event::Picture {
+                index: image + 1,
+                total: images,
+                picture: &picture,
+                vae_tiled: passes.tiled,
+            }))?;
+            pictures.push(picture);
         }
     }
     last.vae.let_go();

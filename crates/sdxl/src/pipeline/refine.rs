@@ -104,6 +104,7 @@ impl Shared {
 }
 
 /// A refiner.
+#[derive(Clone)]
 pub struct Refiner {
     pipeline: Arc<Pipeline>,
 }

@@ -152,6 +152,9 @@ pub struct Passes {
     pub short: bool,
 }
 
+/// Pixels of pictures that go through the VAE together: one of 512x512, or several smaller ones.
+const TOGETHER: usize = 512 * 512;
+
 impl Passes {
     /// For `count` pictures of `height` times `width` latents, with the memory that is free now.
     pub fn choose(
@@ -162,7 +165,10 @@ impl Passes {
     ) -> Passes {
         let tile = vae.tile_size();
         let large = height > tile || width > tile;
-        let one = memory::of_decode(vae.config(), (64 * height * width) as u64);
+        let pixels = 64 * height * width;
+        let one = memory::of_decode(vae.config(), pixels as u64);
+        // Only small ones gain by going together, and one that is finished can be written.
+        let count = count.min(TOGETHER / pixels).max(1);
         Passes::of(request, large, count, one, memory::available())
     }
 

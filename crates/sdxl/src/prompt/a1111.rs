@@ -22,6 +22,7 @@
 use super::python::{float, is_space, is_word};
 use super::{Item, Join, LoraUse, MAX_DEPTH, Node, too_deep};
 use crate::error::{Error, Result};
+use crate::weights::lora::blocks::read_list;
 
 /// What one pair of round brackets multiplies by; square ones divide.
 pub(super) const STEP: f64 = 1.1;
@@ -99,17 +100,23 @@ fn network(tag: &str) -> Option<(&str, &str, &str)> {
 }
 
 /// `name`, `name:weight`, or `name:text:unet` with a weight for the text encoders and one for the
-/// UNet; also by name, as in `name:te=0.5:unet=0.8`. Other settings, which extensions of the web UI
+/// UNet; also by name, as in `name:te=0.5:unet=0.8`. `lbw=` has weights by block. Other settings, which extensions of the web UI
 /// read, are passed over.
 fn lora(arguments: &str) -> Result<LoraUse> {
     let mut words = arguments.split(':');
     let name = words.next().unwrap_or_default();
     let (mut places, mut text, mut unet, mut rank) = (Vec::new(), None, None, false);
+    let mut block_weights = Vec::new();
     for word in words {
         match word.split_once('=') {
             Some(("te", value)) => text = Some(value),
             Some(("unet", value)) => unet = Some(value),
             Some(("dyn", _)) => rank = true,
+            Some(("lbw", list)) => {
+                block_weights = read_list(list).map_err(|told| {
+                    Error::request(format!("prompt: <lora:{arguments}>: {told}"))
+                })?;
+            }
             Some(_) => {}
             None => places.push(word),
         }
@@ -134,6 +141,7 @@ fn lora(arguments: &str) -> Result<LoraUse> {
         name: name.to_string(),
         weight,
         text_weight: (text != weight).then_some(text),
+        block_weights,
     })
 }
 

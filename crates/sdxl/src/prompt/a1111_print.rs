@@ -153,10 +153,19 @@ impl Printer<'_> {
                 name,
                 weight,
                 text_weight,
-            }) => match text_weight {
-                Some(text) => format!("<lora:{name}:{}:{}>", decimal(*text), decimal(*weight)),
-                None => format!("<lora:{name}:{}>", decimal(*weight)),
-            },
+                block_weights,
+            }) => {
+                let mut tag = format!("<lora:{name}:");
+                if let Some(text) = text_weight {
+                    tag += &format!("{}:", decimal(*text));
+                }
+                tag += &decimal(*weight);
+                if !block_weights.is_empty() {
+                    let weights: Vec<String> = block_weights.iter().map(f32::to_string).collect();
+                    tag += &format!(":lbw={}", weights.join(","));
+                }
+                tag + ">"
+            }
             Node::Break => " BREAK ".into(),
             Node::Edit {
                 before,

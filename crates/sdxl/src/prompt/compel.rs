@@ -506,6 +506,7 @@ impl Reader {
             name,
             weight,
             text_weight: None,
+            block_weights: Vec::new(),
         };
         Some((Raw::Lora(lora), end))
     }

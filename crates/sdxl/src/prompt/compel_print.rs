@@ -484,6 +484,12 @@ fn loras(prompt: &Prompt, lost: &mut Vec<String>) -> Vec<String> {
                     lora.name
                 ));
             }
+            if !lora.block_weights.is_empty() {
+                lost.push(format!(
+                    "Compel has no weights by block; those of the LoRA `{}` are gone",
+                    lora.name
+                ));
+            }
         } else {
             lost.push(format!(
                 "Compel cannot name the LoRA `{}`; it is gone",

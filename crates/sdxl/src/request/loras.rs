@@ -54,6 +54,10 @@ fn same(a: &[LoraUse], b: &[LoraUse]) -> bool {
                         .unwrap_or(a.weight)
                         .total_cmp(&b.text_weight.unwrap_or(b.weight)),
                 )
+                .then_with(|| {
+                    let (a, b) = (&a.block_weights, &b.block_weights);
+                    a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)
+                })
         });
         sorted
     };
@@ -65,9 +69,15 @@ fn names(loras: &[LoraUse]) -> String {
     if loras.is_empty() {
         return "no LoRA".into();
     }
-    let each = |lora: &LoraUse| match lora.text_weight {
-        Some(text) => format!("`{}` at {text} and {}", lora.name, lora.weight),
-        None => format!("`{}` at {}", lora.name, lora.weight),
+    let each = |lora: &LoraUse| {
+        let blocks = match lora.block_weights.is_empty() {
+            true => String::new(),
+            false => format!(" with lbw={:?}", lora.block_weights),
+        };
+        match lora.text_weight {
+            Some(text) => format!("`{}` at {text} and {}{blocks}", lora.name, lora.weight),
+            None => format!("`{}` at {}{blocks}", lora.name, lora.weight),
+        }
     };
     let list: Vec<String> = loras.iter().map(each).collect();
     format!("the LoRA {}", list.join(" and "))
@@ -109,6 +119,7 @@ mod tests {
             ["a cat", "a <lora:x:0.5>"],
             ["a <lora:x:0.5>", "a <lora:x:0.6>"],
             ["a <lora:x:0.5:0.6>", "a <lora:x:0.6>"],
+            ["a <lora:x:0.5:lbw=OUTD>", "a <lora:x:0.5>"],
         ] {
             let error = request(&prompts, &[]).loras().unwrap_err().to_string();
             assert!(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::folder::{Part, find_weights};
 use super::inversion::Inversions;
+use super::kept::Kept;
 use super::lora::Adapters;
 use super::replacement::Replacement;
 use super::safetensors::TensorSet;
@@ -20,6 +21,7 @@ pub struct Files {
     pub(super) vae: Option<Arc<Replacement>>,
     pub(super) unet: Option<Arc<Replacement>>,
     pub(super) adapters: Arc<Adapters>,
+    pub(super) kept: Arc<Kept>,
     pub(super) inversions: Arc<Inversions>,
 }
 
@@ -75,6 +77,12 @@ impl Files {
         &self.adapters
     }
 
+    /// The packed layers of its networks that are in memory.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// The textual inversions that its prompts may use.
     pub fn inversions(&self) -> &Inversions {
         &self.inversions
@@ -87,7 +95,8 @@ impl Files {
     /// Weights that are missing or wrong.
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
         let stored = self.stored_tensors(part)?;
-        Ok(stored.with_updates(self.adapters.of(part)))
+        let changed = stored.with_updates(self.adapters.of(part));
+        Ok(changed.with_kept(&self.kept))
     }
 
     fn stored_tensors(&self, part: Part) -> Result<TensorSet> {

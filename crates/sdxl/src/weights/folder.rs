@@ -183,6 +183,19 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// The same checkpoint with these LoRAs in the place of those that it has. Networks that are
+    /// loaded from both have the layers in common that are the same.
+    ///
+    /// # Errors
+    /// LoRAs that do not fit.
+    pub fn with_loras(&self, loras: &[Lora]) -> Result<Checkpoint> {
+        let mut changed = self.clone();
+        changed.files.adapters = Arc::default();
+        changed.files.adapters = Arc::new(Adapters::open(loras, &changed)?);
+        changed.files.kept.tidy();
+        Ok(changed)
+    }
+
     fn open_bare(root: &Path, options: &OpenOptions) -> Result<Self> {
         if !root.exists() {
             return Err(Error::file(
@@ -203,6 +216,7 @@ impl Checkpoint {
             vae: vae.transpose()?.map(Arc::new),
             unet: unet.transpose()?.map(Arc::new),
             adapters: Arc::default(),
+            kept: Arc::default(),
             inversions: Arc::default(),
         };
         if root.is_file() {
@@ -253,6 +267,7 @@ impl Checkpoint {
             unet: None,
             inversions: Arc::default(),
             adapters: Arc::default(),
+            kept: Arc::default(),
         };
         Self::of_parts(files, SingleFile::random())
     }
@@ -465,6 +480,7 @@ impl TextParts {
                 vae: None,
                 unet: None,
                 adapters: Arc::default(),
+                kept: Arc::default(),
                 inversions: Arc::new(Inversions::open(&options.embeddings, widths)?),
             },
             text_encoder,

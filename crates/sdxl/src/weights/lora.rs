@@ -4,6 +4,7 @@
 //! LoRA runs as fast as one without. Read are the names of kohya's trainer (with diffusers'
 //! or the original implementation's blocks), of LyCORIS, and of diffusers and PEFT.
 
+pub mod blocks;
 pub mod named;
 mod update;
 
@@ -20,6 +21,7 @@ use super::names::Names;
 use super::safetensors::{StoredTensor, TensorSet};
 use crate::error::{Error, Result};
 
+use blocks::{Blocks, Factors};
 use update::{Parts, Piece};
 pub(super) use update::{Update, apply};
 
@@ -33,6 +35,9 @@ pub struct Lora {
     /// What its changes to the text encoders are multiplied by, where that is another number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_scale: Option<f32>,
+    /// What those scales are multiplied by, by part and block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Blocks>,
     /// What a prompt calls it, where a prompt asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -45,6 +50,7 @@ impl Lora {
             file: file.into(),
             scale,
             text_scale: None,
+            blocks: None,
             name: None,
         }
     }
@@ -61,8 +67,12 @@ impl Lora {
 impl std::str::FromStr for Lora {
     type Err = String;
 
-    /// `FILE` or `FILE:SCALE`.
+    /// `FILE`, `FILE:SCALE`, and either with `:BLOCKS` behind it (see [`Blocks`]).
     fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (text, blocks) = match text.rsplit_once(':') {
+            Some((text, blocks)) if is_blocks(blocks) => (text, Some(blocks.parse()?)),
+            _ => (text, None),
+        };
         let (file, scale) = match text.rsplit_once(':') {
             Some((file, scale)) if !file.is_empty() => match scale.trim().parse::<f32>() {
                 Ok(scale) if scale.is_finite() => (file, scale),
@@ -79,8 +89,16 @@ impl std::str::FromStr for Lora {
         if file.is_empty() {
             return Err("name a file, as in FILE or FILE:0.8".to_string());
         }
-        Ok(Lora::new(file, scale))
+        Ok(Lora {
+            blocks,
+            ..Lora::new(file, scale)
+        })
     }
+}
+
+/// Whether what stands behind a colon is scales by block, rather than the end of a path.
+fn is_blocks(text: &str) -> bool {
+    text.contains('=') && !text.contains(['/', '\\']) && !text.ends_with(".safetensors")
 }
 
 /// The changes to one part's tensors, by the names that its files have for them.
@@ -132,6 +150,16 @@ impl Adapters {
     /// What of the files is not used.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Whether `other` changes a part in the same way.
+    pub(crate) fn change_alike(&self, other: &Adapters, part: Part) -> bool {
+        let changes = |adapters: &Adapters| -> BTreeMap<String, Vec<_>> {
+            (adapters.of(part).iter().flat_map(|updates| updates.iter()))
+                .map(|(name, updates)| (name.clone(), updates.iter().map(Update::origin).collect()))
+                .collect()
+        };
+        changes(self) == changes(other)
     }
 
     /// The changes to a part.
@@ -289,8 +317,9 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
         let text = format!("none of its tensors is named as a LoRA's are: it is {what}");
         return Err(Error::file(path, text));
     }
+    let factors = Factors::new(lora.blocks.as_ref(), checkpoint, path)?;
     let mut updates = Vec::new();
-    let mut matched = 0;
+    let mut matched: Vec<(Part, String)> = Vec::new();
     for (key, pieces) in modules {
         let Some((part, module, weights)) = targets.find(key) else {
             unused.push(key.to_string());
@@ -304,7 +333,8 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
         };
         let alpha = told.alpha(part, module);
         let mut used = false;
-        for (inner, update) in parts.updates(lora.scale_of(part), alpha)? {
+        let scale = lora.scale_of(part) * factors.of(part, module);
+        for (inner, update) in parts.updates(scale, alpha)? {
             let name = format!("{module}.{inner}");
             let Some(weight) = weights.get(&name) else {
                 continue;
@@ -317,7 +347,7 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
             }
         }
         if used {
-            matched += 1;
+            matched.push((part, module.to_string()));
         } else {
             unused.push(key.to_string());
         }
@@ -330,7 +360,7 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
         more => format!(" and {more} more"),
     };
     let list = format!("{}{rest}", named.join(", "));
-    if matched == 0 {
+    if matched.is_empty() {
         return Err(Error::file(
             path,
             format!(
@@ -338,6 +368,7 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
             ),
         ));
     }
+    factors.check_met(&matched, path)?;
     let warning = (all > 0).then(|| {
         format!(
             "{}: {all} of its modules have no place in this checkpoint and are left out: {list}",
@@ -423,5 +454,15 @@ mod tests {
         assert_eq!(parse("b:c.safetensors"), lora("b:c.safetensors", 1.0));
         assert_eq!(parse("b:c.safetensors:-2"), lora("b:c.safetensors", -2.0));
         assert!(parse("a:nan").is_err() && parse("").is_err());
+        // Blocks behind it.
+        let blocks = |text: &str| text.parse::<Lora>().map(|l| (l.scale, l.blocks));
+        let down = "down=0.5,mid=0".parse().ok();
+        assert_eq!(
+            blocks("a.safetensors:down=0.5,mid=0"),
+            Ok((1.0, down.clone()))
+        );
+        assert_eq!(blocks("a.safetensors:-2:down=0.5,mid=0"), Ok((-2.0, down)));
+        assert_eq!(blocks("b:c=d.safetensors:0.5"), Ok((0.5, None)));
+        assert!(blocks("a.safetensors:1:down=").is_err());
     }
 }

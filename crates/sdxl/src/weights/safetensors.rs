@@ -13,7 +13,8 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use sdxl_kernels::Weights;
 
 use super::blocks::BlockType;
-use super::lora::{self, Updates};
+use super::kept::{Kept, Origin, Stamp};
+use super::lora::{self, Update, Updates};
 use super::{gguf, random, to_f32};
 use crate::error::{Error, Result};
 
@@ -130,6 +131,7 @@ impl StoredTensor {
 struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    stamp: Stamp,
     metadata: HashMap<String, String>,
 }
 
@@ -140,6 +142,8 @@ pub struct TensorSet {
     tensors: HashMap<String, StoredTensor>,
     /// Changes to add to what is read.
     updates: Option<Arc<Updates>>,
+    /// Where packed layers are found again.
+    kept: Option<Arc<Kept>>,
     /// Whether values are made up instead of read: there are no files then, and tensors have
     /// the shapes they are asked for.
     random: bool,
@@ -153,6 +157,7 @@ impl TensorSet {
             files: Vec::new(),
             tensors: HashMap::new(),
             updates: None,
+            kept: None,
             random: false,
         };
         for path in paths {
@@ -167,6 +172,7 @@ impl TensorSet {
             files: Vec::new(),
             tensors: HashMap::new(),
             updates: None,
+            kept: None,
             random: true,
         }
     }
@@ -186,7 +192,7 @@ impl TensorSet {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         refuse_pickle(path)?;
-        let map = map_file(path)?;
+        let (map, stamp) = map_file(path)?;
         if map.starts_with(b"version https://git-lfs") {
             return Err(Error::file(
                 path,
@@ -234,6 +240,7 @@ impl TensorSet {
         self.files.push(Arc::new(MappedFile {
             path: path.to_path_buf(),
             map,
+            stamp,
             metadata,
         }));
         Ok(())
@@ -245,6 +252,7 @@ impl TensorSet {
             files: self.files.clone(),
             tensors,
             updates: None,
+            kept: None,
             random: false,
         }
     }
@@ -253,6 +261,33 @@ impl TensorSet {
     pub(super) fn with_updates(mut self, updates: Option<&Arc<Updates>>) -> TensorSet {
         self.updates = updates.cloned();
         self
+    }
+
+    /// The same tensors; layers packed from them are looked for in `kept` first.
+    pub(super) fn with_kept(mut self, kept: &Arc<Kept>) -> TensorSet {
+        self.kept = Some(Arc::clone(kept));
+        self
+    }
+
+    /// Where packed layers are found again.
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_deref().filter(|_| !self.random)
+    }
+
+    /// The file of a tensor and its first byte.
+    pub(super) fn place_of(&self, tensor: &StoredTensor) -> (Stamp, usize) {
+        (self.files[tensor.file].stamp.clone(), tensor.start)
+    }
+
+    /// Where the values come from that [`Self::read`] gives.
+    pub(super) fn origin_of(&self, name: &str, tensor: &StoredTensor) -> Origin {
+        let updates = self.updates.as_ref().and_then(|all| all.get(name));
+        Origin {
+            stored: self.place_of(tensor),
+            added: (updates.into_iter().flatten())
+                .map(Update::origin)
+                .collect(),
+        }
     }
 
     /// Refuses tensors with an axis that is empty or longer than any network's: from here on
@@ -515,9 +550,10 @@ fn header_end(map: &[u8]) -> Option<usize> {
 
 /// Maps a file for reading.
 #[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<Mmap> {
+fn map_file(path: &Path) -> Result<(Mmap, Stamp)> {
     let file = File::open(path).map_err(|e| Error::read(path, &e))?;
-    let length = file.metadata().map_err(|e| Error::read(path, &e))?.len();
+    let metadata = file.metadata().map_err(|e| Error::read(path, &e))?;
+    let length = metadata.len();
     if length < 8 {
         return Err(Error::file(
             path,
@@ -526,11 +562,17 @@ fn map_file(path: &Path) -> Result<Mmap> {
             ),
         ));
     }
+    let stamp = Stamp {
+        path: path.to_path_buf(),
+        bytes: length,
+        modified: metadata.modified().ok(),
+    };
     // SAFETY: the map is read-only and private to this module. If another program
     // changes or shortens the file while it is mapped, values change or the process
     // gets a bus error; checkpoints are written once, and every native loader takes
     // this risk for the sake of not reading 7 GB twice.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, &e))
+    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::read(path, &e))?;
+    Ok((map, stamp))
 }
 
 /// Tells the system that these bytes of the file are not needed again soon.

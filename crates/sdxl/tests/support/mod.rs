@@ -172,6 +172,11 @@ pub fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Condi
 
 /// The final latents of the request of `lora/cases.json`, in torch's order.
 pub fn latents(checkpoint: Checkpoint) -> Vec<f32> {
+    latents_of(&Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap())
+}
+
+/// [`latents`] of a loaded pipeline.
+pub fn latents_of(pipeline: &Pipeline) -> Vec<f32> {
     let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
     let told = &cases["request"];
     let text = |key: &str| told[key].as_str().unwrap().to_string();
@@ -183,7 +188,6 @@ pub fn latents(checkpoint: Checkpoint) -> Vec<f32> {
         seed: vec![number("seed")],
         ..Request::default()
     };
-    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
     let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
     made.unwrap().latents.to_nchw()
 }

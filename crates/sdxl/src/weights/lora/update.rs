@@ -13,6 +13,7 @@ use sdxl_kernels::{PackedMatrix, WeightFormat, Weights};
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Linear};
 use crate::tensor::Tensor;
+use crate::weights::kept::Stamp;
 use crate::weights::safetensors::{StoredTensor, TensorSet};
 use crate::weights::to_f32;
 
@@ -270,6 +271,17 @@ impl Factor {
 }
 
 impl Update {
+    /// File and first byte, which with the scale are all that it depends on.
+    pub fn origin(&self) -> (Stamp, usize, u32) {
+        let first = match &self.change {
+            Change::Low(product) | Change::Hadamard(product, _) => &product.a,
+            Change::Kronecker(Factor::Product(product), _) => &product.a,
+            Change::Kronecker(Factor::Whole(tensor), _) | Change::Whole(tensor) => tensor,
+        };
+        let (file, start) = self.source.place_of(first);
+        (file, start, self.scale.to_bits())
+    }
+
     /// Whether nothing would be added.
     pub fn is_nothing(&self) -> bool {
         self.scale == 0.0 && self.magnitude.is_none()
@@ -405,7 +417,12 @@ fn turned(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 fn multiply(a: &[f32], rows: usize, inner: usize, b: &[f32], columns: usize) -> Vec<f32> {
     let b = turned(b, inner, columns);
     let layer = Linear {
-        weight: PackedMatrix::pack(Weights::F32(&b), columns, inner, WeightFormat::F32),
+        weight: Arc::new(PackedMatrix::pack(
+            Weights::F32(&b),
+            columns,
+            inner,
+            WeightFormat::F32,
+        )),
         bias: None,
     };
     let a = Tensor::from_f32(vec![1, rows, inner], a.to_vec());

@@ -1,0 +1,188 @@
+//! Other LoRAs for a loaded pipeline: only the layers that change are read again.
+
+use std::sync::Arc;
+
+use super::Pipeline;
+use crate::error::Result;
+use crate::weights::folder::Part;
+use crate::weights::lora::Lora;
+
+impl Pipeline {
+    /// This pipeline with these LoRAs in the place of those that it has; none, to take them off.
+    ///
+    /// Networks that the change does not touch are shared with this one, with the prompts that the
+    /// text encoders remember, and of the others all layers that stay as they are. The rest is read
+    /// from the checkpoint's files, so that what was taken off leaves no trace: the pictures
+    /// are bit for bit those of a pipeline that never had it. A refiner stays.
+    ///
+    /// ```no_run
+    /// # use sdxl::{LoadOptions, Pipeline, weights::lora::Lora};
+    /// # fn main() -> sdxl::Result<()> {
+    /// let plain = Pipeline::load("sdxl".as_ref(), &LoadOptions::default())?;
+    /// let ink = plain.with_loras(&[Lora::new("ink.safetensors", 0.8)])?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) for LoRAs that do not fit the checkpoint.
+    pub fn with_loras(&self, loras: &[Lora]) -> Result<Pipeline> {
+        let checkpoint = self.checkpoint.with_loras(loras)?;
+        let (before, after) = (
+            self.checkpoint.files().adapters(),
+            checkpoint.files().adapters(),
+        );
+        let same = |part| before.change_alike(after, part);
+        let mut pipeline = Pipeline::of(checkpoint.clone(), self.precision, self.stays, None);
+        if same(Part::TextEncoder) && same(Part::TextEncoder2) {
+            pipeline.text = Arc::clone(&self.text);
+        }
+        if same(Part::UNet) {
+            pipeline.unet = Arc::clone(&self.unet);
+        }
+        pipeline.vae = Arc::clone(&self.vae);
+        pipeline.refiner = self.refiner.clone();
+        if self.stays {
+            pipeline.read_all()?;
+        }
+        Ok(pipeline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::weights::Precision;
+    use crate::{Checkpoint, Request};
+
+    fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../../golden")
+            .join(name)
+    }
+
+    fn lora(name: &str, scale: f32) -> Lora {
+        Lora::new(golden(&format!("lora/{name}.safetensors")), scale)
+    }
+
+    fn latents(pipeline: &Pipeline) -> Vec<f32> {
+        let request = Request {
+            prompt: vec!["a lighthouse".into()],
+            seed: vec![5],
+            steps: 2,
+            ..Request::default()
+        };
+        let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
+        made.unwrap().latents.to_nchw()
+    }
+
+    #[test]
+    fn only_what_changes_is_read_and_what_is_taken_off_leaves_no_trace() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
+            let plain = Pipeline::from_checkpoint(checkpoint, precision).unwrap();
+            let reads = || plain.checkpoint.files().kept().reads();
+            let all = reads();
+            let without = latents(&plain);
+
+            // The attention of the UNet's way down, and both text encoders.
+            let with = plain.with_loras(&[lora("peft", 1.0)]).unwrap();
+            let some = reads() - all;
+            assert!(0 < some && some < all / 2, "{some} of {all}");
+            let peft = latents(&with);
+            assert!(peft != without);
+            assert!(Arc::ptr_eq(&with.vae, &plain.vae));
+            assert!(!Arc::ptr_eq(&with.text, &plain.text));
+
+            // Another scale is another change of the same layers; the same again is none.
+            let before = reads();
+            let more = with.with_loras(&[lora("peft", 0.5)]).unwrap();
+            assert_eq!(reads() - before, some);
+            assert!(latents(&more) != peft);
+            let before = reads();
+            let again = with.with_loras(&[lora("peft", 1.0)]).unwrap();
+            assert_eq!(reads() - before, 0);
+            assert!(Arc::ptr_eq(&again.unet, &with.unet) && Arc::ptr_eq(&again.text, &with.text));
+
+            // One that changes convolutions only leaves prompts remembered.
+            let two = with.with_loras(&[lora("peft", 1.0), lora("convolution", 1.0)]);
+            let two = two.unwrap();
+            assert!(Arc::ptr_eq(&two.text, &with.text) && !Arc::ptr_eq(&two.unet, &with.unet));
+            let encoded = two.text.get().unwrap().runs();
+            assert!(latents(&two) != peft);
+            assert_eq!(two.text.get().unwrap().runs(), encoded);
+
+            // One of the two removed: the other alone, as opened with it.
+            drop((more, again));
+            let convolution = two.with_loras(&[lora("convolution", 1.0)]).unwrap();
+            let checkpoint = convolution.checkpoint.clone();
+            let options = crate::weights::folder::OpenOptions {
+                loras: vec![lora("convolution", 1.0)],
+                ..Default::default()
+            };
+            let fresh = Checkpoint::open_with(checkpoint.root(), &options).unwrap();
+            let fresh = Pipeline::from_checkpoint(fresh, precision).unwrap();
+            assert!(latents(&convolution) == latents(&fresh));
+            assert!(latents(&two.with_loras(&[lora("peft", 1.0)]).unwrap()) == peft);
+            // All removed, and at a scale of 0.
+            for none in [vec![], vec![lora("peft", 0.0)]] {
+                let bare = two.with_loras(&none).unwrap();
+                assert!(latents(&bare) == without);
+            }
+            // While the plain one is in memory, it is what is found.
+            let before = reads();
+            two.with_loras(&[]).unwrap();
+            assert_eq!(reads() - before, 0);
+            // When it is not, only what was changed is read.
+            let kept = plain.checkpoint.clone();
+            drop((plain, convolution));
+            let before = kept.files().kept().reads();
+            let bare = with.with_loras(&[]).unwrap();
+            assert_eq!(kept.files().kept().reads() - before, some);
+            assert!(latents(&bare) == without);
+        }
+    }
+
+    #[test]
+    fn networks_that_come_and_go_and_refiners_take_loras_too() {
+        let open = |name: &str| Checkpoint::open(&golden(name), None).unwrap();
+        let sparing = Pipeline::sparing(open("base"), Precision::F32).unwrap();
+        let staying = Pipeline::from_checkpoint(open("base"), Precision::F32).unwrap();
+        let without = latents(&sparing);
+        let with = sparing.with_loras(&[lora("kohya", 0.7)]).unwrap();
+        let changed = latents(&with);
+        assert!(changed == latents(&staying.with_loras(&[lora("kohya", 0.7)]).unwrap()));
+        assert!(latents(&with.with_loras(&[]).unwrap()) == without && changed != without);
+
+        let refined = staying.with_refiner(open("refiner")).unwrap();
+        let with = refined.with_loras(&[lora("kohya", 0.7)]).unwrap();
+        let refiners = [&refined, &with].map(|p| p.refiner().unwrap().pipeline());
+        assert!(std::ptr::eq(refiners[0], refiners[1]));
+        // Its text encoder is not the one that was changed.
+        let texts = [&with, refiners[1]].map(|p| p.text.get().unwrap());
+        assert!(!texts[0].share_second(&texts[1]));
+    }
+
+    #[test]
+    fn a_file_that_was_written_anew_is_another() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let put = |name: &str, time: u64| {
+            std::fs::copy(golden(&format!("lora/{name}.safetensors")), &path).unwrap();
+            let file = std::fs::File::options().append(true).open(&path).unwrap();
+            let when = std::time::UNIX_EPOCH + std::time::Duration::from_secs(time);
+            file.set_modified(when).unwrap();
+        };
+        put("kohya", 1_000_000_000);
+        let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
+        let plain = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
+        let first = plain.with_loras(&[Lora::new(&path, 1.0)]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        put("convolution", 1_000_000_001);
+        let second = first.with_loras(&[Lora::new(&path, 1.0)]).unwrap();
+        let fresh = plain.with_loras(&[lora("convolution", 1.0)]).unwrap();
+        assert!(latents(&second) == latents(&fresh) && latents(&second) != latents(&first));
+    }
+}
