@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sdxl::hub::{Found, Hub, Name, Purpose, Settings, Want};
-use sdxl::pipeline::default_precision;
+use sdxl::pipeline::{Residence, default_precision};
 use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
@@ -246,11 +246,11 @@ impl Chosen {
     /// The networks, for one run or for `many`: for one each is in memory only while it works.
     pub fn pipeline(&self, many: bool) -> sdxl::Result<Pipeline> {
         let checkpoint = self.checkpoint.clone();
-        let pipeline = if many {
-            Pipeline::from_checkpoint(checkpoint, self.precision)?
-        } else {
-            Pipeline::sparing(checkpoint, self.precision)?
+        let residence = match many {
+            true => Residence::Whole,
+            false => Residence::InTurn,
         };
+        let pipeline = Pipeline::with_residence(checkpoint, self.precision, residence)?;
         match self.refiner() {
             Some(refiner) => pipeline.with_refiner(refiner.clone()),
             None => Ok(pipeline),

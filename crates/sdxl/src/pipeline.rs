@@ -15,6 +15,7 @@ mod stages;
 mod start;
 mod vae;
 
+pub use held::Residence;
 pub use refine::Refiner;
 pub(crate) use resolve::fresh_seed;
 pub use resolve::resolve;
@@ -107,8 +108,8 @@ pub struct Output {
 pub struct Pipeline {
     checkpoint: Checkpoint,
     precision: Precision,
-    /// Whether its networks stay in memory.
-    stays: bool,
+    /// When its networks are in memory.
+    residence: Residence,
     text: Arc<Held<TextEncoders>>,
     unet: Arc<Held<UNet>>,
     vae: Arc<Held<Vae>>,
@@ -127,31 +128,40 @@ impl Pipeline {
         Self::from_checkpoint(checkpoint, precision)
     }
 
-    /// Loads the weights of an opened checkpoint.
-    pub fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Pipeline> {
-        memory::check(
-            &format!("this checkpoint in {precision}"),
-            memory::of_weights(&checkpoint, precision)?,
-            "use --precision bf16, f16 or int8, or a machine with more memory",
-        )?;
-        let pipeline = Self::of(checkpoint, precision, true, None);
-        pipeline.read_all()?;
-        Ok(pipeline)
-    }
-
-    /// A pipeline with each network in memory only while a run needs it: text encoders, UNet and
-    /// VAE one after the other. It takes the least memory, and each run reads the weights again;
-    /// what is wrong with them shows only then.
+    /// Loads the weights of an opened checkpoint, to stay in memory: [`Residence::Whole`].
     ///
     /// # Errors
-    /// [`Error::Machine`] where a network does not fit in memory.
-    pub fn sparing(checkpoint: Checkpoint, precision: Precision) -> Result<Pipeline> {
+    /// As [`Self::with_residence`].
+    pub fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Pipeline> {
+        Self::with_residence(checkpoint, precision, Residence::Whole)
+    }
+
+    /// A pipeline whose networks are in memory as `residence` says. Where they do not stay, what
+    /// is wrong with the values of weights shows only when they are read.
+    ///
+    /// # Errors
+    /// [`Error::File`] for what is missing or wrong in the weights, as far as they are read now;
+    /// [`Error::Machine`] where what is in memory at once does not fit.
+    pub fn with_residence(
+        checkpoint: Checkpoint,
+        precision: Precision,
+        residence: Residence,
+    ) -> Result<Pipeline> {
+        let needed = match residence {
+            Residence::Whole => memory::of_weights(&checkpoint, precision)?,
+            Residence::InTurn => memory::of_largest_network(&checkpoint, precision)?,
+            Residence::Streamed => 0,
+        };
         memory::check(
             &format!("this checkpoint in {precision}"),
-            memory::of_largest_network(&checkpoint, precision)?,
+            needed,
             "use --precision bf16, f16 or int8, or a machine with more memory",
         )?;
-        Ok(Self::of(checkpoint, precision, false, None))
+        let pipeline = Self::of(checkpoint, precision, residence, None);
+        if residence.stays() {
+            pipeline.read_all()?;
+        }
+        Ok(pipeline)
     }
 
     /// The networks of `checkpoint`, of which none is read yet. What `base` has too is in memory
@@ -159,10 +169,11 @@ impl Pipeline {
     fn of(
         checkpoint: Checkpoint,
         precision: Precision,
-        stays: bool,
+        residence: Residence,
         base: Option<&Pipeline>,
     ) -> Pipeline {
         let base = base.map(Shared::of);
+        let stays = residence.stays();
         let text = {
             let (checkpoint, base) = (checkpoint.clone(), base.clone());
             Held::new(stays, move || {
@@ -201,7 +212,7 @@ impl Pipeline {
         Pipeline {
             checkpoint,
             precision,
-            stays,
+            residence,
             text: Arc::new(text),
             unet: Arc::new(unet),
             vae: Arc::new(vae),
@@ -247,6 +258,11 @@ impl Pipeline {
     /// A file that is missing or wrong.
     pub fn text_encoders(&self) -> Result<Arc<TextEncoders>> {
         self.text.get()
+    }
+
+    /// When its networks are in memory.
+    pub fn residence(&self) -> Residence {
+        self.residence
     }
 
     /// The precision of the networks.

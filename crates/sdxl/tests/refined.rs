@@ -6,6 +6,7 @@ mod support;
 use std::ops::ControlFlow;
 
 use sdxl::image::{mask, resize};
+use sdxl::pipeline::Residence;
 use sdxl::weights::folder::read_json;
 use sdxl::{Checkpoint, Event, Latents, Output, Pipeline, Pixels, Precision, Request, ResizeMode};
 use serde_json::{Map, Value, json};
@@ -225,12 +226,14 @@ fn sparing_memory_changes_no_number() {
     };
     let whole = load("base").with_refiner(open("refiner")).unwrap();
     let whole = run(&whole, &request);
-    let sparing = Pipeline::sparing(open("base"), Precision::F32).unwrap();
-    let sparing = sparing.with_refiner(open("refiner")).unwrap();
-    // Twice: the second run finds nothing of the first.
-    for _ in 0..2 {
-        let again = run(&sparing, &request);
-        assert_eq!(again.latents.data(), whole.latents.data());
-        assert_eq!(again.images, whole.images);
+    for residence in [Residence::InTurn, Residence::Streamed] {
+        let sparing = Pipeline::with_residence(open("base"), Precision::F32, residence).unwrap();
+        let sparing = sparing.with_refiner(open("refiner")).unwrap();
+        // Twice: the second run finds nothing of the first.
+        for _ in 0..2 {
+            let again = run(&sparing, &request);
+            assert_eq!(again.latents.data(), whole.latents.data());
+            assert_eq!(again.images, whole.images);
+        }
     }
 }

@@ -68,7 +68,7 @@ pub fn run(
     };
     // Where memory is to be spared, the text encoders go before the UNet comes.
     let mut encoded: VecDeque<Vec<PromptPair>> = VecDeque::new();
-    if !pipeline.stays {
+    if !pipeline.residence.stays() {
         for (model, course) in models.iter().zip(&courses) {
             encoded.push_back(encode(model, course, observe)?);
         }

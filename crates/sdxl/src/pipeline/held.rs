@@ -1,8 +1,30 @@
 //! A network of a pipeline: in memory from the start, or only while a run needs it.
+//!
+//! Which of these it is changes what a run takes of memory and of time, and no number.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Result;
+
+/// What of a pipeline's networks is in memory, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Residence {
+    /// All networks from the start to the end: for many runs, one after the other or at once.
+    Whole,
+    /// Each network only while a run needs it: text encoders, UNet and VAE one after the other.
+    /// Each run reads the weights again.
+    InTurn,
+    /// As [`Residence::InTurn`], and of the network at work only the part that computes: every
+    /// evaluation reads the weights again, from the mapped files.
+    Streamed,
+}
+
+impl Residence {
+    /// Whether networks stay in memory between runs.
+    pub fn stays(self) -> bool {
+        self == Residence::Whole
+    }
+}
 
 /// Reads the network, or finds it in memory.
 type Load<T> = Box<dyn Fn() -> Result<Arc<T>> + Send + Sync>;

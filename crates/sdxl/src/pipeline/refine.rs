@@ -118,7 +118,9 @@ impl Refiner {
         let mut needed = memory::of_part(&checkpoint, Part::UNet, base.precision)?;
         for part in [Part::TextEncoder2, Part::Vae] {
             let bytes = memory::of_part(&checkpoint, part, base.precision)?;
-            if base.stays && bytes != memory::of_part(&base.checkpoint, part, base.precision)? {
+            if base.residence.stays()
+                && bytes != memory::of_part(&base.checkpoint, part, base.precision)?
+            {
                 needed += bytes;
             }
         }
@@ -128,9 +130,9 @@ impl Refiner {
             "use --precision bf16, f16 or int8, or run base and refiner one after the other \
              (--output-latents, then --latents with --denoising-start)",
         )?;
-        let pipeline = Pipeline::of(checkpoint, base.precision, base.stays, Some(base));
+        let pipeline = Pipeline::of(checkpoint, base.precision, base.residence, Some(base));
         let pipeline = Arc::new(pipeline);
-        if base.stays {
+        if base.residence.stays() {
             let pipeline = Arc::clone(&pipeline);
             // Without a thread it is read when it is needed; what goes wrong here does so again
             // then, and is told of.
