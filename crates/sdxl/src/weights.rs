@@ -9,6 +9,7 @@ pub mod gguf;
 mod infer;
 pub mod inversion;
 pub mod lora;
+pub mod lower;
 pub mod names;
 pub mod random;
 pub mod recognise;
@@ -249,11 +250,11 @@ impl<'a> Loader<'a> {
             self.tensors
                 .read(full, tensor, |w| PackedMatrix::pack(w, total, k, format))?
         } else {
-            let mut values = Vec::with_capacity(total * k);
+            let mut rows = Rows::default();
             for (full, tensor) in &found {
-                values.extend(self.tensors.read(full, tensor, to_f32)?);
+                self.tensors.read(full, tensor, |w| rows.add(w))?;
             }
-            PackedMatrix::pack(Weights::F32(&values), total, k, format)
+            rows.with(|w| PackedMatrix::pack(w, total, k, format))
         };
         Ok(Linear {
             weight,
@@ -359,6 +360,7 @@ impl<'a> Loader<'a> {
             Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
             Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
             Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
+            Weights::Int8 { .. } => EmbeddingValues::F32(to_f32(w)),
         })?;
         Ok(Embedding { width, values })
     }
@@ -369,6 +371,43 @@ fn to_f32(values: Weights<'_>) -> Vec<f32> {
         Weights::F32(v) => v.to_vec(),
         Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
         Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        Weights::Int8 { bytes, scales } => {
+            let rows = bytes.chunks_exact(bytes.len() / scales.len()).zip(scales);
+            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
+                .collect()
+        }
+    }
+}
+
+/// Rows of several tensors below one another: as bytes while all of them are, so that those are
+/// not rounded again.
+#[derive(Default)]
+struct Rows {
+    floats: Vec<f32>,
+    bytes: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl Rows {
+    fn add(&mut self, rows: Weights<'_>) {
+        if let (Weights::Int8 { bytes, scales }, true) = (rows, self.floats.is_empty()) {
+            self.bytes.extend(bytes);
+            self.scales.extend(scales);
+            return;
+        }
+        if !self.bytes.is_empty() {
+            let (bytes, scales) = (&std::mem::take(&mut self.bytes), &self.scales);
+            self.floats = to_f32(Weights::Int8 { bytes, scales });
+        }
+        self.floats.extend(to_f32(rows));
+    }
+
+    fn with<R>(&self, use_values: impl FnOnce(Weights<'_>) -> R) -> R {
+        let (bytes, scales) = (&self.bytes, &self.scales);
+        match bytes.is_empty() {
+            true => use_values(Weights::F32(&self.floats)),
+            false => use_values(Weights::Int8 { bytes, scales }),
+        }
     }
 }
 
