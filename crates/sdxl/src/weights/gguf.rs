@@ -224,10 +224,12 @@ fn stored(name: &str, kind: u32, shape: &[usize]) -> Result<(ElementType, usize)
         30 => return plain(name, Dtype::BF16, 2, shape),
         _ => match BLOCKS.iter().find(|(number, _)| *number == kind) {
             Some((_, block)) => *block,
-            None => return Err(format!(
-                "tensor `{name}` is stored in a way (ggml type {kind}) that is not read here; \
+            None => {
+                return Err(format!(
+                    "tensor `{name}` is stored in a way (ggml type {kind}) that is not read here; \
                  F32, F16, BF16, Q4_0 to Q8_0 and Q2_K to Q6_K are"
-            )),
+                ));
+            }
         },
     };
     let row = shape.last().copied().unwrap_or(1);

@@ -372,7 +372,9 @@ impl TensorSet {
                 }
             },
             // Bytes and scales of another kind: a factor for the whole tensor.
-            Dtype::F8_E4M3 | Dtype::F8_E5M2 if self.tensors.contains_key(&format!("{name}{SCALE}")) => {
+            Dtype::F8_E4M3 | Dtype::F8_E5M2
+                if self.tensors.contains_key(&format!("{name}{SCALE}")) =>
+            {
                 return Err(Error::file(
                     &file.path,
                     format!(
@@ -440,7 +442,9 @@ impl TensorSet {
         }
         let scales = self.read_stored(&scale, found, to_f32)?;
         match scales.iter().find(|s| !s.is_finite() || **s < 0.0) {
-            Some(odd) => Err(broken(format!("and `{scale}` has the impossible value {odd}"))),
+            Some(odd) => Err(broken(format!(
+                "and `{scale}` has the impossible value {odd}"
+            ))),
             None => Ok(scales),
         }
     }

@@ -110,7 +110,9 @@ fn fives(q: &[u8], out: &mut Vec<u8>) {
 /// smaller by `(Σxq)² / Σq²` than that of zeros; so scales around the one that makes the
 /// farthest value -32 are tried for their integers.
 fn nearest_scale(x: &[f32]) -> f32 {
-    let farthest = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+    let farthest = x
+        .iter()
+        .fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     if farthest == 0.0 {
         return 0.0;
     }
