@@ -137,6 +137,8 @@ pub fn is_lora(name: &str) -> bool {
         ".lora_down.",
         ".lora_A.",
         ".lora_B.",
+        "_lora.up.",
+        "_lora.down.",
         ".lora.up.",
         ".lora.down.",
         ".lokr_w",
