@@ -1,7 +1,7 @@
 """GGUF files: `gguf/`.
 
 `blocks.safetensors`: random blocks of every type that is read, as bytes, and what the gguf
-package makes of them. `unet.gguf`: the UNet of `base/` as stable-diffusion.cpp writes it: original names;
+package makes of them; values, and the blocks it makes of those. `unet.gguf`: the UNet of `base/` as stable-diffusion.cpp writes it: original names;
 blocks where a row holds whole ones, F16 for other matrices and convolutions, F32 for what has one axis.
 `reshaped.gguf`: as ComfyUI's converter does: no prefix, and one convolution laid out as a matrix
 for its blocks' sake. `latents.safetensors`: diffusers' final latents with these UNets, for the request
@@ -36,6 +36,15 @@ def make_blocks() -> None:
             blocks[:, at : at + 2] = rng.normal(0, 0.05, (6, 1)).astype(np.float16).view(np.uint8)
         tensors[f"{kind.name}.bytes"] = blocks
         tensors[f"{kind.name}.values"] = gguf.quants.dequantize(blocks, kind)
+    # values and the blocks that the package makes of them: ordinary ones, zeros, one far from the others, halves
+    plain = rng.normal(0, 0.05, (8, 32)).astype(np.float32)
+    plain[1] = 0
+    plain[2] *= np.where(np.arange(32) == 7, 40, 1)
+    plain[3] = rng.integers(-8, 9, 32) / 16
+    plain[4] = np.abs(plain[4]) + 1
+    tensors["encoded.values"] = plain
+    for kind in TYPES[:5]:
+        tensors[f"{kind.name}.encoded"] = gguf.quants.quantize(plain, kind)
     write_tensors(FOLDER / "blocks.safetensors", tensors)
 
 

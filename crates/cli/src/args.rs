@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
 use sdxl::image::Format;
+use sdxl::pipeline::Residence;
 use sdxl::request::Aspect;
 use sdxl::weights::lora::Lora;
 use sdxl::{
@@ -107,6 +108,28 @@ impl PooledWord {
         match self {
             PooledWord::Raw => PooledFrom::Raw,
             PooledWord::Clean => PooledFrom::Clean,
+        }
+    }
+}
+
+/// What is taken out of memory while it does not work, in diffusers' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Offload {
+    /// Nothing
+    None,
+    /// Networks (`enable_model_cpu_offload`)
+    Model,
+    /// Layers (`enable_sequential_cpu_offload`)
+    Sequential,
+}
+
+impl Offload {
+    /// The library's word.
+    pub fn residence(self) -> Residence {
+        match self {
+            Offload::None => Residence::Whole,
+            Offload::Model => Residence::InTurn,
+            Offload::Sequential => Residence::Streamed,
         }
     }
 }
@@ -357,6 +380,12 @@ pub struct PictureArgs {
     /// README for how near) [default: bf16 where the processor has it, else f32]
     #[arg(long, help_heading = "Checkpoint and machine")]
     pub precision: Option<Precision>,
+    /// What is in memory: `none`, all networks at once; `model`, each only while it works;
+    /// `sequential`, of that one the layer at work, read from the files at every step: the least
+    /// memory (with --vae-tiling on), and some seconds more a step. No number changes. [default:
+    /// model for one run, none for many; sequential where the rest does not fit]
+    #[arg(long, value_enum, help_heading = "Checkpoint and machine")]
+    pub offload: Option<Offload>,
     /// Where the networks run
     #[arg(
         long,

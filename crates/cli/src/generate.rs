@@ -137,7 +137,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         unsigned: None,
     };
     progress.begin("loading");
-    let pipeline = chosen.pipeline(false)?;
+    let pipeline = chosen.pipeline(false, &mut |text| progress.say(text))?;
     let mut failed = None;
     let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {

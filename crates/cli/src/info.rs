@@ -172,7 +172,8 @@ pub fn count(n: u64) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+/// A number of bytes, for people to read.
+pub fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),

@@ -10,10 +10,10 @@ use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lora::{Lora, named};
-use sdxl::{Checkpoint, Part, Pipeline, Precision, Recipe, Request};
+use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
-use crate::args::PictureArgs;
+use crate::args::{Offload, PictureArgs};
 use crate::pulling::Bars;
 use crate::usage;
 
@@ -136,6 +136,8 @@ pub struct Chosen {
     pub refiner: Option<(Model, Checkpoint)>,
     /// Precision of the networks.
     pub precision: Precision,
+    /// When they are to be in memory, where somebody said it.
+    residence: Option<Residence>,
     /// A line for whoever named no checkpoint.
     pub notice: Option<&'static str>,
 }
@@ -234,6 +236,7 @@ impl Chosen {
             checkpoint,
             refiner,
             precision,
+            residence: args.offload.map(Offload::residence),
             notice: named.is_none().then_some(DEMO_NOTICE),
         })
     }
@@ -243,17 +246,31 @@ impl Chosen {
         self.refiner.as_ref().map(|(_, checkpoint)| checkpoint)
     }
 
-    /// The networks, for one run or for `many`: for one each is in memory only while it works.
-    pub fn pipeline(&self, many: bool) -> sdxl::Result<Pipeline> {
-        let checkpoint = self.checkpoint.clone();
-        let residence = match many {
+    /// The networks, in memory as was asked for, or as is best for one run or for `many`: for one
+    /// each only while it works. Where they do not fit so, layers are read as they work, which
+    /// `say` is told.
+    pub fn pipeline(&self, many: bool, say: &mut dyn FnMut(&str)) -> sdxl::Result<Pipeline> {
+        let open = |residence| {
+            let checkpoint = self.checkpoint.clone();
+            let pipeline = Pipeline::with_residence(checkpoint, self.precision, residence)?;
+            match self.refiner() {
+                Some(refiner) => pipeline.with_refiner(refiner.clone()),
+                None => Ok(pipeline),
+            }
+        };
+        let usual = match many {
             true => Residence::Whole,
             false => Residence::InTurn,
         };
-        let pipeline = Pipeline::with_residence(checkpoint, self.precision, residence)?;
-        match self.refiner() {
-            Some(refiner) => pipeline.with_refiner(refiner.clone()),
-            None => Ok(pipeline),
+        match open(self.residence.unwrap_or(usual)) {
+            Err(Error::Machine(why)) if self.residence.is_none() => {
+                say(&format!(
+                    "{why}; so layers are read from the files as they work, which takes longer \
+                     (as with --offload sequential)"
+                ));
+                open(Residence::Streamed)
+            }
+            opened => opened,
         }
     }
 

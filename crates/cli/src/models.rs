@@ -1,6 +1,7 @@
 //! `sdxl models`: checkpoints on this machine.
 
 mod cached;
+mod compare;
 mod convert;
 mod doctor;
 mod inspect;
@@ -35,8 +36,11 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Look for what is wrong with a file or folder, and say what to do
     Doctor(doctor::DoctorArgs),
-    /// Turn a checkpoint's folder into one file, or the file into a folder, bit for bit
+    /// Turn a checkpoint's folder into one file, or the file into a folder, bit for bit or with fewer
+    /// bits
     Convert(convert::ConvertArgs),
+    /// Make pictures with two checkpoints and say how far they are from one another
+    Compare(compare::CompareArgs),
     /// Write the demo model that this program carries out as checkpoint folders
     ExportDemo {
         /// Folder to make: base/ and refiner/ will be in it
@@ -53,6 +57,7 @@ impl ModelsArgs {
             Command::Verify(args) => args.json,
             Command::Inspect(args) => args.json,
             Command::Doctor(args) => args.json,
+            Command::Compare(args) => args.json,
             Command::Rm(_) | Command::Convert(_) | Command::ExportDemo { .. } => false,
         }
     }
@@ -68,6 +73,7 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::ExportDemo { dir } => export_demo(dir),
     }
 }

@@ -385,7 +385,7 @@ fn make(
     let precision = first.recipe.precision;
     progress.say(&format!("precision: {precision}"));
     progress.begin("loading");
-    let pipeline = chosen.pipeline(true)?;
+    let pipeline = chosen.pipeline(true, &mut |text| progress.say(text))?;
     let (mut done, mut made) = (0, 0);
     let mut warned: Vec<String> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {

@@ -568,7 +568,7 @@ fn write_embeddings(
             )));
         }
     }
-    let text = TextEncoders::load(parts, args.precision)?;
+    let text = TextEncoders::load(parts, args.precision, false)?;
     let input = TextInput {
         raw: &args.prompt,
         parts: &resolved.parts,

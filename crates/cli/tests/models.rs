@@ -358,6 +358,37 @@ fn doctor_tells_files_apart() {
     let told = ok(at, &["models", "inspect", "lora.safetensors"]);
     assert!(told.contains("Stable Diffusion XL, base"), "{told}");
 
+    // Others that hold the same: an old writer, and the Hadamard product of two pairs.
+    for old in [
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight",
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.hada_w1_b",
+    ] {
+        write_zeros(&at.join("lora.safetensors"), &[(old, &[4, 768])]);
+        let (code, found) = doctor(at, "lora.safetensors");
+        assert_eq!(code, 2, "{old}");
+        speaks(&found, true, &["Stable Diffusion 1", "768"]);
+    }
+    // A VAE by itself is no problem, unless it is another family's.
+    for (channels, code_of, words) in [(4, 0, ["--vae", "f16"]), (16, 2, ["16 channels", "SDXL"])] {
+        let vae = [("decoder.conv_in.weight", &[512, channels, 3, 3][..])];
+        write_zeros(&at.join("vae.safetensors"), &vae);
+        let (code, found) = doctor(at, "vae.safetensors");
+        assert_eq!(code, code_of, "{found:?}");
+        speaks(&found, code_of != 0, &words);
+    }
+    // So is a UNet, unless its weights are scaled in a way that is not read.
+    let unet = ("input_blocks.0.0.weight", &[4, 4, 3, 3][..]);
+    let label = ("label_emb.0.0.weight", &[8, 8][..]);
+    write_zeros(&at.join("unet.safetensors"), &[unet, label]);
+    let (code, found) = doctor(at, "unet.safetensors");
+    assert_eq!(code, 0, "{found:?}");
+    speaks(&found, false, &["--unet"]);
+    let scale = ("label_emb.0.0.scale_weight", &[1][..]);
+    write_zeros(&at.join("unet.safetensors"), &[unet, label, scale]);
+    let (code, found) = doctor(at, "unet.safetensors");
+    assert_eq!(code, 2);
+    speaks(&found, true, &["scale_weight", "f16 version"]);
+
     let sd1 = [
         (
             "model.diffusion_model.input_blocks.0.0.weight",
@@ -376,6 +407,64 @@ fn doctor_tells_files_apart() {
     let (code, found) = doctor(at, "old.ckpt");
     assert_eq!(code, 2);
     speaks(&found, true, &["pickle"]);
+}
+
+#[test]
+fn fewer_bits_are_written_told_and_compared() {
+    let dir = TempDir::new().unwrap();
+    let at = dir.path();
+    let base = golden("base");
+    let base = base.to_str().unwrap();
+    let convert = ["models", "convert", base];
+    let told = ok(
+        at,
+        &[&convert[..], &["small.safetensors", "--precision", "int8"]].concat(),
+    );
+    for words in [
+        "small.safetensors",
+        "weights",
+        "relative L2",
+        "int8 against f32",
+    ] {
+        assert!(told.contains(words), "{told}");
+    }
+    assert_eq!(told.matches(" dB").count(), 4, "{told}");
+    assert!(ok(at, &["models", "inspect", "small.safetensors"]).contains("I8"));
+    let (code, _) = doctor(at, "small.safetensors");
+    assert_eq!(code, 0);
+
+    let quick = ["unet.gguf", "--precision", "q4_0", "--no-compare"];
+    let told = ok(at, &[&convert[..], &quick].concat());
+    assert!(
+        told.contains("relative L2") && !told.contains(" dB"),
+        "{told}"
+    );
+    assert!(ok(at, &["models", "inspect", "unet.gguf"]).contains("Q4_0"));
+    let (code, found) = doctor(at, "unet.gguf");
+    assert_eq!(code, 0, "{found:?}");
+    let compared = ok(at, &["models", "compare", base, "unet.gguf", "--json"]);
+    let compared: Value = serde_json::from_str(&compared).unwrap();
+    assert_eq!(compared["precision"], "f32");
+    for picture in compared["pictures"].as_array().unwrap() {
+        let psnr = picture["psnr"].as_f64().unwrap();
+        assert!(psnr > 20.0 && psnr < 70.0, "{psnr}");
+    }
+    let same = ok(at, &["models", "compare", base, base]);
+    assert_eq!(same.matches("equal").count(), 4, "{same}");
+
+    for (args, words) in [
+        (&["unet.gguf", "--precision", "q8_0"][..], "already"),
+        (&["other.gguf"], "--precision"),
+        (&["other", "--precision", "q8_0"], ".gguf"),
+        (&["other", "--precision", "q9"], "q8_0"),
+        (&["other", "--no-compare"], "--precision"),
+    ] {
+        let refused = sdxl(at, &[&convert[..], args].concat());
+        assert_eq!(refused.status.code(), Some(2), "{args:?}");
+        let said = text(&refused.stderr);
+        assert!(said.contains(words), "{said}");
+        assert!(!at.join("other").exists() && !at.join("other.gguf").exists());
+    }
 }
 
 #[test]

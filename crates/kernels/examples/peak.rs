@@ -36,7 +36,11 @@ impl Bench {
         }
         times.sort_by(f64::total_cmp);
         let best = times[0];
-        print!("{line:48} {:9.3} ms (median {:.3})", best * 1e3, times[times.len() / 2] * 1e3);
+        print!(
+            "{line:48} {:9.3} ms (median {:.3})",
+            best * 1e3,
+            times[times.len() / 2] * 1e3
+        );
         if flop > 0.0 {
             let rate = flop / best;
             print!(

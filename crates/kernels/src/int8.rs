@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::pack::Weights;
 use crate::scratch::Scratch;
 use crate::simd::{Op, Simd, dispatch};
 
@@ -61,6 +62,36 @@ impl Quantised {
     pub(crate) fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.memory)
     }
+}
+
+/// The bytes and scales, one a row, that `n` rows of weights get when they are packed as
+/// [`WeightFormat::Int8`](crate::WeightFormat): to be kept and packed another time as
+/// [`Weights::Int8`].
+///
+/// # Panics
+/// If `w` is not `n` rows of one length.
+pub fn quantise_rows(w: Weights, n: usize) -> (Vec<i8>, Vec<f32>) {
+    assert!(n > 0 && w.len().is_multiple_of(n), "weights of {n} rows");
+    let k = w.len() / n;
+    let mut bytes = vec![0i8; w.len()];
+    if k == 0 {
+        return (bytes, vec![f32::MIN_POSITIVE; n]);
+    }
+    let scales = bytes
+        .par_chunks_mut(k)
+        .enumerate()
+        .map(|(row, bytes)| {
+            let row: Vec<f32> = (row * k..(row + 1) * k).map(|i| w.get(i)).collect();
+            let largest = row.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let scale = (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
+            let factor = 1.0 / scale;
+            for (byte, value) in bytes.iter_mut().zip(&row) {
+                *byte = (value * factor).round_ties_even().clamp(-127.0, 127.0) as i8;
+            }
+            scale
+        })
+        .collect();
+    (bytes, scales)
 }
 
 /// The largest absolute value.

@@ -31,6 +31,7 @@ pub use attention::{AttentionShape, attention, masked_attention};
 pub use conv::{ConvGeometry, conv2d, normed_conv2d, norms_on_the_way};
 pub use element::Element;
 pub use elementwise::{activate, add, convert, silu, to_bf16, widen};
+pub use int8::quantise_rows;
 pub use isa::Isa;
 pub use linear::{linear, linear_geglu};
 pub use math::Activation;

@@ -18,6 +18,14 @@ pub enum Weights<'a> {
     F16(&'a [f16]),
     /// The upper halves of 32-bit floats.
     Bf16(&'a [bf16]),
+    /// Signed bytes and, for each row, what a unit is worth: packed as [`WeightFormat::Int8`] they
+    /// stay the bytes they are.
+    Int8 {
+        /// Rows of bytes, -127 to 127.
+        bytes: &'a [i8],
+        /// As many as there are rows, finite and not negative.
+        scales: &'a [f32],
+    },
 }
 
 impl Weights<'_> {
@@ -27,14 +35,18 @@ impl Weights<'_> {
             Weights::F32(w) => w.len(),
             Weights::F16(w) => w.len(),
             Weights::Bf16(w) => w.len(),
+            Weights::Int8 { bytes, .. } => bytes.len(),
         }
     }
 
-    fn get(&self, i: usize) -> f32 {
+    pub(crate) fn get(&self, i: usize) -> f32 {
         match self {
             Weights::F32(w) => w[i],
             Weights::F16(w) => w[i].to_f32(),
             Weights::Bf16(w) => w[i].to_f32(),
+            Weights::Int8 { bytes, scales } => {
+                f32::from(bytes[i]) * scales[i / (bytes.len() / scales.len())]
+            }
         }
     }
 

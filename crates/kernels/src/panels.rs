@@ -225,6 +225,11 @@ impl PackPanel<'_> {
         let mut wide = [0f32; PIECE];
         for (row, column) in self.rows.iter().zip(self.quantised.iter_mut()) {
             let Some(row) = row else { continue };
+            if let Weights::Int8 { scales, .. } = self.w {
+                // They have theirs. Found again, it could differ in the last bit.
+                column.scale = scales[*row].clamp(f32::MIN_POSITIVE, f32::MAX);
+                continue;
+            }
             let mut largest = s.zero();
             for first in (0..k).step_by(PIECE) {
                 let wide = &mut wide[..PIECE.min(k - first)];
@@ -262,6 +267,13 @@ impl Weights<'_> {
                 let w = &w[from..to];
                 for i in (0..w.len()).step_by(S::LANES) {
                     s.write(out, i, s.read(w, i));
+                }
+            }
+            // A piece is never of two rows.
+            Weights::Int8 { bytes, scales } => {
+                let scale = scales[from / (bytes.len() / scales.len())];
+                for (out, byte) in out.iter_mut().zip(&bytes[from..to]) {
+                    *out = f32::from(*byte) * scale;
                 }
             }
         }
@@ -324,6 +336,35 @@ fn transpose<const N: usize>(from: &[u8], steps: usize, to: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::test::noise;
+
+    /// Bytes that were made of weights are packed as the weights themselves would be.
+    #[test]
+    fn bytes_stay_the_bytes_they_are() {
+        for isa in Isa::available() {
+            for (n, k) in [(1, 1), (70, 67), (130, 640), (33, 1000)] {
+                let w = noise(3, n * k);
+                let row_of = |column| (column < n).then_some(column);
+                let pack = |w| Panels::pack(isa, WeightFormat::Int8, n, 1, k, row_of, w);
+                let floats = pack(Weights::F32(&w));
+                let (bytes, scales) = crate::int8::quantise_rows(Weights::F32(&w), n);
+                let packed = pack(Weights::Int8 {
+                    bytes: &bytes,
+                    scales: &scales,
+                });
+                assert!(floats.data() == packed.data(), "{isa} {n} {k}");
+                assert_eq!(floats.scales, packed.scales);
+                assert_eq!(
+                    bits(&floats.offsets),
+                    bits(&packed.offsets),
+                    "{isa} {n} {k}"
+                );
+            }
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|v| v.to_bits()).collect()
+    }
 
     /// Every weight is where the layout says, whatever the format and the sizes.
     #[test]

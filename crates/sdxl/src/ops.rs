@@ -2,7 +2,7 @@
 //!
 //! Each operator exists once per device behind one signature. Today there is one
 //! device, the CPU, whose kernels live in `sdxl-kernels`; here they are applied to
-//! [`Tensor`]s and to weights that were packed once at load. Activations are
+//! [`Tensor`]s and to packed weights ([`crate::weights`]). Activations are
 //! channel-last throughout (see [`crate::tensor`]).
 
 use std::sync::Arc;
@@ -17,23 +17,34 @@ pub use sdxl_kernels::Activation;
 
 use crate::profile;
 use crate::tensor::{Buffer, DType, Reused, Tensor, buffer};
+use crate::weights::packed::Packed;
 
 /// A fully connected layer: `[n_out, k_in]` weights and an optional bias.
 pub struct Linear {
-    pub(crate) weight: Arc<PackedMatrix>,
+    pub(crate) weight: Packed<PackedMatrix>,
+    /// Rows of the weights: outputs, or for GEGLU twice the outputs.
+    pub(crate) n: usize,
+    /// Channels of the input.
+    pub(crate) k: usize,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// The gated feed-forward entry of a transformer block (GEGLU): a linear layer of
 /// twice the width whose second half gates the first.
 pub struct Geglu {
-    pub(crate) weight: Arc<PackedMatrix>,
+    pub(crate) weight: Packed<PackedMatrix>,
+    /// Rows of the weights: outputs, or for GEGLU twice the outputs.
+    pub(crate) n: usize,
+    /// Channels of the input.
+    pub(crate) k: usize,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// A two-dimensional convolution with the padding and stride it is always used with.
 pub struct Conv2d {
-    pub(crate) weight: Arc<PackedConv>,
+    pub(crate) weight: Packed<PackedConv>,
+    pub(crate) c_in: usize,
+    pub(crate) c_out: usize,
     pub(crate) bias: Option<Vec<f32>>,
     /// Height and width of the kernel.
     pub(crate) kernel: usize,
@@ -105,6 +116,14 @@ macro_rules! by_type {
     };
 }
 
+/// The weights of a layer, with the time it takes to pack them, where they are not in memory.
+fn packed<T>(weights: &Packed<T>, shape: impl std::fmt::Display) -> Arc<T> {
+    match weights.here() {
+        Some(here) => here,
+        None => profile::operator("pack", shape, 0, || weights.get()),
+    }
+}
+
 /// Rows and channels, as a profile shows them.
 struct Sizes<'a>(&'a Tensor);
 
@@ -138,31 +157,33 @@ fn with_channels(x: &Tensor, channels: usize) -> Vec<usize> {
 
 /// `act(x · Wᵀ + bias) + residual` over the last axis: `[.., k]` to `[.., n]`.
 pub fn linear(x: &Tensor, w: &Linear, act: Activation, residual: Option<&Tensor>) -> Tensor {
-    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let (rows, k, n) = (x.rows(), w.k, w.n);
+    let weight = packed(&w.weight, format_args!("{k}x{n}"));
     let shape = format_args!("{rows}x{k}x{n}");
     profile::operator("linear", shape, 2 * rows * k * n, || {
-        by_type!(x, linear_typed(x, w, act, residual))
+        by_type!(x, linear_typed(x, w, &weight, act, residual))
     })
 }
 
 fn linear_typed<E: Typed>(
     x: &Tensor,
     w: &Linear,
+    weight: &PackedMatrix,
     act: Activation,
     residual: Option<&Tensor>,
 ) -> Tensor {
     let rows = x.rows();
-    let mut out = buffer::<E>(rows * w.weight.n());
+    let mut out = buffer::<E>(rows * w.n);
     sdxl_kernels::linear(
         E::slice(x),
         rows,
-        &w.weight,
+        weight,
         w.bias.as_deref(),
         act,
         residual.map(E::slice),
         &mut out,
     );
-    Tensor::new(with_channels(x, w.weight.n()), E::wrap(out))
+    Tensor::new(with_channels(x, w.n), E::wrap(out))
 }
 
 /// Bytes from which on memory is spared rather than time.
@@ -171,31 +192,32 @@ const LARGE: usize = 128 << 20;
 /// [`linear`] without extras. Where `x` is large, nobody else has it and the result is narrower,
 /// the result takes its memory's place: at a picture's size each map has up to a gigabyte.
 pub fn linear_instead(x: Tensor, w: &Linear) -> Tensor {
-    if x.bytes() < LARGE || w.weight.n() >= w.weight.k() {
+    if x.bytes() < LARGE || w.n >= w.k {
         return linear(&x, w, Activation::None, None);
     }
-    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let (rows, k, n) = (x.rows(), w.k, w.n);
+    let weight = packed(&w.weight, format_args!("{k}x{n}"));
     let shape = format_args!("{rows}x{k}x{n}");
     profile::operator("linear", shape, 2 * rows * k * n, || {
-        by_type!(x, linear_instead_typed(x, w))
+        by_type!(x, linear_instead_typed(x, w, &weight))
     })
 }
 
-fn linear_instead_typed<E: Typed>(x: Tensor, w: &Linear) -> Tensor {
+fn linear_instead_typed<E: Typed>(x: Tensor, w: &Linear, weight: &PackedMatrix) -> Tensor {
     // Rows at a time: few, because their result is in memory beside them.
     const ROWS: usize = 1 << 13;
-    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let (rows, k, n) = (x.rows(), w.k, w.n);
     let shape = with_channels(&x, n);
     let mut values = match x.into_buffer() {
         Ok(mut buffer) => E::take(&mut buffer),
-        Err(x) => return linear_typed::<E>(&x, w, Activation::None, None),
+        Err(x) => return linear_typed::<E>(&x, w, weight, Activation::None, None),
     };
     let mut out = buffer::<E>(ROWS.min(rows) * n);
     for first in (0..rows).step_by(ROWS) {
         let here = ROWS.min(rows - first);
         let (x, out) = (&values[first * k..(first + here) * k], &mut out[..here * n]);
         let bias = w.bias.as_deref();
-        sdxl_kernels::linear(x, here, &w.weight, bias, Activation::None, None, out);
+        sdxl_kernels::linear(x, here, weight, bias, Activation::None, None, out);
         // In front of every row that is still to be read.
         values[first * n..(first + here) * n].copy_from_slice(out);
     }
@@ -207,18 +229,19 @@ fn linear_instead_typed<E: Typed>(x: Tensor, w: &Linear) -> Tensor {
 /// GEGLU (Shazeer 2020): `hidden · gelu(gate)` of a linear layer of width
 /// `2·inner`, `[.., k]` to `[.., inner]`.
 pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
-    let (rows, k, n) = (x.rows(), w.weight.k(), w.weight.n());
+    let (rows, k, n) = (x.rows(), w.k, w.n);
+    let weight = packed(&w.weight, format_args!("{k}x{n}"));
     let shape = format_args!("{rows}x{k}x{n}");
     profile::operator("geglu", shape, 2 * rows * k * n, || {
-        by_type!(x, geglu_typed(x, w))
+        by_type!(x, geglu_typed(x, w, &weight))
     })
 }
 
-fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu) -> Tensor {
+fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu, weight: &PackedMatrix) -> Tensor {
     let rows = x.rows();
-    let inner = w.weight.n() / 2;
+    let inner = w.n / 2;
     let mut out = buffer::<E>(rows * inner);
-    sdxl_kernels::linear_geglu(E::slice(x), rows, &w.weight, w.bias.as_deref(), &mut out);
+    sdxl_kernels::linear_geglu(E::slice(x), rows, weight, w.bias.as_deref(), &mut out);
     Tensor::new(with_channels(x, inner), E::wrap(out))
 }
 
@@ -236,24 +259,32 @@ pub struct ConvExtras<'a> {
 
 /// Convolution of `[B, H, W, c_in]` to `[B, Ho, Wo, c_out]`.
 pub fn conv2d(x: &Tensor, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
-    convolve(x, None, w, &geometry(x, w, &extras), extras)
+    let weight = kernel_of(w);
+    convolve(x, None, w, &weight, &geometry(x, w, &extras), extras)
 }
 
 /// [`group_norm`] with SiLU, then a convolution of the same size. `x` is given up as soon as it can
 /// be; where the convolution norms what it reads, the normed map is never made.
 pub fn norm_conv2d(x: Tensor, norm: &Norm, w: &Conv2d, extras: ConvExtras<'_>) -> Tensor {
     let geometry = geometry(&x, w, &extras);
+    let weight = kernel_of(w);
     let on_the_way =
-        extras.upsample_to.is_none() && by_type!(x, norms_on_the_way(&geometry, &w.weight));
+        extras.upsample_to.is_none() && by_type!(x, norms_on_the_way(&geometry, &weight));
     if !on_the_way {
         let normed = group_norm(&x, norm, true);
         drop(x);
-        return convolve(&normed, None, w, &geometry, extras);
+        return convolve(&normed, None, w, &weight, &geometry, extras);
     }
     let norm = profile::operator("group_norm", Sizes(&x), 0, || {
         by_type!(x, statistics(&x, norm, true))
     });
-    convolve(&x, Some(&norm), w, &geometry, extras)
+    convolve(&x, Some(&norm), w, &weight, &geometry, extras)
+}
+
+/// The packed weights of a convolution.
+fn kernel_of(w: &Conv2d) -> Arc<PackedConv> {
+    let (kernel, c_in, c_out) = (w.kernel, w.c_in, w.c_out);
+    packed(&w.weight, format_args!("{kernel}x{kernel} {c_in}-{c_out}"))
 }
 
 /// How a convolution moves over `x`.
@@ -281,10 +312,11 @@ fn convolve(
     x: &Tensor,
     norm: Option<&GroupNorm>,
     w: &Conv2d,
+    weight: &PackedConv,
     geometry: &ConvGeometry,
     extras: ConvExtras<'_>,
 ) -> Tensor {
-    let (kernel, c_in, c_out) = (w.kernel, w.weight.c_in(), w.weight.c_out());
+    let (kernel, c_in, c_out) = (w.kernel, w.c_in, w.c_out);
     // Counted as the definition has it, with the taps on the zeros around and on repeated pixels.
     let (height, width) = geometry.output_size(kernel, kernel);
     let pixels = geometry.batch * height * width;
@@ -294,7 +326,7 @@ fn convolve(
     );
     let flop = 2 * pixels * kernel * kernel * c_in * c_out;
     profile::operator("conv2d", shape, flop, || {
-        by_type!(x, conv2d_typed(x, norm, w, extras, geometry))
+        by_type!(x, conv2d_typed(x, norm, w, weight, extras, geometry))
     })
 }
 
@@ -302,6 +334,7 @@ fn conv2d_typed<E: Typed>(
     x: &Tensor,
     norm: Option<&GroupNorm>,
     w: &Conv2d,
+    weight: &PackedConv,
     extras: ConvExtras<'_>,
     geometry: &ConvGeometry,
 ) -> Tensor {
@@ -309,8 +342,8 @@ fn conv2d_typed<E: Typed>(
         .then(|| enlarge::<E>(x, geometry.height, geometry.width));
     let source = E::slice(enlarged.as_ref().unwrap_or(x));
     let (height, width) = geometry.output_size(w.kernel, w.kernel);
-    let mut out = buffer::<E>(geometry.batch * height * width * w.weight.c_out());
-    let (weight, bias) = (&w.weight, w.bias.as_deref());
+    let mut out = buffer::<E>(geometry.batch * height * width * w.c_out);
+    let bias = w.bias.as_deref();
     let time = extras.sample_bias.map(f32::slice);
     let residual = extras.residual.map(E::slice);
     let to = &mut out;
@@ -320,10 +353,7 @@ fn conv2d_typed<E: Typed>(
         }
         None => sdxl_kernels::conv2d(source, geometry, weight, bias, time, residual, to),
     }
-    Tensor::new(
-        vec![geometry.batch, height, width, w.weight.c_out()],
-        E::wrap(out),
-    )
+    Tensor::new(vec![geometry.batch, height, width, w.c_out], E::wrap(out))
 }
 
 /// Nearest-neighbour enlargement to a size of 2n or 2n - 1: pixel `i` is `i / 2`.

@@ -137,7 +137,7 @@ impl Pipeline {
     }
 
     /// A pipeline whose networks are in memory as `residence` says. Where they do not stay, what
-    /// is wrong with the values of weights shows only when they are read.
+    /// is wrong with weights shows only when their network is read, in a run.
     ///
     /// # Errors
     /// [`Error::File`] for what is missing or wrong in the weights, as far as they are read now;
@@ -174,6 +174,7 @@ impl Pipeline {
     ) -> Pipeline {
         let base = base.map(Shared::of);
         let stays = residence.stays();
+        let streamed = residence == Residence::Streamed;
         let text = {
             let (checkpoint, base) = (checkpoint.clone(), base.clone());
             Held::new(stays, move || {
@@ -182,7 +183,7 @@ impl Pipeline {
                 {
                     return Ok(Arc::new(text));
                 }
-                let text = TextEncoders::load(&checkpoint.text_parts(), precision)?;
+                let text = TextEncoders::load(&checkpoint.text_parts(), precision, streamed)?;
                 Ok(Arc::new(text))
             })
         };
@@ -191,7 +192,7 @@ impl Pipeline {
             Held::new(stays, move || {
                 let tensors = checkpoint.tensors(Part::UNet)?;
                 let path = checkpoint.config_path(Part::UNet);
-                let loader = Loader::new(&tensors, precision);
+                let loader = Loader::new(&tensors, precision).streamed(streamed);
                 Ok(Arc::new(UNet::load(&checkpoint.unet, &path, &loader)?))
             })
         };
@@ -205,7 +206,7 @@ impl Pipeline {
                 }
                 let tensors = checkpoint.tensors(Part::Vae)?;
                 let precision = precision.of_part(Part::Vae, checkpoint.vae.force_upcast);
-                let loader = Loader::new(&tensors, precision);
+                let loader = Loader::new(&tensors, precision).streamed(streamed);
                 Ok(Arc::new(Vae::load(&checkpoint.vae, &loader)?))
             })
         };

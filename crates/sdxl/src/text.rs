@@ -142,14 +142,15 @@ pub struct TextEncoders {
 }
 
 impl TextEncoders {
-    /// Reads tokenizers and weights.
+    /// Reads tokenizers and weights; `streamed`: weights stay in their files and are packed as they
+    /// are used.
     ///
     /// # Errors
     /// A missing or wrong file, and parts that do not go together.
-    pub fn load(parts: &TextParts, precision: Precision) -> Result<Self> {
-        let second = Encoder::load(parts, Part::TextEncoder2, precision)?;
+    pub fn load(parts: &TextParts, precision: Precision, streamed: bool) -> Result<Self> {
+        let second = Encoder::load(parts, Part::TextEncoder2, precision, streamed)?;
         let first = (parts.text_encoder.is_some())
-            .then(|| Encoder::load(parts, Part::TextEncoder, precision))
+            .then(|| Encoder::load(parts, Part::TextEncoder, precision, streamed))
             .transpose()?;
         if let Some(first) = &first
             && first.tokenizer().max_length() != second.tokenizer().max_length()

@@ -10,7 +10,9 @@ mod infer;
 pub mod inversion;
 mod kept;
 pub mod lora;
+pub mod lower;
 pub mod names;
+pub(crate) mod packed;
 pub mod random;
 pub mod recognise;
 pub mod replacement;
@@ -32,6 +34,7 @@ use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
 use folder::Part;
 use kept::Key;
+use packed::Packed;
 use safetensors::{StoredTensor, TensorSet};
 
 /// In which precision the networks compute. The scheduler, the noise and (where the
@@ -136,6 +139,8 @@ pub struct Loader<'a> {
     tensors: &'a TensorSet,
     prefix: String,
     precision: Precision,
+    /// Whether layers stay in the files.
+    streamed: bool,
 }
 
 impl<'a> Loader<'a> {
@@ -145,7 +150,14 @@ impl<'a> Loader<'a> {
             tensors,
             prefix: String::new(),
             precision,
+            streamed: false,
         }
+    }
+
+    /// The same place, for layers that are packed anew whenever they work, if `streamed`: the
+    /// network takes next to no memory and more time.
+    pub fn streamed(self, streamed: bool) -> Loader<'a> {
+        Loader { streamed, ..self }
     }
 
     /// The place called `name` below this one.
@@ -222,26 +234,38 @@ impl<'a> Loader<'a> {
         self.tensors.read(&full, &tensor, to_f32)
     }
 
-    /// A layer of these tensors: the one in memory, or `read`.
+    /// The layer that `pack` makes of the stacked rows of these tensors: one that is in memory,
+    /// or read now, or (streamed) whenever it works.
     fn layer<T: Any + Send + Sync>(
         &self,
-        tensors: &[(String, Cow<'_, StoredTensor>)],
+        found: Vec<(String, Cow<'_, StoredTensor>)>,
         packed: (&'static str, [usize; 3]),
         format: Option<WeightFormat>,
-        read: impl FnOnce() -> Result<T>,
-    ) -> Result<Arc<T>> {
+        pack: impl Fn(Weights<'_>) -> T + Send + Sync + 'static,
+    ) -> Result<Packed<T>> {
+        let source = Source {
+            tensors: self.tensors.clone(),
+            found: (found.into_iter())
+                .map(|(name, tensor)| (name, tensor.into_owned()))
+                .collect(),
+        };
+        if self.streamed {
+            source.check()?;
+            return Ok(Packed::in_files(move || source.read(&pack)));
+        }
         let Some(kept) = self.tensors.kept() else {
-            return read().map(Arc::new);
+            return Ok(Packed::in_memory(Arc::new(source.read(pack)?)));
         };
         let key = Key {
-            names: tensors.iter().map(|(name, _)| name.clone()).collect(),
-            origins: (tensors.iter())
+            names: source.found.iter().map(|(name, _)| name.clone()).collect(),
+            origins: (source.found.iter())
                 .map(|(name, tensor)| self.tensors.origin_of(name, tensor))
                 .collect(),
             packed,
             format,
         };
-        kept.layer(key, read)
+        let layer = kept.layer(key, || source.read(pack))?;
+        Ok(Packed::in_memory(layer))
     }
 
     fn bias(&self, name: &str, len: usize, present: bool) -> Result<Option<Vec<f32>>> {
@@ -271,19 +295,13 @@ impl<'a> Loader<'a> {
             found.push(self.checked(&format!("{name}.weight"), &[&[n, k], &[n, k, 1, 1]])?);
         }
         let format = self.precision.weight_format();
-        let weight = self.layer(&found, ("matrix", [total, k, 1]), Some(format), || {
-            if let [(full, tensor)] = found.as_slice() {
-                return (self.tensors)
-                    .read(full, tensor, |w| PackedMatrix::pack(w, total, k, format));
-            }
-            let mut values = Vec::with_capacity(total * k);
-            for (full, tensor) in &found {
-                values.extend(self.tensors.read(full, tensor, to_f32)?);
-            }
-            Ok(PackedMatrix::pack(Weights::F32(&values), total, k, format))
+        let weight = self.layer(found, ("matrix", [total, k, 1]), Some(format), move |w| {
+            PackedMatrix::pack(w, total, k, format)
         })?;
         Ok(Linear {
             weight,
+            n: total,
+            k,
             bias: has_bias.then_some(bias),
         })
     }
@@ -296,15 +314,12 @@ impl<'a> Loader<'a> {
             n,
             self.has(&format!("{name}.bias")),
         )?;
-        let found = [self.checked(&format!("{name}.weight"), &[&[n, k]])?];
+        let found = vec![self.checked(&format!("{name}.weight"), &[&[n, k]])?];
         let format = self.precision.weight_format();
-        let weight = self.layer(&found, ("geglu", [n, k, 1]), Some(format), || {
-            let [(full, tensor)] = &found;
-            (self.tensors).read(full, tensor, |w| {
-                PackedMatrix::pack_geglu(w, inner, k, format)
-            })
+        let weight = self.layer(found, ("geglu", [n, k, 1]), Some(format), move |w| {
+            PackedMatrix::pack_geglu(w, inner, k, format)
         })?;
-        Ok(Geglu { weight, bias })
+        Ok(Geglu { weight, n, k, bias })
     }
 
     /// The convolution `name` with a square kernel. `padding`: top, left, bottom, right.
@@ -327,17 +342,17 @@ impl<'a> Loader<'a> {
             c_out,
             self.has(&format!("{name}.bias")),
         )?;
-        let found = [self.checked(&format!("{name}.weight"), &[&[c_out, c_in, kernel, kernel]])?];
+        let found =
+            vec![self.checked(&format!("{name}.weight"), &[&[c_out, c_in, kernel, kernel]])?];
         let format = self.sensitive().precision.weight_format();
         let packed = ("convolution", [c_out, c_in, kernel]);
-        let weight = self.layer(&found, packed, Some(format), || {
-            let [(full, tensor)] = &found;
-            (self.tensors).read(full, tensor, |w| {
-                PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
-            })
+        let weight = self.layer(found, packed, Some(format), move |w| {
+            PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
         })?;
         Ok(Conv2d {
             weight,
+            c_in,
+            c_out,
             bias,
             kernel,
             stride,
@@ -362,16 +377,15 @@ impl<'a> Loader<'a> {
             c_out,
             self.has(&format!("{name}.bias")),
         )?;
-        let found = [self.checked(&format!("{name}.weight"), &[&[c_out, c_in, 3, 3]])?];
+        let found = vec![self.checked(&format!("{name}.weight"), &[&[c_out, c_in, 3, 3]])?];
         let packed = ("doubled convolution", [c_out, c_in, 3]);
-        let weight = self.layer(&found, packed, Some(format), || {
-            let [(full, tensor)] = &found;
-            (self.tensors).read(full, tensor, |w| {
-                PackedConv::pack_upsampled(w, c_out, c_in, format)
-            })
+        let weight = self.layer(found, packed, Some(format), move |w| {
+            PackedConv::pack_upsampled(w, c_out, c_in, format)
         })?;
         Ok(Some(Conv2d {
             weight,
+            c_in,
+            c_out,
             bias,
             kernel: 3,
             stride: 1,
@@ -391,16 +405,61 @@ impl<'a> Loader<'a> {
 
     /// The table `name` of `rows` vectors of length `width`.
     pub fn embedding(&self, name: &str, rows: usize, width: usize) -> Result<Embedding> {
-        let found = [self.checked(&format!("{name}.weight"), &[&[rows, width]])?];
-        let values = self.layer(&found, ("table", [rows, width, 1]), None, || {
-            let [(full, tensor)] = &found;
-            self.tensors.read(full, tensor, |w| match w {
+        let found = self.checked(&format!("{name}.weight"), &[&[rows, width]])?;
+        if self.streamed && !self.tensors.changes(&found.0) && found.1.slice(0, rows).is_some() {
+            let source = Source {
+                tensors: self.tensors.clone(),
+                found: vec![(found.0, found.1.into_owned())],
+            };
+            source.check()?;
+            let table = Table::Files { source, rows };
+            return Ok(Embedding { width, table });
+        }
+        // A table is read whole and read often: it stays in memory where it is not in the files.
+        let resident = self.clone().streamed(false);
+        let table = resident.layer(
+            vec![found],
+            ("table", [rows, width, 1]),
+            None,
+            |w| match w {
                 Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
                 Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
                 Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
-            })
-        })?;
-        Ok(Embedding { width, values })
+                Weights::Int8 { .. } => EmbeddingValues::F32(to_f32(w)),
+            },
+        )?;
+        let table = Table::Memory(table.get());
+        Ok(Embedding { width, table })
+    }
+}
+
+/// Tensors whose rows, stacked, are a layer.
+struct Source {
+    tensors: TensorSet,
+    found: Vec<(String, StoredTensor)>,
+}
+
+impl Source {
+    /// Runs `pack` on the values.
+    fn read<R>(&self, pack: impl FnOnce(Weights<'_>) -> R) -> Result<R> {
+        if let [(name, tensor)] = self.found.as_slice() {
+            return self.tensors.read(name, tensor, pack);
+        }
+        let mut rows = Rows::default();
+        for (name, tensor) in &self.found {
+            self.tensors.read(name, tensor, |w| rows.add(w))?;
+        }
+        Ok(rows.with(pack))
+    }
+
+    /// Reads without packing: later, in the middle of a run, nothing may be found to be wrong.
+    fn check(&self) -> Result<()> {
+        for (name, tensor) in &self.found {
+            if !self.tensors.is_random() {
+                self.tensors.read(name, tensor, |_| ())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -409,13 +468,59 @@ fn to_f32(values: Weights<'_>) -> Vec<f32> {
         Weights::F32(v) => v.to_vec(),
         Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
         Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        Weights::Int8 { bytes, scales } => {
+            let rows = bytes.chunks_exact(bytes.len() / scales.len()).zip(scales);
+            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
+                .collect()
+        }
+    }
+}
+
+/// Rows of several tensors below one another: as bytes while all of them are, so that those are
+/// not rounded again.
+#[derive(Default)]
+struct Rows {
+    floats: Vec<f32>,
+    bytes: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl Rows {
+    fn add(&mut self, rows: Weights<'_>) {
+        if let (Weights::Int8 { bytes, scales }, true) = (rows, self.floats.is_empty()) {
+            self.bytes.extend(bytes);
+            self.scales.extend(scales);
+            return;
+        }
+        if !self.bytes.is_empty() {
+            let (bytes, scales) = (&std::mem::take(&mut self.bytes), &self.scales);
+            self.floats = to_f32(Weights::Int8 { bytes, scales });
+        }
+        self.floats.extend(to_f32(rows));
+    }
+
+    fn with<R>(&self, use_values: impl FnOnce(Weights<'_>) -> R) -> R {
+        let (bytes, scales) = (&self.bytes, &self.scales);
+        match bytes.is_empty() {
+            true => use_values(Weights::F32(&self.floats)),
+            false => use_values(Weights::Int8 { bytes, scales }),
+        }
     }
 }
 
 /// A table of vectors looked up by token id or position, kept as stored.
 pub struct Embedding {
     width: usize,
-    values: Arc<EmbeddingValues>,
+    table: Table,
+}
+
+enum Table {
+    Memory(Arc<EmbeddingValues>),
+    /// Rows are read where they lie.
+    Files {
+        source: Source,
+        rows: usize,
+    },
 }
 
 enum EmbeddingValues {
@@ -428,10 +533,22 @@ impl Embedding {
     /// Appends row `index` to `out`, as `f32`. The caller guarantees the range.
     pub fn append_row(&self, index: usize, out: &mut Vec<f32>) {
         let range = index * self.width..(index + 1) * self.width;
-        match &*self.values {
-            EmbeddingValues::F32(v) => out.extend_from_slice(&v[range]),
-            EmbeddingValues::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
-            EmbeddingValues::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
+        match &self.table {
+            Table::Memory(values) => match &**values {
+                EmbeddingValues::F32(v) => out.extend_from_slice(&v[range]),
+                EmbeddingValues::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
+                EmbeddingValues::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
+            },
+            Table::Files { source, rows } => {
+                let [(name, tensor)] = source.found.as_slice() else {
+                    unreachable!("a table is one tensor");
+                };
+                let row = tensor.slice(index, *rows).map(|row| {
+                    let read = source.tensors.read(name, &row, to_f32);
+                    read.unwrap_or_else(|e| panic!("{e} (it was readable before the run)"))
+                });
+                out.extend(row.unwrap_or_else(|| unreachable!("a row was cut before")));
+            }
         }
     }
 }

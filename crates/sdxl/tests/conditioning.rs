@@ -63,7 +63,7 @@ fn resolved(value: &Value) -> Resolved {
 }
 
 fn encoders(root: &Path) -> TextEncoders {
-    TextEncoders::load(&TextParts::open(root, None).unwrap(), Precision::F32).unwrap()
+    TextEncoders::load(&TextParts::open(root, None).unwrap(), Precision::F32, false).unwrap()
 }
 
 fn options(truncate: bool) -> TextOptions {

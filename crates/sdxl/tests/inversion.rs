@@ -47,7 +47,7 @@ fn options(embeddings: Vec<InversionFile>) -> OpenOptions {
 
 fn encoders(embeddings: Vec<InversionFile>) -> TextEncoders {
     let parts = TextParts::open_with(&golden("base"), &options(embeddings)).unwrap();
-    TextEncoders::load(&parts, Precision::F32).unwrap()
+    TextEncoders::load(&parts, Precision::F32, false).unwrap()
 }
 
 fn cases() -> Value {
@@ -195,7 +195,7 @@ fn a_refiner_reads_the_second_half() {
     };
     let refiner = open("refiner", all());
     let parts = refiner.text_parts();
-    let alone = TextEncoders::load(&parts, Precision::F32).unwrap();
+    let alone = TextEncoders::load(&parts, Precision::F32, false).unwrap();
     let both = encoders(all());
     let prompt = "a <cat-toy> in OldStyle, <sks>";
     let request = Request::default();
@@ -234,7 +234,7 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     let refused = |files: Vec<InversionFile>| -> String {
         let parts = TextParts::open_with(&golden("base"), &options(files));
-        let loaded = parts.and_then(|parts| TextEncoders::load(&parts, Precision::F32));
+        let loaded = parts.and_then(|parts| TextEncoders::load(&parts, Precision::F32, false));
         match loaded {
             Ok(_) => panic!("taken"),
             Err(error) => {

@@ -28,7 +28,7 @@ fn demo() -> PathBuf {
 fn unet_errors(root: &Path, side: usize) -> [f64; 2] {
     let checkpoint = Checkpoint::open(root, None).unwrap();
     let request = Request::default();
-    let text = TextEncoders::load(&checkpoint.text_parts(), Precision::F32).unwrap();
+    let text = TextEncoders::load(&checkpoint.text_parts(), Precision::F32, false).unwrap();
     let encode = |raw: &str| {
         let resolved = Prompt::parse(raw, request.prompt_syntax).unwrap().at(0, 1);
         let input = TextInput {

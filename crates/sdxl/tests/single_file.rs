@@ -302,6 +302,7 @@ fn eight_bit_floats_are_torchs() {
             sdxl_kernels::Weights::F32(v) => v.to_vec(),
             sdxl_kernels::Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
             sdxl_kernels::Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+            sdxl_kernels::Weights::Int8 { .. } => Vec::new(),
         };
         set.read(name, tensor, to_f32).unwrap()
     };

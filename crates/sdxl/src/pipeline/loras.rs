@@ -32,7 +32,7 @@ impl Pipeline {
             checkpoint.files().adapters(),
         );
         let same = |part| before.change_alike(after, part);
-        let mut pipeline = Pipeline::of(checkpoint.clone(), self.precision, self.stays, None);
+        let mut pipeline = Pipeline::of(checkpoint.clone(), self.precision, self.residence, None);
         if same(Part::TextEncoder) && same(Part::TextEncoder2) {
             pipeline.text = Arc::clone(&self.text);
         }
@@ -41,7 +41,7 @@ impl Pipeline {
         }
         pipeline.vae = Arc::clone(&self.vae);
         pipeline.refiner = self.refiner.clone();
-        if self.stays {
+        if self.residence.stays() {
             pipeline.read_all()?;
         }
         Ok(pipeline)
@@ -54,6 +54,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::pipeline::Residence;
     use crate::weights::Precision;
     use crate::{Checkpoint, Request};
 
@@ -148,7 +149,8 @@ mod tests {
     #[test]
     fn networks_that_come_and_go_and_refiners_take_loras_too() {
         let open = |name: &str| Checkpoint::open(&golden(name), None).unwrap();
-        let sparing = Pipeline::sparing(open("base"), Precision::F32).unwrap();
+        let in_turn = Residence::InTurn;
+        let sparing = Pipeline::with_residence(open("base"), Precision::F32, in_turn).unwrap();
         let staying = Pipeline::from_checkpoint(open("base"), Precision::F32).unwrap();
         let without = latents(&sparing);
         let with = sparing.with_loras(&[lora("kohya", 0.7)]).unwrap();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Pipeline;
-use super::held::Held;
+use super::held::{Held, Residence};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::vae::Vae;
@@ -123,6 +123,9 @@ impl Refiner {
             {
                 needed += bytes;
             }
+        }
+        if base.residence == Residence::Streamed {
+            needed = 0;
         }
         memory::check(
             &format!("the refiner in {}, beside the base,", base.precision),

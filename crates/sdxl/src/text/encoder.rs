@@ -38,7 +38,12 @@ impl Encoder {
     ///
     /// # Errors
     /// A missing or wrong file, and a tokenizer that does not go with the encoder.
-    pub fn load(parts: &TextParts, part: Part, precision: Precision) -> Result<Self> {
+    pub fn load(
+        parts: &TextParts,
+        part: Part,
+        precision: Precision,
+        streamed: bool,
+    ) -> Result<Self> {
         let folder = parts.files().tokenizer_folder(part);
         let folder = folder.unwrap_or_else(|| parts.files().root().to_path_buf());
         let tokenizer = Tokenizer::of(parts.files(), part)?;
@@ -68,7 +73,7 @@ impl Encoder {
             ));
         }
         let tensors = parts.tensors(part)?;
-        let root = Loader::new(&tensors, precision.of_part(part, false));
+        let root = Loader::new(&tensors, precision.of_part(part, false)).streamed(streamed);
         let model = ClipTextModel::load(config, &root, part == Part::TextEncoder2)?;
         let words = parts.files().inversions().words().iter();
         let rows: Vec<f32> = words.flat_map(|word| word.rows(part)).copied().collect();

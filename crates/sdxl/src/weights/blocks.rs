@@ -4,6 +4,8 @@
 //! GGUF files hold. A file's weights become `f32` here, once, when they are read; from there
 //! on they are packed like any others.
 
+mod encode;
+
 use std::fmt;
 
 use half::f16;

@@ -8,6 +8,7 @@ use super::folder::{Checkpoint, Family, Part, files_of, missing_files};
 use super::inversion::{InversionFile, Inversions, Widths};
 use super::recognise::Kind;
 use super::safetensors::TensorSet;
+use super::single_file::refuse_scaled;
 use crate::text::tokenizer::Tokenizer;
 
 /// Something to know about a checkpoint.
@@ -43,6 +44,8 @@ pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
                 Kind::Base | Kind::Refiner => {}
                 Kind::Lora => return lora(&tensors),
                 Kind::Embedding => return vec![inversion(path)],
+                Kind::Vae => return vec![vae_file(&tensors)],
+                Kind::OriginalUNet => return vec![unet_file(&tensors, path)],
                 kind => {
                     let (what, advice) = (kind.describe(), kind.advice());
                     return vec![problem(format!("this is {what}; {advice}"))];
@@ -171,6 +174,35 @@ fn variants(root: &Path) -> Vec<Finding> {
     found
 }
 
+/// A VAE alone. That of Stable Diffusion 1 has the same shapes, and nothing that tells it apart.
+fn vae_file(tensors: &TensorSet) -> Finding {
+    let (what, advice) = (Kind::Vae.describe(), Kind::Vae.advice());
+    let latents = (tensors.iter())
+        .find(|(name, _)| name.ends_with("decoder.conv_in.weight"))
+        .and_then(|(_, tensor)| tensor.shape().get(1).copied());
+    match latents {
+        Some(4) | None => note(format!(
+            "this is {what}; {advice}. SDXL's own overflows in f16, so it is decoded in f32 unless a \
+             config.json beside it says force_upcast false (right for madebyollin/sdxl-vae-fp16-fix)"
+        )),
+        Some(channels) => problem(format!(
+            "this is a VAE of another family: its latents have {channels} channels, SDXL's 4; get one \
+             made for SDXL"
+        )),
+    }
+}
+
+/// A UNet alone, in `.safetensors` or GGUF.
+fn unet_file(tensors: &TensorSet, path: &Path) -> Finding {
+    match refuse_scaled(tensors, path) {
+        Err(error) => problem(error.to_string()),
+        Ok(()) => {
+            let (what, advice) = (Kind::OriginalUNet.describe(), Kind::OriginalUNet.advice());
+            note(format!("this is {what}; {advice}"))
+        }
+    }
+}
+
 fn vae(checkpoint: &Checkpoint) -> Vec<Finding> {
     let config = &checkpoint.vae;
     let mut found = Vec::new();
@@ -218,7 +250,8 @@ fn schedule(checkpoint: &Checkpoint) -> Vec<Finding> {
 pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
     let of = |part: &str| {
         tensors.iter().find_map(|(name, tensor)| {
-            let key = name.replace('.', "_");
+            // Old diffusers wrote `attn2.processor.to_k_lora.down.weight`.
+            let key = name.replace('.', "_").replace("_processor", "");
             let reads = key.contains("attn2_to_k") && part_is(name, part);
             reads.then(|| tensor.shape().get(1).copied()).flatten()
         })
@@ -226,10 +259,13 @@ pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
     of("lora_down")
         .or_else(|| of("lora_A"))
         .or_else(|| of("lora.down"))
+        .or_else(|| of("to_k_lora.down"))
+        .or_else(|| of("hada_w1_b"))
 }
 
 fn part_is(name: &str, part: &str) -> bool {
-    name.ends_with(&format!(".{part}.weight"))
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    name.ends_with(&format!(".{part}"))
 }
 
 /// A textual inversion, judged by the sizes of the published model.

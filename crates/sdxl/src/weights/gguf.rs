@@ -1,4 +1,4 @@
-//! Reading the header of a GGUF file: which tensors it holds, how stored, and where.
+//! GGUF files: which tensors a header says the file holds, how stored, and where; and writing one.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3,
 //! little-endian. Nothing in a header is trusted: every length is checked against the file
@@ -18,6 +18,20 @@ const MAX_ENTRIES: u64 = 1 << 20;
 /// ComfyUI's converter stores some convolutions as matrices, so that blocks fit them, and
 /// keeps their shapes under this key and the tensor's name.
 const ORIGINAL_SHAPE: &str = "comfy.gguf.orig_shape.";
+
+/// The block types by ggml's numbers.
+const BLOCKS: [(u32, BlockType); 10] = [
+    (2, BlockType::Q4_0),
+    (3, BlockType::Q4_1),
+    (6, BlockType::Q5_0),
+    (7, BlockType::Q5_1),
+    (8, BlockType::Q8_0),
+    (10, BlockType::Q2K),
+    (11, BlockType::Q3K),
+    (12, BlockType::Q4K),
+    (13, BlockType::Q5K),
+    (14, BlockType::Q6K),
+];
 
 /// What a header says of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +134,82 @@ pub fn read(file: &[u8]) -> Result<Vec<Entry>, Broken> {
     Ok(entries)
 }
 
+/// A tensor of a file to be written.
+pub struct Written {
+    /// Its name.
+    pub name: String,
+    /// How its values are to be stored: `F32`, `F16` or blocks.
+    pub element: ElementType,
+    /// Torch's order of axes. Rows hold whole blocks.
+    pub shape: Vec<usize>,
+}
+
+/// Bytes between tensors are filled up to a multiple of this.
+pub const ALIGNMENT: usize = 32;
+
+/// The header of a file of version 3, up to where the data begin, and the bytes that each tensor's
+/// data take, to be filled up to a multiple of [`ALIGNMENT`] one after the other.
+///
+/// # Errors
+/// A tensor that cannot be stored so.
+pub fn header(
+    keys: &[(&str, Key<'_>)],
+    tensors: &[Written],
+) -> Result<(Vec<u8>, Vec<usize>), Broken> {
+    fn text(header: &mut Vec<u8>, text: &str) {
+        header.extend((text.len() as u64).to_le_bytes());
+        header.extend(text.as_bytes());
+    }
+    let mut header = MAGIC.to_vec();
+    header.extend(3u32.to_le_bytes());
+    header.extend((tensors.len() as u64).to_le_bytes());
+    header.extend((keys.len() as u64).to_le_bytes());
+    for (key, value) in keys {
+        text(&mut header, key);
+        match value {
+            Key::Number(number) => {
+                header.extend(4u32.to_le_bytes());
+                header.extend(number.to_le_bytes());
+            }
+            Key::Text(words) => {
+                header.extend(8u32.to_le_bytes());
+                text(&mut header, words);
+            }
+        }
+    }
+    let mut offset = 0;
+    let mut lengths = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let kind = match tensor.element {
+            ElementType::Plain(Dtype::F32) => Some(0),
+            ElementType::Plain(Dtype::F16) => Some(1),
+            ElementType::Plain(_) => None,
+            ElementType::Blocks(block) => (BLOCKS.iter()).find(|b| b.1 == block).map(|b| b.0),
+        };
+        let kind = kind.ok_or_else(|| format!("GGUF has no tensors of {}", tensor.element))?;
+        let (_, length) = stored(&tensor.name, kind, &tensor.shape)?;
+        text(&mut header, &tensor.name);
+        header.extend((tensor.shape.len() as u32).to_le_bytes());
+        for axis in tensor.shape.iter().rev() {
+            header.extend((*axis as u64).to_le_bytes());
+        }
+        header.extend(kind.to_le_bytes());
+        header.extend((offset as u64).to_le_bytes());
+        offset += length.next_multiple_of(ALIGNMENT);
+        lengths.push(length);
+    }
+    header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
+    Ok((header, lengths))
+}
+
+/// A value of a key in a file's header.
+pub enum Key<'a> {
+    /// Of 32 bits.
+    Number(u32),
+    /// Text.
+    Text(&'a str),
+}
+
 fn product(shape: &[usize]) -> Option<usize> {
     shape
         .iter()
@@ -132,22 +222,15 @@ fn stored(name: &str, kind: u32, shape: &[usize]) -> Result<(ElementType, usize)
         0 => return plain(name, Dtype::F32, 4, shape),
         1 => return plain(name, Dtype::F16, 2, shape),
         30 => return plain(name, Dtype::BF16, 2, shape),
-        2 => BlockType::Q4_0,
-        3 => BlockType::Q4_1,
-        6 => BlockType::Q5_0,
-        7 => BlockType::Q5_1,
-        8 => BlockType::Q8_0,
-        10 => BlockType::Q2K,
-        11 => BlockType::Q3K,
-        12 => BlockType::Q4K,
-        13 => BlockType::Q5K,
-        14 => BlockType::Q6K,
-        _ => {
-            return Err(format!(
-                "tensor `{name}` is stored in a way (ggml type {kind}) that is not read here; \
+        _ => match BLOCKS.iter().find(|(number, _)| *number == kind) {
+            Some((_, block)) => *block,
+            None => {
+                return Err(format!(
+                    "tensor `{name}` is stored in a way (ggml type {kind}) that is not read here; \
                  F32, F16, BF16, Q4_0 to Q8_0 and Q2_K to Q6_K are"
-            ));
-        }
+                ));
+            }
+        },
     };
     let row = shape.last().copied().unwrap_or(1);
     let rows = product(&shape[..shape.len().saturating_sub(1)]);

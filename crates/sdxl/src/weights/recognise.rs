@@ -113,7 +113,7 @@ impl Kind {
         match self {
             Kind::Base => "give it as the model",
             Kind::Refiner => "give it as the refiner, beside a base checkpoint",
-            Kind::OriginalUNet => "get the whole checkpoint, with its text encoders",
+            Kind::OriginalUNet => "give a checkpoint as the model and this file with --unet",
             Kind::UNet | Kind::TextEncoder => {
                 "give the checkpoint's folder, the one that holds model_index.json"
             }
@@ -137,6 +137,8 @@ pub fn is_lora(name: &str) -> bool {
         ".lora_down.",
         ".lora_A.",
         ".lora_B.",
+        "_lora.up.",
+        "_lora.down.",
         ".lora.up.",
         ".lora.down.",
         ".lokr_w",

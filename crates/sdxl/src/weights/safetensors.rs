@@ -18,6 +18,9 @@ use super::lora::{self, Update, Updates};
 use super::{gguf, random, to_f32};
 use crate::error::{Error, Result};
 
+/// What follows a weight's name in that of its scales.
+pub const SCALE: &str = "_scale";
+
 /// How a tensor's values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElementType {
@@ -139,7 +142,7 @@ struct MappedFile {
 #[derive(Clone)]
 pub struct TensorSet {
     files: Vec<Arc<MappedFile>>,
-    tensors: HashMap<String, StoredTensor>,
+    tensors: Arc<HashMap<String, StoredTensor>>,
     /// Changes to add to what is read.
     updates: Option<Arc<Updates>>,
     /// Where packed layers are found again.
@@ -155,7 +158,7 @@ impl TensorSet {
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut set = TensorSet {
             files: Vec::new(),
-            tensors: HashMap::new(),
+            tensors: Arc::default(),
             updates: None,
             kept: None,
             random: false,
@@ -170,7 +173,7 @@ impl TensorSet {
     pub fn random() -> Self {
         TensorSet {
             files: Vec::new(),
-            tensors: HashMap::new(),
+            tensors: Arc::default(),
             updates: None,
             kept: None,
             random: true,
@@ -209,6 +212,7 @@ impl TensorSet {
         } else {
             entries_of_safetensors(path, &map)?
         };
+        let tensors = Arc::make_mut(&mut self.tensors);
         for gguf::Entry {
             name,
             element,
@@ -224,7 +228,7 @@ impl TensorSet {
                 end,
                 transposed: false,
             };
-            if let Some(other) = self.tensors.insert(name.clone(), stored) {
+            if let Some(other) = tensors.insert(name.clone(), stored) {
                 return Err(Error::file(
                     path,
                     format!(
@@ -250,7 +254,7 @@ impl TensorSet {
     pub(super) fn renamed(&self, tensors: HashMap<String, StoredTensor>) -> TensorSet {
         TensorSet {
             files: self.files.clone(),
-            tensors,
+            tensors: Arc::new(tensors),
             updates: None,
             kept: None,
             random: false,
@@ -288,6 +292,11 @@ impl TensorSet {
                 .map(Update::origin)
                 .collect(),
         }
+    }
+
+    /// Whether LoRAs change this tensor.
+    pub(super) fn changes(&self, name: &str) -> bool {
+        (self.updates.as_ref()).is_some_and(|all| all.contains_key(name))
     }
 
     /// Refuses tensors with an axis that is empty or longer than any network's: from here on
@@ -372,7 +381,7 @@ impl TensorSet {
         let file = &self.files[tensor.file];
         let bytes = self.bytes(tensor);
         // A header may leave values unaligned; those are copied first.
-        let (floats, halves, brains);
+        let (floats, halves, brains, scales);
         let dtype = match tensor.element {
             ElementType::Plain(dtype) => dtype,
             ElementType::Blocks(block) => {
@@ -403,6 +412,18 @@ impl TensorSet {
                     Weights::Bf16(&brains)
                 }
             },
+            // Bytes and scales of another kind: a factor for the whole tensor.
+            Dtype::F8_E4M3 | Dtype::F8_E5M2
+                if self.tensors.contains_key(&format!("{name}{SCALE}")) =>
+            {
+                return Err(Error::file(
+                    &file.path,
+                    format!(
+                        "tensor `{name}` is to be multiplied by `{name}{SCALE}`, which is done for \
+                         I8 only; get the f16 version of the checkpoint"
+                    ),
+                ));
+            }
             // Both have fewer bits than f16 in every field, so nothing is rounded.
             Dtype::F8_E4M3 => {
                 halves = bytes.iter().map(|b| f8_e4m3(*b)).collect();
@@ -412,12 +433,19 @@ impl TensorSet {
                 halves = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
                 Weights::F16(&halves)
             }
+            Dtype::I8 => {
+                scales = self.scales(name, tensor)?;
+                Weights::Int8 {
+                    bytes: bytemuck::cast_slice(&bytes),
+                    scales: &scales,
+                }
+            }
             other => {
                 return Err(Error::file(
                     &file.path,
                     format!(
                         "tensor `{name}` is stored as {other:?}; weights must be F32, F16, BF16, \
-                         F8_E4M3 or F8_E5M2"
+                         F8_E4M3, F8_E5M2, or I8 with scales"
                     ),
                 ));
             }
@@ -425,6 +453,41 @@ impl TensorSet {
         let result = use_values(values);
         release(&file.map, tensor.start, tensor.end);
         Ok(result)
+    }
+
+    /// What a unit of each row of a matrix of bytes is worth: the values of `X.weight_scale`, of
+    /// shape `[n, 1]` or `[n]`, beside `X.weight`. These are the names of the compressed-tensors
+    /// format (strategy "channel"), which other programs write too.
+    ///
+    /// # Errors
+    /// Bytes without scales, or with others than one a row, finite and not negative.
+    fn scales(&self, name: &str, tensor: &StoredTensor) -> Result<Vec<f32>> {
+        let scale = format!("{name}{SCALE}");
+        let broken = |what: String| {
+            let path = &self.files[tensor.file].path;
+            Error::file(path, format!("tensor `{name}` is stored as I8, {what}"))
+        };
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        let Some(found) = self.tensors.get(&scale) else {
+            return Err(broken(format!("and `{scale}` is not there, its scales")));
+        };
+        let float = matches!(
+            found.element,
+            ElementType::Plain(Dtype::F32 | Dtype::F16 | Dtype::BF16)
+        );
+        if !float || found.values() != rows || tensor.values() == 0 || tensor.transposed {
+            return Err(broken(format!(
+                "and `{scale}` is {} of shape {:?}; one float is needed for each of {rows} rows",
+                found.element, found.shape
+            )));
+        }
+        let scales = self.read_stored(&scale, found, to_f32)?;
+        match scales.iter().find(|s| !s.is_finite() || **s < 0.0) {
+            Some(odd) => Err(broken(format!(
+                "and `{scale}` has the impossible value {odd}"
+            ))),
+            None => Ok(scales),
+        }
     }
 
     /// The values as stored, in the order of the tensor's shape.

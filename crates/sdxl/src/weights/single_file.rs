@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::folder::{Family, Part};
@@ -15,7 +16,7 @@ use super::infer;
 use super::names::Names;
 use super::random;
 use super::recognise::Kind;
-use super::safetensors::{StoredTensor, TensorSet};
+use super::safetensors::{ElementType, SCALE, StoredTensor, TensorSet};
 use crate::error::{Error, Result};
 use crate::model::config::{UNetConfig, VaeConfig};
 
@@ -198,13 +199,20 @@ pub fn stored_configs(all: &TensorSet, path: &Path) -> Result<Map<String, Value>
     })
 }
 
-/// Some tools store 8-bit weights with a factor for each tensor beside it.
+/// Some tools store 8-bit floats with a factor for each tensor beside it. Bytes with a scale for
+/// each row (`X.weight` of type I8 and `X.weight_scale`) are read; what else is to be multiplied is not.
 ///
 /// # Errors
 /// Such a file.
 pub fn refuse_scaled(all: &TensorSet, path: &Path) -> Result<()> {
+    let of_bytes = |name: &str| {
+        let weight = all.get(name.strip_suffix(SCALE).unwrap_or_default());
+        weight.is_some_and(|t| t.element() == ElementType::Plain(Dtype::I8))
+    };
     let scaled = all.iter().find(|(name, _)| {
-        *name == "scaled_fp8" || name.ends_with(".scale_weight") || name.ends_with(".weight_scale")
+        *name == "scaled_fp8"
+            || name.ends_with(".scale_weight")
+            || name.ends_with(".weight_scale") && !of_bytes(name)
     });
     match scaled {
         Some((name, _)) => Err(Error::file(

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Linear};
 use crate::tensor::Tensor;
 use crate::weights::kept::Stamp;
+use crate::weights::packed::Packed;
 use crate::weights::safetensors::{StoredTensor, TensorSet};
 use crate::weights::to_f32;
 
@@ -417,12 +418,14 @@ fn turned(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 fn multiply(a: &[f32], rows: usize, inner: usize, b: &[f32], columns: usize) -> Vec<f32> {
     let b = turned(b, inner, columns);
     let layer = Linear {
-        weight: Arc::new(PackedMatrix::pack(
+        weight: Packed::in_memory(Arc::new(PackedMatrix::pack(
             Weights::F32(&b),
             columns,
             inner,
             WeightFormat::F32,
-        )),
+        ))),
+        n: columns,
+        k: inner,
         bias: None,
     };
     let a = Tensor::from_f32(vec![1, rows, inner], a.to_vec());

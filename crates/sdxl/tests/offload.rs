@@ -1,0 +1,84 @@
+//! Layers read from the files as they work give the pictures of layers in memory.
+
+mod support;
+
+use std::ops::ControlFlow;
+
+use sdxl::pipeline::Residence;
+use sdxl::weights::folder::OpenOptions;
+use sdxl::weights::lora::Lora;
+use sdxl::{Checkpoint, Pipeline, Precision, Request};
+use support::{copy, golden};
+
+fn latents(options: &OpenOptions, precision: Precision, residence: Residence) -> Vec<f32> {
+    let checkpoint = Checkpoint::open_with(&golden("base"), options).unwrap();
+    let pipeline = Pipeline::with_residence(checkpoint, precision, residence).unwrap();
+    assert_eq!(pipeline.residence(), residence);
+    let request = Request {
+        prompt: vec!["a lighthouse".into(), "two cats, (asleep)1.3".into()],
+        seed: vec![5],
+        steps: 2,
+        ..Request::default()
+    };
+    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
+    made.unwrap().latents.to_nchw()
+}
+
+#[test]
+fn streamed_layers_give_the_same_numbers() {
+    let lora = |name: &str| Lora::new(golden(&format!("lora/{name}.safetensors")), 0.7);
+    let plain = OpenOptions::default();
+    let with_loras = OpenOptions {
+        // Of both text encoders too.
+        loras: vec![lora("kohya"), lora("convolution")],
+        ..OpenOptions::default()
+    };
+    let blocks = OpenOptions {
+        unet: Some(golden("gguf/unet.gguf")),
+        ..OpenOptions::default()
+    };
+    let all = [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::F16,
+        Precision::Int8,
+    ];
+    let mut seen: Vec<Vec<f32>> = Vec::new();
+    for options in [&plain, &with_loras, &blocks] {
+        for precision in all {
+            let whole = latents(options, precision, Residence::Whole);
+            let streamed = latents(options, precision, Residence::Streamed);
+            assert!(whole == streamed, "{precision}");
+            // The weights matter: nothing else gives these numbers.
+            assert!(!seen.contains(&whole), "{precision}");
+            seen.push(whole);
+        }
+    }
+}
+
+#[test]
+fn a_missing_tensor_is_named_before_the_first_step() {
+    let dir = tempfile::TempDir::new().unwrap();
+    copy(&golden("base"), dir.path());
+    let unet = dir.path().join("unet/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&unet).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let name = "up_blocks.2.resnets.1.conv2.weight";
+    let others = file.iter().filter(|(other, _)| *other != name);
+    let written = safetensors::serialize(others, None).unwrap();
+    std::fs::write(&unet, written).unwrap();
+    let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
+    let pipeline = Pipeline::with_residence(checkpoint, Precision::F32, Residence::Streamed);
+    let request = Request {
+        prompt: vec!["a lighthouse".into()],
+        steps: 2,
+        ..Request::default()
+    };
+    let mut steps = 0;
+    let made = pipeline.unwrap().generate(&request, None, &mut |event| {
+        steps += usize::from(matches!(event, sdxl::Event::Step { .. }));
+        ControlFlow::Continue(())
+    });
+    let error = made.err().unwrap().to_string();
+    assert!(error.contains(name) && steps == 0, "{error}, {steps} steps");
+}
