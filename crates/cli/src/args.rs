@@ -382,7 +382,7 @@ pub struct PictureArgs {
     pub precision: Option<Precision>,
     /// What is in memory: `none`, all networks at once; `model`, each only while it works;
     /// `sequential`, of that one the layer at work, read from the files at every step: the least
-    /// memory (with --vae-tiling on), and some seconds more a step. No number changes. [default:
+    /// memory (with --vae-tile-size 512), and some seconds more a step. No number changes. [default:
     /// model for one run, none for many; sequential where the rest does not fit]
     #[arg(long, value_enum, help_heading = "Checkpoint and machine")]
     pub offload: Option<Offload>,
@@ -402,6 +402,10 @@ pub struct PictureArgs {
         help_heading = "Checkpoint and machine"
     )]
     pub vae_tiling: TilingWord,
+    /// Side of the tiles in pixels, a multiple of 32 from 128: smaller ones take less memory and
+    /// differ more from the whole [default: the checkpoint's; SDXL has 1024]
+    #[arg(long, value_name = "PIXELS", help_heading = "Checkpoint and machine")]
+    pub vae_tile_size: Option<u32>,
     /// Decode the pictures of a batch one by one: less memory, same numbers
     #[arg(
         long,
@@ -561,6 +565,9 @@ impl PictureArgs {
         }
         if let Some(word) = self.pooled_from {
             r.pooled_from = Some(word.pooled_from());
+        }
+        if self.vae_tile_size.is_some() {
+            r.vae_tile_size = self.vae_tile_size;
         }
         if given("vae_tiling") {
             r.vae_tiling = match self.vae_tiling {

@@ -134,7 +134,21 @@ fn tiles_change_a_picture_little_and_slices_not_at_all() {
     assert!(whole == unsliced);
     // The demo's tiles have 96 pixels, a quarter of them shared.
     let tiled = make("tiled.png", &["--vae-tiling", "on"]);
-    for (whole, tiled) in whole.iter().zip(&tiled) {
+    // Where their size is asked for they are wanted.
+    let larger = make("larger.png", &["--vae-tile-size", "256"]);
+    assert!(larger != tiled && larger != whole);
+    let args = [
+        "generate",
+        "a",
+        "--vae-tile-size",
+        "100",
+        "--output",
+        "x.png",
+    ];
+    let refused = sdxl(dir.path(), &args);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("vae_tile_size: 100 given"));
+    for (whole, tiled) in whole.iter().zip(&tiled).chain(whole.iter().zip(&larger)) {
         let square = |(a, b): (&u8, &u8)| (f64::from(*a) - f64::from(*b)).powi(2);
         let error = whole.iter().zip(tiled).map(square).sum::<f64>() / whole.len() as f64;
         let psnr = 10.0 * (255.0 * 255.0 / error).log10();
@@ -142,4 +156,22 @@ fn tiles_change_a_picture_little_and_slices_not_at_all() {
         // What the README states.
         assert!(psnr.is_finite() && psnr >= 36.0, "{psnr} dB");
     }
+}
+
+#[test]
+fn where_the_weights_are_changes_no_byte() {
+    let dir = TempDir::new().unwrap();
+    let make = |name: &str, offload: &str| {
+        let args = ["generate", "a red circle", "--seed", "3", "--steps", "4"];
+        let refiner = ["--refiner", "demo-refiner", "--output", name, "--offload"];
+        let args: Vec<&str> = args.into_iter().chain(refiner).chain([offload]).collect();
+        let made = sdxl(dir.path(), &args);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        fs::read(dir.path().join(name)).unwrap()
+    };
+    let whole = make("none.png", "none");
+    assert!(whole == make("model.png", "model"));
+    assert!(whole == make("sequential.png", "sequential"));
+    let args = ["generate", "a", "--offload", "some", "--output", "x.png"];
+    assert_eq!(sdxl(dir.path(), &args).status.code(), Some(2));
 }

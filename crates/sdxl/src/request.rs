@@ -257,6 +257,11 @@ pub struct Request {
     pub upscale_method: UpscaleMethod,
     /// Whether the VAE decodes tile by tile.
     pub vae_tiling: Tiling,
+    /// Side of its tiles in pixels, a multiple of 32 from 128: smaller ones take less memory and
+    /// differ more from the whole. `None`: the size that the checkpoint was made for (SDXL: 1024).
+    /// Where it is given, larger pictures are tiled unless that is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae_tile_size: Option<u32>,
     /// Whether the VAE decodes the pictures of a batch one by one (less memory).
     pub vae_slicing: bool,
     /// Whether pictures carry the invisible watermark (those large enough for it: see
@@ -319,6 +324,7 @@ impl Default for Request {
             upscale_strength: 0.4,
             upscale_method: UpscaleMethod::Lanczos,
             vae_tiling: Tiling::Auto,
+            vae_tile_size: None,
             vae_slicing: true,
             watermark: true,
         }
@@ -479,6 +485,13 @@ impl Request {
             if let Some(value) = value {
                 check_side(name, value)?;
             }
+        }
+        if let Some(side) = self.vae_tile_size
+            && (side < 128 || !side.is_multiple_of(32))
+        {
+            return no(format!(
+                "vae_tile_size: {side} given; it must be a multiple of 32 from 128"
+            ));
         }
         if self.steps == 0 || self.steps > MAX_STEPS {
             return no(format!("steps: {} given; use 1 to {MAX_STEPS}", self.steps));

@@ -134,7 +134,7 @@ fn vae_both_ways() {
     let expected = Golden::open("modules/vae_decode_tiled.safetensors");
     let latents = expected.channel_last("latents");
     assert!(latents.dim(1) > vae.tile_size() && latents.dim(2) > vae.tile_size());
-    let image = vae.decode_tiled(&latents);
+    let image = vae.decode_tiled(&latents, vae.tile_size());
     let values = expected.channel_last("image").to_f32_vec();
     close("image decoded in tiles", &image, &values, BAR);
 

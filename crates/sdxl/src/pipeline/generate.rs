@@ -134,7 +134,7 @@ pub fn run(
             total: images,
         }))?;
         let (group, mark) = (passes.group, request.watermark);
-        let decoded = decode(last, &latents, first, group, mark, passes.tiled)?;
+        let decoded = decode(last, &latents, first, group, mark, passes.tile)?;
         for (offset, rgb) in decoded.into_iter().enumerate() {
             let image = first + offset;
             let made = Pixels::new(8 * latents.width(), 8 * latents.height(), 3, rgb);
@@ -152,7 +152,7 @@ pub fn run(
                 index: image + 1,
                 total: images,
                 picture: &picture,
-                vae_tiled: passes.tiled,
+                vae_tiled: passes.tile.is_some(),
             }))?;
             pictures.push(picture);
         }
@@ -162,6 +162,6 @@ pub fn run(
     Ok(Output {
         images: pictures,
         latents,
-        vae_tiled: passes.tiled,
+        vae_tiled: passes.tile.is_some(),
     })
 }

@@ -228,9 +228,9 @@ fn enlarge(
         return Ok(bilinear(&latents, grid(size)));
     }
     let mut pictures = Vec::with_capacity(images);
-    let tiled = Passes::choose(&*last.vae.get()?, request, [height, width], 1).tiled;
+    let tile = Passes::choose(&*last.vae.get()?, request, [height, width], 1).tile;
     for i in 0..images {
-        for rgb in decode(last, &latents, i, 1, false, tiled)? {
+        for rgb in decode(last, &latents, i, 1, false, tile)? {
             let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
             pictures.push(lanczos(&picture, size.width, size.height).to_signed());
         }

@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 use crate::watermark;
 
 /// The RGB bytes of up to `count` images from `first`, with the invisible watermark where
-/// `watermark` says so. `tiled`: tile by tile.
+/// `watermark` says so. `tile`: by tiles of so many latents a side.
 ///
 /// # Errors
 /// [`Error::Machine`] for numbers that leave the range of the precision.
@@ -21,7 +21,7 @@ pub fn decode(
     first: usize,
     count: usize,
     watermark: bool,
-    tiled: bool,
+    tile: Option<usize>,
 ) -> Result<Vec<Vec<u8>>> {
     let config = &pipeline.checkpoint.vae;
     let vae = pipeline.vae.get()?;
@@ -39,12 +39,12 @@ pub fn decode(
         })
         .collect();
     let x = Tensor::from_f32(vec![count, height, width, channels], unscaled);
-    let decoded: Vec<Tensor> = if tiled {
-        (0..count)
-            .map(|i| scope("vae.decoder", || vae.decode_tiled(&x.narrow_batch(i, 1))))
-            .collect()
-    } else {
-        vec![scope("vae.decoder", || vae.decode(&x))]
+    let decoded: Vec<Tensor> = match tile {
+        Some(tile) => (0..count)
+            .map(|i| x.narrow_batch(i, 1))
+            .map(|x| scope("vae.decoder", || vae.decode_tiled(&x, tile)))
+            .collect(),
+        None => vec![scope("vae.decoder", || vae.decode(&x))],
     };
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
@@ -87,14 +87,14 @@ impl Posterior {
     ) -> Result<Self> {
         let vae = pipeline.vae.get()?;
         let channels = vae.config().latent_channels;
-        let tiled = Passes::choose(&vae, request, [height, width], 1).tiled;
+        let tile = Passes::choose(&vae, request, [height, width], 1).tile;
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
             let x = Tensor::from_f32(vec![1, 8 * height, 8 * width, 3], picture.clone());
-            let moments = scope("vae.encoder", || match tiled {
-                true => vae.encode_tiled(&x),
-                false => vae.encode(&x),
+            let moments = scope("vae.encoder", || match tile {
+                Some(tile) => vae.encode_tiled(&x, tile),
+                None => vae.encode(&x),
             });
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
@@ -146,8 +146,8 @@ impl Posterior {
 pub struct Passes {
     /// How many at once.
     pub group: usize,
-    /// Whether tile by tile.
-    pub tiled: bool,
+    /// The side of a tile in latents, where they go tile by tile.
+    pub tile: Option<usize>,
     /// Whether that was decided here, for want of memory.
     pub short: bool,
 }
@@ -163,29 +163,43 @@ impl Passes {
         [height, width]: [usize; 2],
         count: usize,
     ) -> Passes {
-        let tile = vae.tile_size();
-        let large = height > tile || width > tile;
+        let asked = request.vae_tile_size.map(|pixels| pixels as usize / 8);
+        let tile = asked.unwrap_or_else(|| vae.tile_size());
+        let tile = (height > tile || width > tile).then_some(tile);
         let pixels = 64 * height * width;
         let one = memory::of_decode(vae.config(), pixels as u64);
         // Only small ones gain by going together, and one that is finished can be written.
         let count = count.min(TOGETHER / pixels).max(1);
-        Passes::of(request, large, count, one, memory::available())
+        Passes::of(request, tile, count, one, memory::available())
     }
 
-    /// `large`: larger than a tile. `one`: bytes that one picture takes as a whole.
+    /// `tile`: what a tile would be, where that is less than all. `one`: bytes that one picture
+    /// takes as a whole.
     ///
     /// Where memory is short, first one by one, which changes no number, then by tiles. A
     /// quarter of what is free is left to the rest of the machine.
-    fn of(request: &Request, large: bool, count: usize, one: u64, free: Option<u64>) -> Passes {
+    fn of(
+        request: &Request,
+        tile: Option<usize>,
+        count: usize,
+        one: u64,
+        free: Option<u64>,
+    ) -> Passes {
         let fits = |pictures: usize| free.is_none_or(|free| one * pictures as u64 <= free / 4 * 3);
-        let short = large && request.vae_tiling == Tiling::Auto && !fits(1);
+        let short = tile.is_some() && request.vae_tiling == Tiling::Auto && !fits(1);
+        // Nobody asks for a size of tiles without wanting them.
+        let asked = match request.vae_tiling {
+            Tiling::On => true,
+            Tiling::Auto => request.vae_tile_size.is_some(),
+            Tiling::Off => false,
+        };
         Passes {
             group: match request.vae_slicing || !fits(count) {
                 true => 1,
                 false => count,
             },
-            tiled: short || large && request.vae_tiling == Tiling::On,
-            short,
+            tile: tile.filter(|_| short || asked),
+            short: short && !asked,
         }
     }
 }
@@ -196,14 +210,16 @@ mod tests {
 
     #[test]
     fn short_memory_takes_pictures_one_by_one_and_then_by_tiles() {
-        let passes = |tiling, large, free| {
+        let passes = |tiling, large: bool, free| {
             let request = Request {
                 vae_tiling: tiling,
                 vae_slicing: false,
                 ..Default::default()
             };
-            let passes = Passes::of(&request, large, 4, 300, free);
-            (passes.group, passes.tiled, passes.short)
+            let tile = large.then_some(64);
+            let passes = Passes::of(&request, tile, 4, 300, free);
+            assert!(passes.tile.is_none_or(|side| side == 64));
+            (passes.group, passes.tile.is_some(), passes.short)
         };
         use Tiling::{Auto, Off, On};
         assert_eq!(passes(Auto, true, None), (4, false, false));

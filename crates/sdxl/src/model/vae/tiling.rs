@@ -43,7 +43,7 @@ impl Sizes {
 }
 
 impl Vae {
-    /// Side of a tile, in latents.
+    /// Side of a tile in latents, where nobody asks for another.
     pub fn tile_size(&self) -> usize {
         (self.config().sample_size.unwrap_or(1024) / self.scale()).max(8)
     }
@@ -53,17 +53,18 @@ impl Vae {
         1 << (self.config().block_out_channels.len() - 1)
     }
 
-    /// [`Vae::decode`] of one picture `[1, H, W, C]`, tile by tile.
-    pub fn decode_tiled(&self, latents: &Tensor) -> Tensor {
-        let (tile, scale) = (self.tile_size(), self.scale());
+    /// [`Vae::decode`] of one picture `[1, H, W, C]`, by tiles of `tile` times `tile` latents; a
+    /// quarter of each lies on the next, so `tile` is a multiple of 4.
+    pub fn decode_tiled(&self, latents: &Tensor, tile: usize) -> Tensor {
+        let scale = self.scale();
         let sizes = Sizes::new(tile, tile * scale);
         let size = [latents.dim(1) * scale, latents.dim(2) * scale];
         tiled(latents, size, 3, &sizes, &|part| self.decode(part))
     }
 
-    /// [`Vae::encode`] of one picture `[1, 8H, 8W, 3]`, tile by tile.
-    pub fn encode_tiled(&self, picture: &Tensor) -> Tensor {
-        let (tile, scale) = (self.tile_size(), self.scale());
+    /// [`Vae::encode`] of one picture `[1, 8H, 8W, 3]`, by tiles as for [`Self::decode_tiled`].
+    pub fn encode_tiled(&self, picture: &Tensor, tile: usize) -> Tensor {
+        let scale = self.scale();
         let sizes = Sizes::new(tile * scale, tile);
         let size = [picture.dim(1) / scale, picture.dim(2) / scale];
         let channels = 2 * self.config().latent_channels;
