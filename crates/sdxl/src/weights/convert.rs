@@ -1,5 +1,5 @@
 //! A checkpoint from one layout into the other, without changing a bit of its weights, or with
-//! fewer bits ([`lower`]).
+//! fewer bits ([`mod@lower`]).
 //!
 //! Values are written tensor by tensor from the mapped files. A single
 //! file keeps the folder's configuration files in its header, so that a folder made of it
