@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use half::bf16;
 use sdxl_kernels::{
-    Activation, Arithmetic, AttentionShape, ConvGeometry, Element, Isa, PackedConv, PackedMatrix,
-    WeightFormat, Weights, attention, conv2d, group_norm, layer_norm, linear, linear_geglu,
-    peak_flops,
+    Activation, Arithmetic, AttentionShape, ConvGeometry, Element, GroupNorm, Isa, PackedConv,
+    PackedMatrix, WeightFormat, Weights, attention, conv2d, group_norm, layer_norm, linear,
+    linear_geglu, normed_conv2d, peak_flops,
 };
 
 struct Bench {
@@ -157,6 +157,51 @@ fn products<E: Element>(b: &Bench, format: WeightFormat) {
     }
 }
 
+/// The convolutions of residual blocks, with their norms.
+fn blocks(b: &Bench) {
+    for (batch, size, c_in, c_out) in [
+        (2, 64, 320, 320),
+        (2, 64, 960, 320),
+        (2, 32, 640, 640),
+        (2, 32, 1920, 640),
+        (2, 16, 1280, 1280),
+        (2, 16, 2560, 1280),
+        (2, 128, 320, 320),
+        (2, 32, 1280, 1280),
+        (1, 16, 1280, 1280),
+    ] {
+        let flop = 18.0 * (batch * size * size * c_in * c_out) as f64;
+        b.time(
+            &format!("norm+conv {batch}x{size}x{size} {c_in}->{c_out}"),
+            flop,
+            || {
+                let g = ConvGeometry {
+                    batch,
+                    height: size,
+                    width: size,
+                    stride: 1,
+                    pad_top: 1,
+                    pad_left: 1,
+                    pad_bottom: 1,
+                    pad_right: 1,
+                    upsample: false,
+                };
+                let x = values::<bf16>(batch * size * size * c_in);
+                let w = values::<bf16>(c_in * c_out * 9);
+                let w =
+                    PackedConv::pack_winograd(Weights::Bf16(&w), c_out, c_in, WeightFormat::Bf16);
+                let mut out = vec![bf16::default(); batch * size * size * c_out];
+                let (gamma, beta) = (values(c_in), values(c_in));
+                Box::new(move || {
+                    let shape = [batch, size * size, c_in, 32];
+                    let norm = GroupNorm::of(&x, shape, 1e-5, &gamma, &beta, true);
+                    normed_conv2d(&x, &norm, &g, &w, None, None, None, &mut out);
+                })
+            },
+        );
+    }
+}
+
 fn all<E: Element>(b: &Bench, format: WeightFormat) {
     products::<E>(b, format);
     for (batch, heads, head_dim, queries, keys) in [
@@ -235,7 +280,10 @@ fn main() {
             kind,
         };
         match arithmetic {
-            Arithmetic::Bf16 => all::<bf16>(&bench, WeightFormat::Bf16),
+            Arithmetic::Bf16 => {
+                blocks(&bench);
+                all::<bf16>(&bench, WeightFormat::Bf16);
+            }
             // The other operations do not depend on the weights' format.
             Arithmetic::Int8 => products::<bf16>(&bench, WeightFormat::Int8),
             Arithmetic::F32 => all::<f32>(&bench, WeightFormat::F32),

@@ -12,9 +12,9 @@ use crate::gemm::{self, Epilogue};
 use crate::int8::{Quantised, ZERO};
 use crate::math::Activation;
 use crate::norm::GroupNorm;
-use crate::pack::{PackedConv, WeightFormat};
+use crate::pack::{Form, PackedConv, WeightFormat};
 use crate::tile::Operand;
-use crate::winograd;
+use crate::{winograd, winograd_bf16};
 
 /// The shape of a convolution's input and how the kernel moves over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,8 @@ impl ConvGeometry {
 /// has the shape of `out` and is added.
 ///
 /// # Panics
-/// If a slice has not the length its shape says.
+/// If a slice has not the length its shape says, or `w` was packed for bf16 and `x` is not that
+/// ([`PackedConv::pack_winograd`]).
 pub fn conv2d<E: Element>(
     x: &[E],
     g: &ConvGeometry,
@@ -81,11 +82,14 @@ pub fn conv2d<E: Element>(
 
 /// Whether [`normed_conv2d`] is there for elements of this type.
 pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &PackedConv) -> bool {
-    !E::IS_BF16 && winograd::suits(g, w)
+    match E::IS_BF16 {
+        true => w.form == Form::Points,
+        false => winograd::suits(g, w),
+    }
 }
 
-/// [`conv2d`] of what `norm` makes of `x`, which is then never in memory as a whole. Number for
-/// number the same as one after the other.
+/// [`conv2d`] of what `norm` makes of `x`, which is then never in memory as a whole. In `f32` number
+/// for number the same as one after the other; in bf16 the norm's output is not rounded.
 ///
 /// # Panics
 /// As [`conv2d`]; if `norm` is not of such images, or [`norms_on_the_way`] is false.
@@ -143,7 +147,21 @@ fn conv2d_of<E: Element>(
         place: None,
     };
     let format = w.panels[0].format;
-    if format == WeightFormat::Int8 {
+    if w.form == Form::Points {
+        let (Some(x), Some(out)) = (E::as_bf16(x), E::as_bf16_mut(out)) else {
+            panic!("weights that were packed for bf16 images");
+        };
+        let epilogue = Epilogue {
+            residual: residual.and_then(E::as_bf16),
+            input_scales: None,
+            bias: epilogue.bias,
+            sample_bias: epilogue.sample_bias,
+            activation: epilogue.activation,
+            geglu: epilogue.geglu,
+            place: None,
+        };
+        winograd_bf16::conv(x, norm, g, w, &epilogue, out);
+    } else if format == WeightFormat::Int8 {
         let x = Quantised::new(w.panels[0].isa, x, w.c_in, g.height * g.width);
         let zeros = vec![ZERO; x.stride];
         let epilogue = Epilogue {
@@ -189,7 +207,8 @@ fn products<A: Operand, E: Element>(
     out: &mut [E],
 ) {
     assert!(zeros.len() >= stride, "a pixel of zeros");
-    if let [panels] = &w.panels[..] {
+    if w.form == Form::Taps {
+        let panels = w.plain();
         let (height, width) = g.output_size(w.kh, w.kw);
         let source = taps(x, stride, zeros, g, [w.kh, w.kw]);
         let rows = g.batch * height * width;

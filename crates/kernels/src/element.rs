@@ -23,6 +23,12 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// The slice itself, if its elements are `f32`.
     #[doc(hidden)]
     fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
+    /// The slice itself, if its elements are [`half::bf16`].
+    #[doc(hidden)]
+    fn as_bf16(slice: &[Self]) -> Option<&[bf16]>;
+    /// The slice itself, if its elements are [`half::bf16`].
+    #[doc(hidden)]
+    fn as_bf16_mut(slice: &mut [Self]) -> Option<&mut [bf16]>;
 }
 
 impl Element for f32 {
@@ -41,6 +47,12 @@ impl Element for f32 {
     fn as_f32_mut(slice: &mut [f32]) -> Option<&mut [f32]> {
         Some(slice)
     }
+    fn as_bf16(_: &[f32]) -> Option<&[bf16]> {
+        None
+    }
+    fn as_bf16_mut(_: &mut [f32]) -> Option<&mut [bf16]> {
+        None
+    }
 }
 
 impl Element for bf16 {
@@ -58,5 +70,11 @@ impl Element for bf16 {
     }
     fn as_f32_mut(_: &mut [bf16]) -> Option<&mut [f32]> {
         None
+    }
+    fn as_bf16(slice: &[bf16]) -> Option<&[bf16]> {
+        Some(slice)
+    }
+    fn as_bf16_mut(slice: &mut [bf16]) -> Option<&mut [bf16]> {
+        Some(slice)
     }
 }

@@ -26,6 +26,7 @@ mod simd;
 mod test;
 mod tile;
 mod winograd;
+mod winograd_bf16;
 
 pub use attention::{AttentionShape, attention, masked_attention};
 pub use conv::{ConvGeometry, conv2d, normed_conv2d, norms_on_the_way};

@@ -167,10 +167,28 @@ impl GroupNorm {
     /// What it makes of the channels from `i` on of a pixel of an image, as [`Self::apply`] does.
     #[inline(always)]
     pub(crate) fn at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
+        self.with(s, self.factors(s, image, i), x, false)
+    }
+
+    /// Scale and shift of the channels from `i` on.
+    #[inline(always)]
+    pub(crate) fn factors<S: Simd>(&self, s: S, image: usize, i: usize) -> [S::V; 2] {
         let (scale, shift) = self.of_image(image);
-        let y = s.fma(x, s.read(scale, i), s.read(shift, i));
+        [s.read(scale, i), s.read(shift, i)]
+    }
+
+    /// What it makes of channels with these [`Self::factors`]; with `rough`, as exact as bf16 needs.
+    #[inline(always)]
+    pub(crate) fn with<S: Simd>(
+        &self,
+        s: S,
+        [scale, shift]: [S::V; 2],
+        x: S::V,
+        rough: bool,
+    ) -> S::V {
+        let y = s.fma(x, scale, shift);
         if self.silu {
-            return math::silu(s, y, false);
+            return math::silu(s, y, rough);
         }
         y
     }

@@ -17,6 +17,7 @@ use crate::int8::ZERO;
 use crate::isa::Isa;
 use crate::pack::{WeightFormat, Weights};
 use crate::simd::{Op, Simd, dispatch, panel_shape};
+use crate::winograd_bf16::{POINTS, kernel_points};
 
 /// Packed weights: see the head of this file.
 pub(crate) struct Panels {
@@ -52,6 +53,27 @@ impl Panels {
         row_of: impl Fn(usize) -> Option<usize> + Sync,
         w: Weights,
     ) -> Panels {
+        let segments = [segments, segments];
+        Panels::pack_segments(isa, format, n, segments, segment_len, row_of, w)
+    }
+
+    /// Packs the `n` kernels of 3 x 3 taps of a convolution, whose values at the points of
+    /// `winograd_bf16.rs` become the segments.
+    pub(crate) fn pack_points(isa: Isa, n: usize, c_in: usize, w: Weights) -> Panels {
+        let row_of = |column| (column < n).then_some(column);
+        Panels::pack_segments(isa, WeightFormat::Bf16, n, [9, POINTS], c_in, row_of, w)
+    }
+
+    /// As [`Panels::pack`], with so many segments of the rows and as many as they become.
+    fn pack_segments(
+        isa: Isa,
+        format: WeightFormat,
+        n: usize,
+        [given, segments]: [usize; 2],
+        segment_len: usize,
+        row_of: impl Fn(usize) -> Option<usize> + Sync,
+        w: Weights,
+    ) -> Panels {
         let (width, lanes) = panel_shape(isa);
         let mut panels = Panels {
             isa,
@@ -81,6 +103,7 @@ impl Panels {
                 let columns = 0..panels.panel_width(panel);
                 let pack = PackPanel {
                     panels: &panels,
+                    given,
                     rows: columns.map(|c| row_of(panel * width + c)).collect(),
                     w,
                     quantised,
@@ -150,6 +173,8 @@ impl Column {
 /// Packing a panel: blocks of each row are converted with vectors, then transposed.
 struct PackPanel<'a> {
     panels: &'a Panels,
+    /// Segments of a row: as many as the panel has, or the taps that its points are made of.
+    given: usize,
     /// The rows that become columns.
     rows: Vec<Option<usize>>,
     w: Weights<'a>,
@@ -175,7 +200,9 @@ impl Op for PackPanel<'_> {
         let step_bytes = depth * panels.format.bytes();
         // Positions of each segment in a block, whole steps.
         let positions = (BLOCK / segments).next_multiple_of(16).max(16);
-        let mut wide = vec![0f32; positions * segments];
+        let given = self.given;
+        let mut wide = vec![0f32; positions * given];
+        let mut points = vec![0f32; positions * segments];
         let mut values = [0f32; BLOCK];
         // For each segment, for each column, a block of bytes as they will be.
         let mut block = vec![0u8; segments * columns * positions * panels.format.bytes()];
@@ -185,8 +212,17 @@ impl Op for PackPanel<'_> {
             let block_bytes = block_steps * step_bytes;
             for (column, row) in self.rows.iter().enumerate() {
                 let Some(row) = row else { continue };
-                let from = (row * panels.segment_len + first) * segments;
-                self.w.widen(s, from, &mut wide[..len * segments]);
+                let from = (row * panels.segment_len + first) * given;
+                self.w.widen(s, from, &mut wide[..len * given]);
+                let wide = if given == segments {
+                    &wide
+                } else {
+                    let taps = wide[..len * given].as_chunks().0;
+                    for (points, taps) in points.as_chunks_mut().0.iter_mut().zip(taps) {
+                        *points = kernel_points(taps);
+                    }
+                    &points
+                };
                 for segment in 0..segments {
                     let values = &mut values[..block_steps * depth];
                     values.fill(0.0);

@@ -8,9 +8,8 @@
 //! product over the tiles, in tiles of six rows.
 //!
 //! In `f32` the relative error is 1.5e-6, against 3e-7 for the plain sum; points 2 and -2
-//! or 1/2 and -1/2, which are more usual, would make it 2.3e-6. In bf16 rounding the
-//! transformed input costs too much (1.8 times the error for tiles of 2 x 2 already), so
-//! this is for `f32` activations alone.
+//! or 1/2 and -1/2, which are more usual, would make it 2.3e-6. In bf16 these points cost too
+//! many digits: `winograd_bf16.rs` has less daring ones.
 //!
 //! The transformed weights are four times the weights, so they are not kept: transforming
 //! them again takes a hundredth of the time of the convolutions this is used for.
@@ -32,7 +31,7 @@ use rayon::prelude::*;
 use crate::conv::ConvGeometry;
 use crate::gemm::Epilogue;
 use crate::norm::GroupNorm;
-use crate::pack::{PackedConv, WeightFormat};
+use crate::pack::{Form, PackedConv, WeightFormat};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
@@ -66,7 +65,7 @@ pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
 
 /// Whether this convolution can be computed this way.
 fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
-    w.panels.len() == 1
+    w.form == Form::Taps
         && w.kh == 3
         && w.kw == 3
         && g.stride == 1

@@ -58,9 +58,10 @@ pub fn operators(precision: Precision) -> anyhow::Result<Errors> {
     let each = vec![
         ("linear", check.linear()?),
         ("geglu", check.geglu()?),
-        ("conv2d", check.conv2d(1, false)?),
-        ("conv2d of stride 2", check.conv2d(2, false)?),
-        ("conv2d of an enlarged map", check.conv2d(1, true)?),
+        ("conv2d", check.conv2d(Kind::Plain)?),
+        ("conv2d of a block", check.conv2d(Kind::OfBlock)?),
+        ("conv2d of stride 2", check.conv2d(Kind::Halving)?),
+        ("conv2d of an enlarged map", check.conv2d(Kind::Doubling)?),
         ("group_norm", check.group_norm()?),
         ("self_attention", check.self_attention()?),
     ];
@@ -77,6 +78,15 @@ pub fn operators(precision: Precision) -> anyhow::Result<Errors> {
 
 /// Values of a result to compare, about this many.
 const SAMPLES: usize = 300;
+
+/// Convolutions that networks pack each in its own way.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Plain,
+    OfBlock,
+    Halving,
+    Doubling,
+}
 
 struct Check<'a> {
     loader: Loader<'a>,
@@ -131,17 +141,19 @@ impl Check<'_> {
         }))
     }
 
-    fn conv2d(&self, stride: usize, enlarged: bool) -> anyhow::Result<f64> {
+    fn conv2d(&self, kind: Kind) -> anyhow::Result<f64> {
         let (batch, side, c_in, c_out) = (2, 24, 320, 320);
+        let enlarged = kind == Kind::Doubling;
+        let stride = if kind == Kind::Halving { 2 } else { 1 };
         let name = if enlarged { "conv_enlarged" } else { "conv" };
-        let plain = self.loader.conv2d(name, c_in, c_out, 3, stride, [1; 4])?;
-        // As networks have it.
-        let layer = match enlarged {
-            true => self
-                .loader
-                .conv_doubled(name, c_in, c_out)?
-                .unwrap_or(plain),
-            false => plain,
+        let plain = || self.loader.conv2d(name, c_in, c_out, 3, stride, [1; 4]);
+        let layer = match kind {
+            Kind::Doubling => match self.loader.conv_doubled(name, c_in, c_out)? {
+                Some(doubled) => doubled,
+                None => plain()?,
+            },
+            Kind::OfBlock => self.loader.conv_winograd(name, c_in, c_out)?,
+            _ => plain()?,
         };
         let x = self.input(4, &[batch, side, side, c_in]);
         let factor = if enlarged { 2 } else { 1 };

@@ -37,15 +37,21 @@ impl ResnetBlock2D {
     pub fn load(from: &Loader<'_>, s: ResnetSizes) -> Result<Self> {
         // The shortcut carries what all later blocks add to.
         let from = &from.sensitive();
+        // A VAE in `bf16` has no digits to give for speed: its blocks follow each other with nothing
+        // between that would outweigh what their convolutions round.
+        let conv = |name: &str, c_in: usize| match s.time {
+            Some(_) => from.conv_winograd(name, c_in, s.c_out),
+            None => from.conv3x3(name, c_in, s.c_out),
+        };
         Ok(ResnetBlock2D {
             norm1: from.norm("norm1", s.c_in, s.groups, s.eps)?,
-            conv1: from.conv3x3("conv1", s.c_in, s.c_out)?,
+            conv1: conv("conv1", s.c_in)?,
             time_emb_proj: s
                 .time
                 .map(|k| from.linear("time_emb_proj", k, s.c_out))
                 .transpose()?,
             norm2: from.norm("norm2", s.c_out, s.groups, s.eps)?,
-            conv2: from.conv3x3("conv2", s.c_out, s.c_out)?,
+            conv2: conv("conv2", s.c_out)?,
             conv_shortcut: (s.c_in != s.c_out)
                 .then(|| from.linear("conv_shortcut", s.c_in, s.c_out))
                 .transpose()?,

@@ -117,21 +117,24 @@ impl Golden {
 
     /// `[B, C, H, W]` as `[B, H, W, C]`; anything else as it is.
     pub fn channel_last(&self, name: &str) -> Tensor {
-        let shape = self.shape(name);
-        let [b, c, h, w] = shape[..] else {
-            return self.plain(name);
-        };
-        let values = self.flat(name);
-        let mut out = Vec::with_capacity(values.len());
-        for i in 0..b {
-            for p in 0..h * w {
-                for k in 0..c {
-                    out.push(values[(i * c + k) * h * w + p]);
-                }
+        channel_last(&self.shape(name), &self.flat(name))
+    }
+}
+
+/// Values of `[B, C, H, W]` as `[B, H, W, C]`; those of any other shape as they are.
+pub fn channel_last(shape: &[usize], values: &[f32]) -> Tensor {
+    let [b, c, h, w] = *shape else {
+        return Tensor::from_f32(shape, values.to_vec());
+    };
+    let mut out = Vec::with_capacity(values.len());
+    for i in 0..b {
+        for p in 0..h * w {
+            for k in 0..c {
+                out.push(values[(i * c + k) * h * w + p]);
             }
         }
-        Tensor::from_f32(vec![b, h, w, c], out)
     }
+    Tensor::from_f32(vec![b, h, w, c], out)
 }
 
 /// Fails where the relative L2 distance of `ours` from `reference` is above `bar`.
