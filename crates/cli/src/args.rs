@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
 use sdxl::image::Format;
+use sdxl::memory::Budget;
 use sdxl::pipeline::Residence;
 use sdxl::request::Aspect;
 use sdxl::weights::lora::Lora;
@@ -132,6 +133,24 @@ impl Offload {
             Offload::Sequential => Residence::Streamed,
         }
     }
+
+    /// The word for it.
+    pub fn of(residence: Residence) -> Offload {
+        match residence {
+            Residence::Whole => Offload::None,
+            Residence::InTurn => Offload::Model,
+            Residence::Streamed => Offload::Sequential,
+        }
+    }
+
+    /// As it is typed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Offload::None => "none",
+            Offload::Model => "model",
+            Offload::Sequential => "sequential",
+        }
+    }
 }
 
 /// Where the networks run.
@@ -198,6 +217,13 @@ pub struct GenerateArgs {
         help_heading = "Picture"
     )]
     pub seed: Vec<u64>,
+    /// Memory that the program may take, such as 4GiB, 4GB or 900MiB: the run is arranged so that it
+    /// fits, see `sdxl plan` [default: what is free]
+    #[arg(long, value_name = "SIZE", help_heading = "Checkpoint and machine")]
+    pub memory: Option<Budget>,
+    /// Check everything and say what the run would take, as `sdxl plan` does, and make nothing
+    #[arg(long, help_heading = "Output")]
+    pub dry_run: bool,
     /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
     /// --strength as a finished picture; with --denoising-start as another run's unfinished one
     #[arg(long, value_name = "FILE", help_heading = "Picture")]

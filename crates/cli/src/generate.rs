@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use sdxl::image::Format;
+use sdxl::memory;
 use sdxl::pipeline;
 use sdxl::profile;
 use sdxl::recipe::{self, Recipe};
@@ -17,12 +18,13 @@ use crate::args::{self, GenerateArgs};
 use crate::model::Chosen;
 use crate::output::{self, Destination};
 use crate::pictures::{self, Pictures};
+use crate::plan;
 use crate::profile_report;
 use crate::progress::Progress;
 use crate::usage;
 
-/// Runs the command.
-pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+/// Runs the command; if `dry`, up to the point where weights would be read.
+pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Result<()> {
     let args = &own.picture;
     // Everything that can be refused is refused before any weights are read.
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
@@ -39,7 +41,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     #[cfg(not(feature = "c2pa"))]
     let sign = None;
     let refiner = own.start.refiner.as_deref();
-    let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request])?;
+    let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request], !dry)?;
     let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
     let mut inputs = Inputs::read(&request)?;
     inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;
@@ -60,7 +62,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         refuse_changed_inputs(was, &inputs, &|field| args::given(matches, field))?;
     }
     let refiner = chosen.refiner();
-    let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)?;
+    let request = pipeline::resolve(checkpoint, refiner, &request, &inputs)?;
     let scheduler = pipeline::build_scheduler(checkpoint, &request)?;
     let evaluations = pipeline::evaluations(checkpoint, refiner, &request, &inputs)?;
     // A replay writes the one picture that the recipe is of, unless other pictures
@@ -74,7 +76,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let written = if only.is_some() { 1 } else { request.images() };
     check_sides(encoding.format(), &request, &inputs)?;
     let format = encoding.format();
-    let destination = Destination::new(own.output.as_deref(), format, written, args.overwrite)?;
+    let (output, overwrite) = (own.output.as_deref(), args.overwrite);
+    let destination = Destination::new(output, format, written, overwrite, !dry)?;
     if let Some(path) = &own.output_latents {
         output::check_file(path, args.overwrite)?;
         if own.output.as_ref() == Some(path) {
@@ -87,6 +90,12 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
     if let Some(path) = &own.svg {
         output::check_file(path, args.overwrite)?;
+    }
+
+    let plan = plan::plan(&chosen, &request, &inputs, own.memory)?;
+    if dry {
+        plan::show(&plan, &request, own.memory.is_some(), args.json);
+        return Ok(());
     }
 
     let mut progress = Progress::new(evaluations);
@@ -118,6 +127,9 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         progress.say(&format!("hint: {text}"));
         warnings.push(text);
     }
+    for text in plan.remarks() {
+        progress.say(&text);
+    }
     let interrupted = interrupt_flag()?;
     let mut pictures = Pictures {
         destination: &destination,
@@ -136,8 +148,11 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         files: Vec::new(),
         unsigned: None,
     };
+    if let (true, Some(side)) = (plan.short, plan.tile_size(&request)) {
+        pictures.recipe.request.vae_tile_size = Some(side);
+    }
     progress.begin("loading");
-    let pipeline = chosen.pipeline(false, &mut |text| progress.say(text))?;
+    let pipeline = chosen.open(plan.residence)?;
     let mut failed = None;
     let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {
@@ -165,7 +180,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         }
         ControlFlow::Continue(())
     };
-    let mut generate = || pipeline.generate_from(&request, &inputs, &mut observe);
+    let mut generate = || pipeline.generate_planned(&plan, &request, &inputs, &mut observe);
     let (result, profile) = if own.profile || own.svg.is_some() {
         let (result, profile) = profile::record(generate);
         (result, Some(profile))
@@ -200,6 +215,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches) -> anyhow::Result<()> {
             "images": pictures.files,
             "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
+            "planned_peak_bytes": plan.peak(),
+            "peak_rss_bytes": memory::peak(),
             "precision": precision,
             "isa": pictures.recipe.isa,
             "warnings": warnings,

@@ -32,6 +32,7 @@ mod model;
 mod models;
 mod output;
 mod pictures;
+mod plan;
 mod plot;
 mod profile_report;
 mod progress;
@@ -58,6 +59,8 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Generate(Box<args::GenerateArgs>),
+    /// Say what `generate` with the same words would take of memory and time, and make nothing
+    Plan(Box<args::GenerateArgs>),
     /// Show what a prompt says: its tree, its tokens and their weights
     Prompt(Box<prompt::PromptArgs>),
     /// Compare schedulers, steps or any other field on one labelled sheet
@@ -108,6 +111,7 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 }
 
 fn main() -> ExitCode {
+    sdxl_kernels::give_back_large_buffers();
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
@@ -115,7 +119,10 @@ fn main() -> ExitCode {
     };
     let (json, result) = match (&cli.command, matches.subcommand()) {
         (Command::Generate(args), Some((_, given))) => {
-            (args.picture.json, generate::run(args, given))
+            (args.picture.json, generate::run(args, given, args.dry_run))
+        }
+        (Command::Plan(args), Some((_, given))) => {
+            (args.picture.json, generate::run(args, given, true))
         }
         (Command::Prompt(args), _) => (args.json, prompt::run(args)),
         (Command::Plot(args), Some((_, given))) => (args.picture.json, plot::run(args, given)),
@@ -126,7 +133,9 @@ fn main() -> ExitCode {
         (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
         (Command::Bench(args), _) => (args.json, bench::run(args)),
         (Command::Models(args), _) => (args.wants_json(), models::run(args)),
-        (Command::Generate(_) | Command::Plot(_), None) => (false, Err(usage("no arguments"))),
+        (Command::Generate(_) | Command::Plan(_) | Command::Plot(_), None) => {
+            (false, Err(usage("no arguments")))
+        }
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;

@@ -136,8 +136,10 @@ pub struct Chosen {
     pub refiner: Option<(Model, Checkpoint)>,
     /// Precision of the networks.
     pub precision: Precision,
+    /// Whether nobody named it.
+    pub precision_open: bool,
     /// When they are to be in memory, where somebody said it.
-    residence: Option<Residence>,
+    pub residence: Option<Residence>,
     /// A line for whoever named no checkpoint.
     pub notice: Option<&'static str>,
 }
@@ -148,14 +150,19 @@ pub fn hub() -> Hub {
 }
 
 impl Chosen {
-    /// Chooses, fetches what is on a hub only, and opens the checkpoints. `refiner` is the typed
+    /// Chooses, fetches what is on a hub only (if `fetch`), and opens the checkpoints. `refiner` is the typed
     /// one; `requests` are all that will be run, whose prompts may ask for LoRAs.
     pub fn new(
         args: &PictureArgs,
         refiner: Option<&Path>,
         replayed: Option<&Recipe>,
         requests: &[&Request],
+        fetch: bool,
     ) -> anyhow::Result<Chosen> {
+        let get = |named: Option<&Path>, want: &Want| match fetch {
+            true => Model::get(named, want),
+            false => Model::find(named),
+        };
         let named = args
             .model
             .as_deref()
@@ -201,9 +208,9 @@ impl Chosen {
         };
         let other_vae = (Part::Vae, vae.is_some());
         let replaced = [other_vae, (Part::UNet, unet.is_some())];
-        let model = Model::get(named, &want(Purpose::Checkpoint, &replaced))?;
+        let model = get(named, &want(Purpose::Checkpoint, &replaced))?;
         let vae = vae
-            .map(|named| Model::get(Some(&named), &want(Purpose::Vae, &[])))
+            .map(|named| get(Some(&named), &want(Purpose::Vae, &[])))
             .transpose()?;
         let options = |model: &Model| OpenOptions {
             variant: variant.clone().or(model.variant.clone()),
@@ -222,7 +229,7 @@ impl Chosen {
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
-                let model = Model::get(Some(named), &want(Purpose::Checkpoint, &[other_vae]))?;
+                let model = get(Some(named), &want(Purpose::Checkpoint, &[other_vae]))?;
                 let checkpoint = Checkpoint::open_with(model.folder(), &options(&model))?;
                 Ok((model, checkpoint))
             })
@@ -236,6 +243,7 @@ impl Chosen {
             checkpoint,
             refiner,
             precision,
+            precision_open: args.precision.is_none() && replayed.is_none(),
             residence: args.offload.map(Offload::residence),
             notice: named.is_none().then_some(DEMO_NOTICE),
         })
@@ -246,29 +254,26 @@ impl Chosen {
         self.refiner.as_ref().map(|(_, checkpoint)| checkpoint)
     }
 
-    /// The networks, in memory as was asked for, or as is best for one run or for `many`: for one
-    /// each only while it works. Where they do not fit so, layers are read as they work, which
-    /// `say` is told.
-    pub fn pipeline(&self, many: bool, say: &mut dyn FnMut(&str)) -> sdxl::Result<Pipeline> {
-        let open = |residence| {
-            let checkpoint = self.checkpoint.clone();
-            let pipeline = Pipeline::with_residence(checkpoint, self.precision, residence)?;
-            match self.refiner() {
-                Some(refiner) => pipeline.with_refiner(refiner.clone()),
-                None => Ok(pipeline),
-            }
-        };
-        let usual = match many {
-            true => Residence::Whole,
-            false => Residence::InTurn,
-        };
-        match open(self.residence.unwrap_or(usual)) {
+    /// The networks, in memory as `residence` says.
+    pub fn open(&self, residence: Residence) -> sdxl::Result<Pipeline> {
+        let checkpoint = self.checkpoint.clone();
+        let pipeline = Pipeline::with_residence(checkpoint, self.precision, residence)?;
+        match self.refiner() {
+            Some(refiner) => pipeline.with_refiner(refiner.clone()),
+            None => Ok(pipeline),
+        }
+    }
+
+    /// The networks for many runs, in memory as was asked for, or all at once. Where they do not fit
+    /// so, layers are read as they work, which `say` is told.
+    pub fn pipeline(&self, say: &mut dyn FnMut(&str)) -> sdxl::Result<Pipeline> {
+        match self.open(self.residence.unwrap_or(Residence::Whole)) {
             Err(Error::Machine(why)) if self.residence.is_none() => {
                 say(&format!(
                     "{why}; so layers are read from the files as they work, which takes longer \
                      (as with --offload sequential)"
                 ));
-                open(Residence::Streamed)
+                self.open(Residence::Streamed)
             }
             opened => opened,
         }

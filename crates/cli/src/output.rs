@@ -25,12 +25,14 @@ enum Kind {
 
 impl Destination {
     /// Checks that `images` pictures can be written to `output` (default: this folder), whose
-    /// names end as `format` says where they do not say so themselves.
+    /// names end as `format` says where they do not say so themselves. A folder that is not there is
+    /// made, if `make` says so.
     pub fn new(
         output: Option<&Path>,
         format: Format,
         images: usize,
         overwrite: bool,
+        make: bool,
     ) -> anyhow::Result<Self> {
         let kind = match output {
             None => Kind::Folder(PathBuf::from(".")),
@@ -53,6 +55,7 @@ impl Destination {
             overwrite,
         };
         match &destination.kind {
+            Kind::Folder(folder) if !make && !folder.exists() => {}
             Kind::Folder(folder) => {
                 std::fs::create_dir_all(folder).map_err(|e| {
                     usage(format!(

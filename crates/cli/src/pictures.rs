@@ -164,7 +164,7 @@ mod tests {
             "request": {"prompt": ["a cat"], "seed": [7], "num_images": 2},
         });
         let to = dir.path().join("a.png");
-        let destination = Destination::new(Some(&to), Format::Png, 2, false).unwrap();
+        let destination = Destination::new(Some(&to), Format::Png, 2, false, true).unwrap();
         let encoding = Encoding::new(Format::Png, None).unwrap();
         let mut pictures = Pictures {
             destination: &destination,

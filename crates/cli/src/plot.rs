@@ -119,7 +119,7 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_output(own)?;
     let combined = combinations(&base, &axes)?;
     let requests: Vec<&Request> = combined.iter().map(|(_, request)| request).collect();
-    let chosen = Chosen::new(args, None, replayed.as_ref(), &requests)?;
+    let chosen = Chosen::new(args, None, replayed.as_ref(), &requests, true)?;
     for text in chosen.checkpoint.files().adapters().warnings() {
         err!("warning: {text}");
     }
@@ -130,8 +130,8 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     for (name, request) in combined {
         let said = || format!("picture `{name}`");
         let inputs = Inputs::read(&request).with_context(said)?;
-        let request = pipeline::resolve(checkpoint, refiner, precision, &request, &inputs)
-            .with_context(said)?;
+        let request =
+            pipeline::resolve(checkpoint, refiner, &request, &inputs).with_context(said)?;
         let scheduler = pipeline::build_scheduler(checkpoint, &request).with_context(said)?;
         cells.push(Cell {
             evaluations: pipeline::evaluations(checkpoint, refiner, &request, &inputs)
@@ -385,7 +385,7 @@ fn make(
     let precision = first.recipe.precision;
     progress.say(&format!("precision: {precision}"));
     progress.begin("loading");
-    let pipeline = chosen.pipeline(true, &mut |text| progress.say(text))?;
+    let pipeline = chosen.pipeline(&mut |text| progress.say(text))?;
     let (mut done, mut made) = (0, 0);
     let mut warned: Vec<String> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {

@@ -79,6 +79,12 @@ pub fn masked_attention<E: Element>(
     attention_on(Isa::current(), q, k, v, s, Some(seen), out);
 }
 
+/// Bytes that an attention of elements `E` works in: its keys and values, packed.
+pub fn attention_workspace<E: Element>(s: &AttentionShape) -> usize {
+    let layout = Layout::new(Isa::current(), s, E::IS_BF16);
+    s.batch * s.heads * layout.head_len() * size_of::<E>()
+}
+
 /// Queries of a task, in tiles.
 const CHUNK_TILES: usize = 16;
 

@@ -10,7 +10,9 @@ use crate::element::Element;
 use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
 use crate::int8::{Quantised, ZERO};
+use crate::linear::widens;
 use crate::math::Activation;
+use crate::meter::Workspace;
 use crate::norm::GroupNorm;
 use crate::pack::{Form, PackedConv, WeightFormat};
 use crate::tile::Operand;
@@ -78,6 +80,30 @@ pub fn conv2d<E: Element>(
     out: &mut [E],
 ) {
     conv2d_of(x, None, g, w, bias, sample_bias, residual, out);
+}
+
+/// What [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
+pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+    if w.form == Form::Points {
+        return winograd_bf16::workspace(g, w);
+    }
+    let format = w.panels[0].format;
+    if format == WeightFormat::Int8 {
+        return Quantised::workspace(g.batch * g.height * g.width, w.c_in, g.height * g.width);
+    }
+    if widens::<E>(format) {
+        let (height, width) = g.output_size(w.kh, w.kw);
+        let values = g.height * g.width * w.c_in + height * width * w.c_out;
+        let narrow = conv2d_workspace::<f32>(g, w);
+        return Workspace {
+            passing: narrow.passing + g.batch * values * size_of::<f32>(),
+            ..narrow
+        };
+    }
+    match !E::IS_BF16 && winograd::suits(g, w) {
+        true => winograd::workspace(g, w),
+        false => Workspace::default(),
+    }
 }
 
 /// Whether [`normed_conv2d`] is there for elements of this type.
@@ -169,8 +195,7 @@ fn conv2d_of<E: Element>(
             ..epilogue
         };
         products(x.bytes(), x.stride, &zeros, g, w, &epilogue, out);
-    } else if E::IS_BF16 && format != WeightFormat::Bf16 {
-        // Not a combination anyone chooses: compute it in f32.
+    } else if widens::<E>(format) {
         let residual = residual.map(widen);
         let residual = residual.as_deref();
         let mut y = vec![0f32; out.len()];

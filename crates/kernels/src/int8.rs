@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::meter::Workspace;
 use crate::pack::Weights;
 use crate::scratch::Scratch;
 use crate::simd::{Op, Simd, dispatch};
@@ -55,6 +56,14 @@ impl Quantised {
             memory,
             stride,
             scales,
+        }
+    }
+
+    /// The memory of [`Self::new`] for `rows` of `len` elements.
+    pub(crate) fn workspace(rows: usize, len: usize, together: usize) -> Workspace {
+        Workspace {
+            passing: rows.div_ceil(together) * size_of::<f32>(),
+            scratch: vec![rows * len.next_multiple_of(4)],
         }
     }
 

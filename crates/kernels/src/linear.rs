@@ -7,6 +7,7 @@ use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
 use crate::int8::Quantised;
 use crate::math::Activation;
+use crate::meter::Workspace;
 use crate::pack::{PackedMatrix, WeightFormat};
 
 /// `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
@@ -67,6 +68,26 @@ pub fn linear_geglu<E: Element>(
     product(x, rows, w, epilogue, out);
 }
 
+/// What [`linear`] and [`linear_geglu`] work in on `rows` rows of `E`.
+pub fn linear_workspace<E: Element>(rows: usize, w: &PackedMatrix) -> Workspace {
+    if w.panels.format == WeightFormat::Int8 {
+        return Quantised::workspace(rows, w.k(), 1);
+    }
+    Workspace {
+        passing: match widens::<E>(w.panels.format) {
+            true => rows * (w.k() + w.n()) * size_of::<f32>(),
+            false => 0,
+        },
+        scratch: Vec::new(),
+    }
+}
+
+/// Whether activations are made `f32` for weights of this format: not a combination anyone
+/// chooses.
+pub(crate) fn widens<E: Element>(format: WeightFormat) -> bool {
+    E::IS_BF16 && !matches!(format, WeightFormat::Bf16 | WeightFormat::Int8)
+}
+
 fn check_bias(bias: Option<&[f32]>, w: &PackedMatrix) {
     if let Some(bias) = bias {
         assert_eq!(bias.len(), w.n(), "length of the bias");
@@ -96,8 +117,7 @@ fn product<E: Element>(
         unsafe { gemm::product(rows, &w.panels, &source, &epilogue, outputs, out) }
         return;
     }
-    if E::IS_BF16 && w.panels.format != WeightFormat::Bf16 {
-        // Not a combination anyone chooses: compute it in f32.
+    if widens::<E>(w.panels.format) {
         let residual = epilogue.residual.map(widen);
         let mut y = vec![0f32; out.len()];
         let epilogue = Epilogue {

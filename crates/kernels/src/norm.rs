@@ -124,6 +124,13 @@ impl GroupNorm {
         }
     }
 
+    /// Bytes that [`Self::of`] works in, and those of its result.
+    pub fn workspace([b, hw, c, groups]: [usize; 4]) -> usize {
+        let parts = b * hw.div_ceil(pixels_of_part(c));
+        let moments = size_of::<Vec<Moments>>() + groups * size_of::<Moments>();
+        parts * moments + b * c * size_of::<[f32; 2]>()
+    }
+
     /// Applies it to `x`, of the shape it was made from.
     ///
     /// # Panics

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::meter::Meter;
 use crate::panels::Panels;
 use crate::simd::panel_shape;
 
@@ -26,6 +27,14 @@ pub enum Weights<'a> {
         /// As many as there are rows, finite and not negative.
         scales: &'a [f32],
     },
+    /// Weights of which only the number is known: packed, they have their size, which `meter`
+    /// counts, and no values.
+    Unread {
+        /// How many.
+        len: usize,
+        /// Who counts.
+        meter: &'a Meter,
+    },
 }
 
 impl Weights<'_> {
@@ -36,6 +45,7 @@ impl Weights<'_> {
             Weights::F16(w) => w.len(),
             Weights::Bf16(w) => w.len(),
             Weights::Int8 { bytes, .. } => bytes.len(),
+            Weights::Unread { len, .. } => *len,
         }
     }
 
@@ -47,6 +57,7 @@ impl Weights<'_> {
             Weights::Int8 { bytes, scales } => {
                 f32::from(bytes[i]) * scales[i / (bytes.len() / scales.len())]
             }
+            Weights::Unread { .. } => panic!("weights that were not read"),
         }
     }
 
@@ -180,6 +191,11 @@ impl PackedMatrix {
     pub fn bytes(&self) -> usize {
         self.panels.bytes()
     }
+
+    /// Who counts these weights, where they have no values.
+    pub fn meter(&self) -> Option<&Meter> {
+        self.panels.meter()
+    }
 }
 
 /// What the segments of a convolution's panels are.
@@ -308,7 +324,14 @@ impl PackedConv {
         // The taps that fall on the first and on the second pixel of an even and an odd row.
         const TAPS: [[Range<usize>; 2]; 2] = [[0..1, 1..3], [0..2, 2..3]];
         let phases = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(py, px)| {
-            let mut sums = vec![0f32; c_out * c_in * 4];
+            let len = c_out * c_in * 4;
+            if let Weights::Unread { meter, .. } = w {
+                let w = Weights::Unread { len, meter };
+                let panels = Panels::pack(isa, format, c_out, 4, c_in, row_of, w);
+                meter.passing(len * size_of::<f32>());
+                return panels;
+            }
+            let mut sums = vec![0f32; len];
             sums.par_chunks_mut(4).enumerate().for_each(|(i, sums)| {
                 for (tap, sum) in sums.iter_mut().enumerate() {
                     for y in TAPS[py][tap / 2].clone() {
@@ -355,5 +378,35 @@ impl PackedConv {
     /// Memory the packed weights take.
     pub fn bytes(&self) -> usize {
         self.panels.iter().map(Panels::bytes).sum()
+    }
+
+    /// Who counts these weights, where they have no values.
+    pub fn meter(&self) -> Option<&Meter> {
+        self.panels[0].meter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::noise;
+
+    #[test]
+    fn unread_convolutions_have_the_size_of_others() {
+        let (c_out, c_in) = (70, 33);
+        let w = noise(1, c_out * c_in * 9);
+        let (read, len) = (Weights::F32(&w), w.len());
+        let meter = Meter::default();
+        let unread = Weights::Unread { len, meter: &meter };
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
+            let plain = |w| PackedConv::pack(w, c_out, c_in, 3, 3, format);
+            let doubled = |w| PackedConv::pack_upsampled(w, c_out, c_in, format);
+            assert_eq!(plain(unread).bytes(), plain(read).bytes());
+            assert_eq!(doubled(unread).bytes(), doubled(read).bytes());
+            let winograd = |w| PackedConv::pack_winograd(w, c_out, c_in, format);
+            assert_eq!(winograd(unread).bytes(), winograd(read).bytes());
+            assert!(plain(unread).meter().is_some() && plain(read).meter().is_none());
+        }
+        assert_eq!(meter.weights(), 0);
     }
 }

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::int8::ZERO;
 use crate::isa::Isa;
+use crate::meter::{Counted, Kind, Meter};
 use crate::pack::{WeightFormat, Weights};
 use crate::simd::{Op, Simd, dispatch, panel_shape};
 use crate::winograd_bf16::{POINTS, kernel_points};
@@ -31,8 +32,9 @@ pub(crate) struct Panels {
     /// Columns of a full panel.
     pub(crate) width: usize,
     lanes: usize,
-    /// `None` only while packing.
+    /// `None` while packing, and where the weights were not read.
     data: Option<MmapMut>,
+    unread: Option<Counted>,
     /// For int8, by column as packed: the scale of the weights.
     pub(crate) scales: Vec<f32>,
     /// For int8, by column as packed: what the activations' offset of 128 adds to the sum,
@@ -84,12 +86,21 @@ impl Panels {
             width,
             lanes,
             data: None,
+            unread: None,
             scales: Vec::new(),
             offsets: Vec::new(),
         };
         let panel_bytes = panels.padded_k() * width * format.bytes();
         let last = panels.padded_k() * panels.panel_width(panels.count() - 1) * format.bytes();
         let bytes = (panels.count() - 1) * panel_bytes + last;
+        if let Weights::Unread { meter, .. } = w {
+            let scales = match format {
+                WeightFormat::Int8 => panels.count() * width * size_of::<[f32; 2]>(),
+                _ => 0,
+            };
+            panels.unread = Some(meter.count(Kind::Weights, bytes + scales));
+            return panels;
+        }
         // Fresh pages of the system: zero, aligned, and given back when dropped. Huge ones
         // where it has them are faster to get.
         let mut data = MmapMut::map_anon(bytes).expect("memory for packed weights");
@@ -152,7 +163,15 @@ impl Panels {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.data().len() + (self.scales.len() + self.offsets.len()) * 4
+        match &self.unread {
+            Some(counted) => counted.bytes(),
+            None => self.data().len() + (self.scales.len() + self.offsets.len()) * 4,
+        }
+    }
+
+    /// Who counts these weights, where they were not read.
+    pub(crate) fn meter(&self) -> Option<&Meter> {
+        self.unread.as_ref().map(Counted::meter)
     }
 }
 
@@ -312,6 +331,7 @@ impl Weights<'_> {
                     *out = f32::from(*byte) * scale;
                 }
             }
+            Weights::Unread { .. } => unreachable!("they are never packed with values"),
         }
     }
 }
@@ -394,6 +414,34 @@ mod tests {
                     bits(&packed.offsets),
                     "{isa} {n} {k}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn unread_weights_have_the_size_of_others() {
+        let formats = [
+            WeightFormat::F32,
+            WeightFormat::F16,
+            WeightFormat::Bf16,
+            WeightFormat::Int8,
+        ];
+        for isa in Isa::available() {
+            for (n, segments, len) in [(1, 1, 1), (70, 1, 67), (65, 9, 5), (130, 4, 64)] {
+                let w = noise(1, n * segments * len);
+                let meter = Meter::default();
+                for format in formats {
+                    let row_of = |column| (column < n).then_some(column);
+                    let pack = |w| Panels::pack(isa, format, n, segments, len, row_of, w);
+                    let unread = pack(Weights::Unread {
+                        len: w.len(),
+                        meter: &meter,
+                    });
+                    assert_eq!(unread.bytes(), pack(Weights::F32(&w)).bytes());
+                    assert_eq!(unread.bytes(), meter.weights());
+                    drop(unread);
+                    assert_eq!(meter.weights(), 0);
+                }
             }
         }
     }

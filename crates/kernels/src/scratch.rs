@@ -37,6 +37,11 @@ impl Scratch {
     }
 }
 
+/// Gives back to the system the memory that kernels keep between calls.
+pub fn release_scratch() {
+    FREE.lock().unwrap_or_else(|e| e.into_inner()).clear();
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());

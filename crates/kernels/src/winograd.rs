@@ -30,6 +30,7 @@ use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
 use crate::gemm::Epilogue;
+use crate::meter::Workspace;
 use crate::norm::GroupNorm;
 use crate::pack::{Form, PackedConv, WeightFormat};
 use crate::panels::Panels;
@@ -54,13 +55,14 @@ const INPUT: usize = 256 << 10;
 /// Most elements of transformed weights.
 const WEIGHTS: usize = 16 << 20;
 
-/// Whether this convolution is one of those that are faster this way.
+/// Whether this convolution is one of those that are faster this way. The number of images does
+/// not matter: an image's numbers must not depend on what else is in its batch.
 pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
     let (height, width) = g.output_size(w.kh, w.kw);
     fits(g, w)
         && w.c_in.min(w.c_out) >= 32
         && w.c_in * w.c_out * POINTS <= WEIGHTS
-        && g.batch * height * width >= 1024
+        && height * width >= 512
 }
 
 /// Whether this convolution can be computed this way.
@@ -70,6 +72,26 @@ fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
         && w.kw == 3
         && g.stride == 1
         && w.plain().format != WeightFormat::Int8
+}
+
+/// What [`conv`] works in.
+pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+    let plan = Plan::new(g, w);
+    let tasks = w.plain().count() * plan.at_once().div_ceil(TASK_GROUPS);
+    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * ROWS * w.plain().width;
+    let floats = [
+        w.plain().count() * plan.panel_len(),
+        plan.at_once() * plan.group_len(),
+    ];
+    let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
+    Workspace {
+        passing: 0,
+        scratch: floats
+            .into_iter()
+            .chain(sums)
+            .map(|n| n * size_of::<f32>())
+            .collect(),
+    }
 }
 
 /// The convolution, of `x` or of what `norm` makes of it; lengths have been checked.
@@ -94,11 +116,7 @@ pub(crate) fn conv(
             dispatch(isa, TransformWeights { panels, panel, out });
         });
 
-    let group_len = plan.group_len();
-    let groups = plan.tiles().div_ceil(ROWS);
-    let at_once = (INPUT / group_len)
-        .next_multiple_of(TASK_GROUPS)
-        .min(groups);
+    let (group_len, groups, at_once) = (plan.group_len(), plan.groups(), plan.at_once());
     let mut input = Scratch::new(at_once * group_len);
     let shared = Shared(out.as_mut_ptr());
     for first in (0..groups).step_by(at_once) {
@@ -173,6 +191,18 @@ impl<'a> Plan<'a> {
 
     fn tiles(&self) -> usize {
         self.g.batch * self.height.div_ceil(OUT) * self.width.div_ceil(OUT)
+    }
+
+    /// Groups of tiles.
+    fn groups(&self) -> usize {
+        self.tiles().div_ceil(ROWS)
+    }
+
+    /// Groups whose input is transformed before any is multiplied.
+    fn at_once(&self) -> usize {
+        (INPUT / self.group_len())
+            .next_multiple_of(TASK_GROUPS)
+            .min(self.groups())
     }
 
     /// Elements of transformed weights of a panel: for each point, for each input channel,

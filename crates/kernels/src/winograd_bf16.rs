@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
 use crate::gemm::Epilogue;
+use crate::meter::Workspace;
 use crate::norm::GroupNorm;
 use crate::pack::PackedConv;
 use crate::panels::Panels;
@@ -79,6 +80,20 @@ fn outputs<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
         s.add(m[0], s.add(m[1], m[2])),
         s.sub(s.sub(m[1], m[2]), m[3]),
     ]
+}
+
+/// What [`conv`] works in.
+pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+    let plan = Plan::new(g, w);
+    let at_once = plan.at_once();
+    let tasks = w.points().count() * at_once.div_ceil(TASK_GROUPS);
+    let sums = POINTS * TASK_GROUPS.min(at_once) * ROWS * w.points().width;
+    let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
+    let floats = std::iter::once((at_once * plan.group_len()).div_ceil(2)).chain(sums);
+    Workspace {
+        passing: 0,
+        scratch: floats.map(|n| n * size_of::<f32>()).collect(),
+    }
 }
 
 /// The convolution, of `x` or of what `norm` makes of it; lengths have been checked, and that `w`

@@ -1,7 +1,15 @@
-//! How much memory a run needs, and how much there is.
+//! How much memory there is, how much may be taken ([`Budget`]), and what networks take of it
+//! ([`rehearsal`]) and of time ([`Speed`]). What a whole run takes is
+//! [`crate::pipeline::Plan`]'s to say.
+
+mod budget;
+pub mod rehearsal;
+mod speed;
+
+pub use budget::{Budget, bytes};
+pub use speed::{Effort, Speed};
 
 use crate::error::{Error, Result};
-use crate::model::config::{UNetConfig, VaeConfig};
 use crate::weights::Precision;
 use crate::weights::folder::{Checkpoint, Part};
 
@@ -26,8 +34,17 @@ pub fn available() -> Option<u64> {
 
 /// The most memory that this process has had at once. `None` where the system does not say.
 pub fn peak() -> Option<u64> {
+    of_process("VmHWM:")
+}
+
+/// The memory that this process has now. `None` where the system does not say.
+pub fn resident() -> Option<u64> {
+    of_process("VmRSS:")
+}
+
+fn of_process(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(name))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
     Some(kib * 1024)
 }
@@ -56,38 +73,11 @@ pub fn of_largest_network(checkpoint: &Checkpoint, precision: Precision) -> Resu
 }
 
 /// Bytes of the packed weights of a part that the checkpoint has.
-pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
-    let values: u64 = checkpoint
-        .tensors(part)?
-        .iter()
-        .map(|(_, t)| t.shape().iter().product::<usize>() as u64)
-        .sum();
-    let precision = precision.of_part(part, checkpoint.vae.force_upcast);
-    Ok(match precision {
-        // Convolutions and embeddings, about a sixth of the values, take two bytes.
-        Precision::Int8 => values + values / 6,
-        _ => values * precision.bytes(),
-    })
-}
-
-/// Bytes of activations of one image in the UNet, cond and uncond.
 ///
-/// The widest moment is at the full latent size: what is put aside on the way down
-/// plus the maps in work, together about twenty maps of the first level.
-pub fn of_unet_image(config: &UNetConfig, precision: Precision, pixels: u64, guided: bool) -> u64 {
-    let element = match precision {
-        Precision::Bf16 | Precision::Int8 => 2,
-        Precision::F32 | Precision::F16 => 4,
-    };
-    let rows = if guided { 2 } else { 1 };
-    20 * rows * element * (pixels / 64) * config.block_out_channels[0] as u64
-}
-
-/// Bytes of activations that decoding one picture takes: about three maps of the second
-/// level's width at the picture's size, in `f32`.
-pub fn of_decode(config: &VaeConfig, pixels: u64) -> u64 {
-    let width = config.block_out_channels[1].max(config.block_out_channels[0]) as u64;
-    3 * 4 * pixels * width
+/// # Errors
+/// Files that are missing or do not go with their configuration.
+pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
+    rehearsal::weights_of(checkpoint, part, precision)
 }
 
 /// Refuses what does not fit.

@@ -4,13 +4,17 @@
 //! device, the CPU, whose kernels live in `sdxl-kernels`; here they are applied to
 //! [`Tensor`]s and to packed weights ([`crate::weights`]). Activations are
 //! channel-last throughout (see [`crate::tensor`]).
+//!
+//! In a rehearsal ([`crate::memory`]), where weights were not read, operators compute nothing: they
+//! give tensors of the right shape, and say what memory the kernel would have worked in.
 
 use std::sync::Arc;
 
 use half::bf16;
 use sdxl_kernels::{
-    AttentionShape, ConvGeometry, Element, GroupNorm, PackedConv, PackedMatrix,
-    attention as attention_kernel, masked_attention, normed_conv2d, norms_on_the_way,
+    AttentionShape, ConvGeometry, Element, GroupNorm, Meter, PackedConv, PackedMatrix, Workspace,
+    attention as attention_kernel, attention_workspace, conv2d_workspace, linear_workspace,
+    masked_attention, normed_conv2d, norms_on_the_way,
 };
 
 pub use sdxl_kernels::Activation;
@@ -64,6 +68,7 @@ pub struct Norm {
 
 /// Element types of activations, seen from inside a [`Tensor`].
 trait Typed: Element + Reused {
+    const DTYPE: DType;
     fn slice(tensor: &Tensor) -> &[Self];
     fn wrap(values: Vec<Self>) -> Buffer;
     /// The values of a buffer of this type, taken out of it.
@@ -71,10 +76,11 @@ trait Typed: Element + Reused {
 }
 
 impl Typed for f32 {
+    const DTYPE: DType = DType::F32;
     fn slice(tensor: &Tensor) -> &[f32] {
         match tensor.buffer() {
             Buffer::F32(v) => v,
-            Buffer::Bf16(_) => panic!("an operator was given bf16 and f32 together"),
+            other => no_values(other),
         }
     }
     fn wrap(values: Vec<f32>) -> Buffer {
@@ -83,16 +89,17 @@ impl Typed for f32 {
     fn take(buffer: &mut Buffer) -> Vec<f32> {
         match buffer {
             Buffer::F32(v) => std::mem::take(v),
-            Buffer::Bf16(_) => panic!("an operator was given bf16 and f32 together"),
+            other => no_values(other),
         }
     }
 }
 
 impl Typed for bf16 {
+    const DTYPE: DType = DType::Bf16;
     fn slice(tensor: &Tensor) -> &[bf16] {
         match tensor.buffer() {
             Buffer::Bf16(v) => v,
-            Buffer::F32(_) => panic!("an operator was given f32 and bf16 together"),
+            other => no_values(other),
         }
     }
     fn wrap(values: Vec<bf16>) -> Buffer {
@@ -101,8 +108,41 @@ impl Typed for bf16 {
     fn take(buffer: &mut Buffer) -> Vec<bf16> {
         match buffer {
             Buffer::Bf16(v) => std::mem::take(v),
-            Buffer::F32(_) => panic!("an operator was given f32 and bf16 together"),
+            other => no_values(other),
         }
+    }
+}
+
+fn no_values(buffer: &Buffer) -> ! {
+    match buffer {
+        Buffer::Unmade(..) => panic!("an operator was given a tensor without values"),
+        _ => panic!("an operator was given f32 and bf16 together"),
+    }
+}
+
+/// The tensor of `shape` that `compute` writes. Where a `meter` counts, one without values: it is
+/// noted, and what the work takes.
+fn made<E: Typed>(
+    meter: Option<&Meter>,
+    shape: Vec<usize>,
+    workspace: impl FnOnce() -> Workspace,
+    compute: impl FnOnce(&mut [E]),
+) -> Tensor {
+    if let Some(meter) = meter {
+        let unmade = Tensor::unmade(shape, E::DTYPE, meter);
+        meter.work(&workspace());
+        return unmade;
+    }
+    let mut out = buffer::<E>(shape.iter().product());
+    compute(&mut out);
+    Tensor::new(shape, E::wrap(out))
+}
+
+/// A kernel's work that takes so many bytes.
+fn passing(bytes: usize) -> Workspace {
+    Workspace {
+        passing: bytes,
+        ..Workspace::default()
     }
 }
 
@@ -173,17 +213,11 @@ fn linear_typed<E: Typed>(
     residual: Option<&Tensor>,
 ) -> Tensor {
     let rows = x.rows();
-    let mut out = buffer::<E>(rows * w.n);
-    sdxl_kernels::linear(
-        E::slice(x),
-        rows,
-        weight,
-        w.bias.as_deref(),
-        act,
-        residual.map(E::slice),
-        &mut out,
-    );
-    Tensor::new(with_channels(x, w.n), E::wrap(out))
+    let workspace = || linear_workspace::<E>(rows, weight);
+    made::<E>(weight.meter(), with_channels(x, w.n), workspace, |out| {
+        let (bias, residual) = (w.bias.as_deref(), residual.map(E::slice));
+        sdxl_kernels::linear(E::slice(x), rows, weight, bias, act, residual, out);
+    })
 }
 
 /// Bytes from which on memory is spared rather than time.
@@ -208,10 +242,16 @@ fn linear_instead_typed<E: Typed>(x: Tensor, w: &Linear, weight: &PackedMatrix) 
     const ROWS: usize = 1 << 13;
     let (rows, k, n) = (x.rows(), w.k, w.n);
     let shape = with_channels(&x, n);
-    let mut values = match x.into_buffer() {
-        Ok(mut buffer) => E::take(&mut buffer),
+    let mut input = match x.into_buffer() {
+        Ok(buffer) => buffer,
         Err(x) => return linear_typed::<E>(&x, w, weight, Activation::None, None),
     };
+    if let Some(meter) = weight.meter() {
+        meter.passing(ROWS.min(rows) * n * size_of::<E>());
+        drop(input);
+        return Tensor::unmade(shape, E::DTYPE, meter);
+    }
+    let mut values = E::take(&mut input);
     let mut out = buffer::<E>(ROWS.min(rows) * n);
     for first in (0..rows).step_by(ROWS) {
         let here = ROWS.min(rows - first);
@@ -239,10 +279,11 @@ pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
 
 fn geglu_typed<E: Typed>(x: &Tensor, w: &Geglu, weight: &PackedMatrix) -> Tensor {
     let rows = x.rows();
-    let inner = w.n / 2;
-    let mut out = buffer::<E>(rows * inner);
-    sdxl_kernels::linear_geglu(E::slice(x), rows, weight, w.bias.as_deref(), &mut out);
-    Tensor::new(with_channels(x, inner), E::wrap(out))
+    let shape = with_channels(x, w.n / 2);
+    let workspace = || linear_workspace::<E>(rows, weight);
+    made::<E>(weight.meter(), shape, workspace, |out| {
+        sdxl_kernels::linear_geglu(E::slice(x), rows, weight, w.bias.as_deref(), out);
+    })
 }
 
 /// What a convolution can do on its way, so that it is not done in another pass.
@@ -278,7 +319,7 @@ pub fn norm_conv2d(x: Tensor, norm: &Norm, w: &Conv2d, extras: ConvExtras<'_>) -
     let norm = profile::operator("group_norm", Sizes(&x), 0, || {
         by_type!(x, statistics(&x, norm, true))
     });
-    convolve(&x, Some(&norm), w, &weight, &geometry, extras)
+    convolve(&x, norm.as_ref(), w, &weight, &geometry, extras)
 }
 
 /// The packed weights of a convolution.
@@ -340,35 +381,38 @@ fn conv2d_typed<E: Typed>(
 ) -> Tensor {
     let enlarged = ([x.dim(1), x.dim(2)] != [geometry.height, geometry.width])
         .then(|| enlarge::<E>(x, geometry.height, geometry.width));
-    let source = E::slice(enlarged.as_ref().unwrap_or(x));
+    let source = enlarged.as_ref().unwrap_or(x);
     let (height, width) = geometry.output_size(w.kernel, w.kernel);
-    let mut out = buffer::<E>(geometry.batch * height * width * w.c_out);
-    let bias = w.bias.as_deref();
-    let time = extras.sample_bias.map(f32::slice);
-    let residual = extras.residual.map(E::slice);
-    let to = &mut out;
-    match norm {
-        Some(norm) => {
-            normed_conv2d(source, norm, geometry, weight, bias, time, residual, to);
+    let shape = vec![geometry.batch, height, width, w.c_out];
+    let workspace = || conv2d_workspace::<E>(geometry, weight);
+    made::<E>(weight.meter(), shape, workspace, |out| {
+        let source = E::slice(source);
+        let bias = w.bias.as_deref();
+        let time = extras.sample_bias.map(f32::slice);
+        let residual = extras.residual.map(E::slice);
+        match norm {
+            Some(norm) => {
+                normed_conv2d(source, norm, geometry, weight, bias, time, residual, out);
+            }
+            None => sdxl_kernels::conv2d(source, geometry, weight, bias, time, residual, out),
         }
-        None => sdxl_kernels::conv2d(source, geometry, weight, bias, time, residual, to),
-    }
-    Tensor::new(vec![geometry.batch, height, width, w.c_out], E::wrap(out))
+    })
 }
 
 /// Nearest-neighbour enlargement to a size of 2n or 2n - 1: pixel `i` is `i / 2`.
 /// (`floor(i * n / (2n - 1))`, what torch computes, is `i / 2` for every `i`.)
 fn enlarge<E: Typed>(x: &Tensor, height: usize, width: usize) -> Tensor {
     let (batch, h, w, c) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
-    let values = E::slice(x);
-    let mut out = buffer::<E>(batch * height * width * c);
-    for (pixel, out) in out.chunks_exact_mut(c).enumerate() {
-        let (line, column) = (pixel / width, pixel % width);
-        let (b, row) = (line / height, line % height);
-        let at = ((b * h + row / 2) * w + column / 2) * c;
-        out.copy_from_slice(&values[at..at + c]);
-    }
-    Tensor::new(vec![batch, height, width, c], E::wrap(out))
+    let shape = vec![batch, height, width, c];
+    made::<E>(x.meter(), shape, Workspace::default, |out| {
+        let values = E::slice(x);
+        for (pixel, out) in out.chunks_exact_mut(c).enumerate() {
+            let (line, column) = (pixel / width, pixel % width);
+            let (b, row) = (line / height, line % height);
+            let at = ((b * h + row / 2) * w + column / 2) * c;
+            out.copy_from_slice(&values[at..at + c]);
+        }
+    })
 }
 
 /// Group norm (Wu & He 2018) of `[B, .., C]`, followed by SiLU where asked.
@@ -379,16 +423,36 @@ pub fn group_norm(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
 }
 
 fn group_norm_typed<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Tensor {
-    let mut out = buffer::<E>(x.rows() * x.channels());
-    statistics::<E>(x, norm, silu).apply(E::slice(x), &mut out);
-    Tensor::new(x.shape().to_vec(), E::wrap(out))
+    let workspace = || passing(GroupNorm::workspace(norm_shape(x, norm)));
+    made::<E>(x.meter(), x.shape().to_vec(), workspace, |out| {
+        if let Some(statistics) = statistics::<E>(x, norm, silu) {
+            statistics.apply(E::slice(x), out);
+        }
+    })
 }
 
-/// What a group norm makes of the channels of `x`.
-fn statistics<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> GroupNorm {
+/// What a group norm makes of the channels of `x`, if it has values.
+fn statistics<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> Option<GroupNorm> {
+    let shape = norm_shape(x, norm);
+    if let Some(meter) = x.meter() {
+        meter.passing(GroupNorm::workspace(shape));
+        return None;
+    }
+    let values = E::slice(x);
+    Some(GroupNorm::of(
+        values,
+        shape,
+        norm.eps,
+        &norm.gamma,
+        &norm.beta,
+        silu,
+    ))
+}
+
+/// Images, pixels, channels and groups.
+fn norm_shape(x: &Tensor, norm: &Norm) -> [usize; 4] {
     let (batch, channels) = (x.dim(0), x.channels());
-    let shape = [batch, x.rows() / batch, channels, norm.groups];
-    GroupNorm::of(E::slice(x), shape, norm.eps, &norm.gamma, &norm.beta, silu)
+    [batch, x.rows() / batch, channels, norm.groups]
 }
 
 /// Layer norm over the last axis.
@@ -399,17 +463,14 @@ pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
 }
 
 fn layer_norm_typed<E: Typed>(x: &Tensor, norm: &Norm) -> Tensor {
-    let mut out = buffer::<E>(x.rows() * x.channels());
-    sdxl_kernels::layer_norm(
-        E::slice(x),
-        x.rows(),
-        x.channels(),
-        norm.eps,
-        &norm.gamma,
-        &norm.beta,
-        &mut out,
-    );
-    Tensor::new(x.shape().to_vec(), E::wrap(out))
+    let shape = x.shape().to_vec();
+    made::<E>(x.meter(), shape, Workspace::default, |out| {
+        let (rows, channels) = (x.rows(), x.channels());
+        let Norm {
+            eps, gamma, beta, ..
+        } = norm;
+        sdxl_kernels::layer_norm(E::slice(x), rows, channels, *eps, gamma, beta, out);
+    })
 }
 
 /// Self-attention from one tensor that holds queries, keys and values side by
@@ -450,14 +511,20 @@ fn self_attention_typed<E: Typed>(
         kv_stride: width,
         causal,
     };
-    let values = E::slice(qkv);
-    let mut out = buffer::<E>(batch * tokens * channels);
-    let (keys, states) = (&values[channels..], &values[2 * channels..]);
-    match seen {
-        Some(seen) => masked_attention(values, keys, states, &shape, seen, &mut out),
-        None => attention_kernel(values, keys, states, &shape, &mut out),
-    }
-    Tensor::new(vec![batch, tokens, channels], E::wrap(out))
+    let workspace = || passing(attention_workspace::<E>(&shape));
+    made::<E>(
+        qkv.meter(),
+        vec![batch, tokens, channels],
+        workspace,
+        |out| {
+            let values = E::slice(qkv);
+            let (keys, states) = (&values[channels..], &values[2 * channels..]);
+            match seen {
+                Some(seen) => masked_attention(values, keys, states, &shape, seen, out),
+                None => attention_kernel(values, keys, states, &shape, out),
+            }
+        },
+    )
 }
 
 /// Attention of image tokens `q` `[B, N, C]` to text tokens, for each image `[M, 2·C]` of `texts`
@@ -472,31 +539,36 @@ pub fn cross_attention(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
 fn cross_attention_typed<E: Typed>(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
     let (batch, queries, channels) = (q.dim(0), q.dim(1), q.channels());
     assert_eq!(batch, texts.len(), "a text an image");
-    let mut out = buffer::<E>(batch * queries * channels);
-    let image = queries * channels;
-    for ((q, out), text) in (E::slice(q).chunks_exact(image))
-        .zip(out.chunks_exact_mut(image))
-        .zip(texts)
-    {
-        attend_to_text(q, text, channels, heads, out);
-    }
-    Tensor::new(vec![batch, queries, channels], E::wrap(out))
-}
-
-/// One image's attention to its text.
-fn attend_to_text<E: Typed>(q: &[E], text: &Tensor, channels: usize, heads: usize, out: &mut [E]) {
-    let shape = AttentionShape {
+    // One image's attention to its text.
+    let shape_of = |text: &Tensor| AttentionShape {
         batch: 1,
         heads,
         head_dim: channels / heads,
-        queries: q.len() / channels,
+        queries,
         keys: text.rows(),
         q_stride: channels,
         kv_stride: 2 * channels,
         causal: false,
     };
-    let pairs = E::slice(text);
-    attention_kernel(q, pairs, &pairs[channels..], &shape, out);
+    let workspace = || {
+        let bytes = texts.iter().map(|t| attention_workspace::<E>(&shape_of(t)));
+        passing(bytes.max().unwrap_or(0))
+    };
+    made::<E>(
+        q.meter(),
+        vec![batch, queries, channels],
+        workspace,
+        |out| {
+            let image = queries * channels;
+            for ((q, out), text) in (E::slice(q).chunks_exact(image))
+                .zip(out.chunks_exact_mut(image))
+                .zip(texts)
+            {
+                let pairs = E::slice(text);
+                attention_kernel(q, pairs, &pairs[channels..], &shape_of(text), out);
+            }
+        },
+    )
 }
 
 /// Element-wise sum of two tensors of one shape.
@@ -505,9 +577,9 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 fn add_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
-    let mut out = buffer::<E>(a.rows() * a.channels());
-    sdxl_kernels::add(E::slice(a), E::slice(b), &mut out);
-    Tensor::new(a.shape().to_vec(), E::wrap(out))
+    made::<E>(a.meter(), a.shape().to_vec(), Workspace::default, |out| {
+        sdxl_kernels::add(E::slice(a), E::slice(b), out);
+    })
 }
 
 /// `x · sigmoid(x)`, element-wise.
@@ -516,9 +588,9 @@ pub fn silu(x: &Tensor) -> Tensor {
 }
 
 fn silu_typed<E: Typed>(x: &Tensor) -> Tensor {
-    let mut out = buffer::<E>(x.rows() * x.channels());
-    sdxl_kernels::silu(E::slice(x), &mut out);
-    Tensor::new(x.shape().to_vec(), E::wrap(out))
+    made::<E>(x.meter(), x.shape().to_vec(), Workspace::default, |out| {
+        sdxl_kernels::silu(E::slice(x), out);
+    })
 }
 
 /// Joins two tensors that differ in the last axis only, along that axis.
@@ -532,13 +604,14 @@ pub fn cat_channels(a: &Tensor, b: &Tensor) -> Tensor {
 fn cat_channels_typed<E: Typed>(a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.rows(), b.rows(), "{:?} beside {:?}", a.shape(), b.shape());
     let (ca, cb) = (a.channels(), b.channels());
-    let mut out = buffer::<E>(a.rows() * (ca + cb));
-    for ((left, right), out) in (E::slice(a).chunks_exact(ca))
-        .zip(E::slice(b).chunks_exact(cb))
-        .zip(out.chunks_exact_mut(ca + cb))
-    {
-        out[..ca].copy_from_slice(left);
-        out[ca..].copy_from_slice(right);
-    }
-    Tensor::new(with_channels(a, ca + cb), E::wrap(out))
+    let shape = with_channels(a, ca + cb);
+    made::<E>(a.meter(), shape, Workspace::default, |out| {
+        for ((left, right), out) in (E::slice(a).chunks_exact(ca))
+            .zip(E::slice(b).chunks_exact(cb))
+            .zip(out.chunks_exact_mut(ca + cb))
+        {
+            out[..ca].copy_from_slice(left);
+            out[ca..].copy_from_slice(right);
+        }
+    })
 }

@@ -8,6 +8,7 @@ mod guidance;
 mod held;
 mod inpaint;
 mod loras;
+mod plan;
 mod predict;
 mod refine;
 mod resolve;
@@ -16,6 +17,7 @@ mod start;
 mod vae;
 
 pub use held::Residence;
+pub use plan::{Asked, Plan, Stretch};
 pub use refine::Refiner;
 pub(crate) use resolve::fresh_seed;
 pub use resolve::resolve;
@@ -29,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::image::Picture;
 use crate::inputs::Inputs;
 use crate::latents::Latents;
-use crate::memory;
+use crate::memory::{self, Budget};
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
 use crate::request::Request;
@@ -293,7 +295,7 @@ impl Pipeline {
     /// [`Self::generate`] from inputs in memory: the paths in `request` are not looked at.
     ///
     /// # Errors
-    /// Whatever [`resolve`] refuses, and [`Error::Cancelled`].
+    /// Whatever [`resolve`] and [`Plan::new`] refuse, and [`Error::Cancelled`].
     pub fn generate_from(
         &self,
         request: &Request,
@@ -301,8 +303,37 @@ impl Pipeline {
         observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Output> {
         let refiner = self.refiner.as_ref().map(Refiner::checkpoint);
-        let request = resolve(&self.checkpoint, refiner, self.precision, request, inputs)?;
-        generate::run(self, &request, inputs, observe)
+        let request = resolve(&self.checkpoint, refiner, request, inputs)?;
+        let plan = Plan::new(&Asked {
+            checkpoint: &self.checkpoint,
+            refiner,
+            precision: self.precision,
+            request: &request,
+            inputs,
+            residences: &[self.residence],
+            budget: Budget::free(),
+        })?;
+        generate::run(self, &plan, &request, inputs, observe)
+    }
+
+    /// Makes the pictures of a request that [`resolve`] has decided, as `plan` says, which was made
+    /// for it.
+    ///
+    /// # Errors
+    /// A plan for networks that are in memory in another way, and [`Error::Cancelled`].
+    pub fn generate_planned(
+        &self,
+        plan: &Plan,
+        request: &Request,
+        inputs: &Inputs,
+        observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Output> {
+        if (plan.residence, plan.precision) != (self.residence, self.precision) {
+            return Err(Error::request(
+                "memory: the plan is of another pipeline; make one for this",
+            ));
+        }
+        generate::run(self, plan, request, inputs, observe)
     }
 }
 

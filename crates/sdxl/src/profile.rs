@@ -108,25 +108,24 @@ thread_local! {
     static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
-/// Stops recording, also when what was recorded panics.
-struct Recording;
+/// Stops recording, also when what was recorded panics; what was recorded around it goes on.
+struct Recording(Option<Recorder>);
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        RECORDER.set(None);
+        RECORDER.set(self.0.take());
     }
 }
 
-/// Runs `run` and gives, beside its result, what it spent its time with. A recording inside
-/// another one ends the outer one.
+/// Runs `run` and gives, beside its result, what it spent its time with. A recording around this
+/// one knows nothing of it.
 pub fn record<R>(run: impl FnOnce() -> R) -> (R, Profile) {
     let mut recorder = Recorder {
         nodes: Vec::new(),
         path: Vec::new(),
     };
     recorder.enter(String::new(), None);
-    RECORDER.set(Some(recorder));
-    let recording = Recording;
+    let recording = Recording(RECORDER.replace(Some(recorder)));
     let began = Instant::now();
     let result = run();
     let seconds = began.elapsed().as_secs_f64();

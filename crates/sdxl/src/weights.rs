@@ -27,7 +27,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use half::{bf16, f16};
-use sdxl_kernels::{PackedConv, PackedMatrix, WeightFormat, Weights};
+use sdxl_kernels::{Counted, Kind, PackedConv, PackedMatrix, WeightFormat, Weights};
 
 use crate::error::{Error, Result};
 use crate::ops::{Conv2d, Geglu, Linear, Norm};
@@ -426,16 +426,24 @@ impl<'a> Loader<'a> {
             return Ok(Embedding { width, table });
         }
         // A table is read whole and read often: it stays in memory where it is not in the files.
+        let bytes = match self.tensors.changes(&found.0) {
+            true => size_of::<f32>(),
+            false => found.1.value_bytes(),
+        };
         let resident = self.clone().streamed(false);
         let table = resident.layer(
             vec![found],
             ("table", [rows, width, 1]),
             None,
-            |w| match w {
+            move |w| match w {
                 Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
                 Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
                 Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
                 Weights::Int8 { .. } => EmbeddingValues::F32(to_f32(w)),
+                Weights::Unread { len, meter } => {
+                    let _bytes = meter.count(Kind::Weights, len * bytes);
+                    EmbeddingValues::Unread { _bytes }
+                }
             },
         )?;
         let table = Table::Memory(table.get());
@@ -454,6 +462,17 @@ impl Source {
     fn read<R>(&self, pack: impl FnOnce(Weights<'_>) -> R) -> Result<R> {
         if let [(name, tensor)] = self.found.as_slice() {
             return self.tensors.read(name, tensor, pack);
+        }
+        if let Some(meter) = self.tensors.meter() {
+            let len = self.found.iter().map(|(_, tensor)| tensor.values()).sum();
+            let rows = len * size_of::<f32>();
+            if let Some((name, tensor)) = self.found.last() {
+                let last = tensor.values() * size_of::<f32>();
+                meter.passing(rows + last + self.tensors.reading_bytes(name, tensor));
+            }
+            let packed = pack(Weights::Unread { len, meter });
+            meter.passing(rows);
+            return Ok(packed);
         }
         let mut rows = Rows::default();
         for (name, tensor) in &self.found {
@@ -483,6 +502,7 @@ fn to_f32(values: Weights<'_>) -> Vec<f32> {
             rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
                 .collect()
         }
+        Weights::Unread { len, .. } => vec![0.0; len],
     }
 }
 
@@ -537,6 +557,7 @@ enum EmbeddingValues {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    Unread { _bytes: Counted },
 }
 
 impl Embedding {
@@ -548,6 +569,7 @@ impl Embedding {
                 EmbeddingValues::F32(v) => out.extend_from_slice(&v[range]),
                 EmbeddingValues::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
                 EmbeddingValues::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
+                EmbeddingValues::Unread { .. } => out.extend(std::iter::repeat_n(0.0, self.width)),
             },
             Table::Files { source, rows } => {
                 let [(name, tensor)] = source.found.as_slice() else {

@@ -226,14 +226,8 @@ fn configs_of_something_else() {
         prompt: vec!["x".into()],
         ..Request::default()
     };
-    let error = sdxl::pipeline::resolve(
-        &checkpoint,
-        None,
-        Precision::F32,
-        &request,
-        &sdxl::Inputs::default(),
-    )
-    .unwrap_err();
+    let error =
+        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
     assert!(error.to_string().contains("MagicScheduler"), "{error}");
 
     let dir = copy_of_base();
@@ -262,14 +256,8 @@ fn request_error(change: impl FnOnce(&mut Request)) -> String {
         ..Request::default()
     };
     change(&mut request);
-    let error = sdxl::pipeline::resolve(
-        &checkpoint,
-        None,
-        Precision::F32,
-        &request,
-        &sdxl::Inputs::default(),
-    )
-    .unwrap_err();
+    let error =
+        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
     error.to_string()
 }
 
@@ -343,14 +331,8 @@ fn a_size_beyond_memory_says_how_much_it_needs() {
         height: Some(16384),
         ..Request::default()
     };
-    let error = sdxl::pipeline::resolve(
-        &checkpoint,
-        None,
-        Precision::F32,
-        &request,
-        &sdxl::Inputs::default(),
-    )
-    .unwrap_err();
+    let error =
+        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
     assert!(matches!(error, Error::Machine(_)), "{error:?}");
     assert!(error.to_string().contains("GiB"), "{error}");
 }
@@ -362,13 +344,7 @@ fn a_refiner_cannot_start_from_a_prompt() {
         prompt: vec!["a cat".into()],
         ..Request::default()
     };
-    let error = sdxl::pipeline::resolve(
-        &checkpoint,
-        None,
-        Precision::F32,
-        &request,
-        &sdxl::Inputs::default(),
-    )
-    .unwrap_err();
+    let error =
+        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
     assert!(error.to_string().contains("refiner"), "{error}");
 }

@@ -182,6 +182,11 @@ impl UNet {
         })
     }
 
+    /// The configuration it was built from.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
     /// The network's prediction for noisy latents `x` `[B, H, W, C]` (scaled by the
     /// scheduler) at `timestep`, which may be fractional. `[B, H, W, C]` in `f32`.
     pub fn forward(&self, x: &Tensor, timestep: f64, conditioning: &UNetConditioning) -> Tensor {

@@ -2,6 +2,8 @@
 
 mod tiling;
 
+pub use tiling::tiles_of;
+
 use super::config::VaeConfig;
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
 use crate::error::Result;

@@ -69,6 +69,18 @@ impl PromptPair {
         self.negative(0).tokens(channels)
     }
 
+    /// Everything that some step is conditioned on.
+    pub fn texts(&self) -> impl Iterator<Item = &Arc<Conditioning>> {
+        self.positive.all().chain(self.negative.all())
+    }
+
+    /// Whether some step's positive side is a sum: of differences from the negative side, which is
+    /// computed then, guided or not.
+    pub fn is_composed(&self) -> bool {
+        let variants = &self.positive.variants;
+        variants.iter().any(|v| !matches!(v[..], [(1.0, _)]))
+    }
+
     /// Most predictions that a step of the positive side takes.
     pub fn parts(&self) -> usize {
         let parts = self.positive.variants.iter().map(Vec::len);

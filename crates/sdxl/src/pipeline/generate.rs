@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::canvas::Canvas;
 use super::conditioning::{self, PromptPair, remarks};
 use super::denoise::denoise;
+use super::plan::Plan;
 use super::predict::Rows;
 use super::stages::{Begin, Course, Network, stages};
 use super::vae::{Passes, decode};
@@ -14,15 +15,16 @@ use crate::error::Result;
 use crate::image::{Picture, Pixels};
 use crate::inputs::Inputs;
 use crate::profile;
-use crate::request::Request;
+use crate::request::{Request, UpscaleMethod};
 use crate::tensor::release_buffers;
 
 /// Sees what happens in a run.
 type Observe<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
 
-/// Makes the pictures of a resolved request (see [`super::resolve`]).
+/// Makes the pictures of a resolved request (see [`super::resolve`]) as planned.
 pub fn run(
     pipeline: &Pipeline,
+    plan: &Plan,
     request: &Request,
     inputs: &Inputs,
     observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
@@ -73,7 +75,13 @@ pub fn run(
             encoded.push_back(encode(model, course, observe)?);
         }
         models.iter().for_each(|model| model.text.let_go());
+        release_buffers();
     }
+
+    let lanczos = request.upscale_method == UpscaleMethod::Lanczos;
+    let enlarges: Vec<bool> = (stages.iter())
+        .map(|stage| stage.begin == Begin::Enlarged && lanczos)
+        .collect();
 
     // Stages of denoising: one for a plain run, more with a refiner or a second pass.
     let mut noise = start::noise_source(request)?;
@@ -86,8 +94,11 @@ pub fn run(
             None => encode(model, &course, observe)?,
         };
         let mut begun = match work.take() {
-            None => start::first(model, request, inputs, canvas.as_ref(), stage, &mut noise)?,
-            Some(work) => start::next(model, last, request, stage, work, &mut noise)?,
+            None => {
+                let canvas = canvas.as_ref();
+                start::first(model, plan, request, inputs, canvas, stage, &mut noise)?
+            }
+            Some(work) => start::next([model, last], plan, request, stage, work, &mut noise)?,
         };
         let from_noise = stage.begin == Begin::Noise;
         // It may have been of use for the start.
@@ -96,16 +107,20 @@ pub fn run(
             proceed(observe(Event::Loading))?;
         }
         let unet = model.unet.get()?;
-        let rows = Rows::new(model, &unet, request, &prompts, stage.size, from_noise);
+        let (size, at_once) = (stage.size, plan.rows[i]);
+        let rows = Rows::new(model, &unet, request, &prompts, size, from_noise, at_once);
         denoise(model, &rows, stage, &mut begun, &mut noise, course, observe)?;
         work = Some(begun);
         last = model;
-        if models[i + 1..]
-            .first()
-            .is_none_or(|next| !std::ptr::eq(*next, model))
-        {
+        drop(rows);
+        drop(unet);
+        // It goes where another follows, and where the VAE works before it goes on.
+        let next = models.get(i + 1);
+        let goes_on = next.is_some_and(|next| std::ptr::eq(*next, model));
+        if !goes_on || enlarges[i + 1] {
             model.unet.let_go();
         }
+        release_buffers();
     }
     // A run has at least one stage.
     let Some(work) = work else {
@@ -116,13 +131,9 @@ pub fn run(
     // Latents to pictures.
     let images = latents.batch();
     let mut pictures = Vec::with_capacity(images);
-    let passes = Passes::choose(
-        &*last.vae.get()?,
-        request,
-        [latents.height(), latents.width()],
-        images,
-    );
-    if passes.short {
+    let grid = [latents.height(), latents.width()];
+    let passes = Passes::of(plan.tile, plan.sliced, grid, images);
+    if plan.short && passes.tile.is_some() {
         let _ = observe(Event::Warning(
             "memory is short, so the VAE works tile by tile, which shows a little in the picture \
              (vae_tiling: off forbids it)",

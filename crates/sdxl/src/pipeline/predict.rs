@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Pipeline;
-use super::conditioning::PromptPair;
+use super::conditioning::{PromptPair, Weighted};
 use super::guidance::{compose, guide};
 use crate::latents::Latents;
-use crate::memory;
 use crate::model::attention::TextKeys;
 use crate::model::unet::UNet;
 use crate::profile;
@@ -19,7 +18,10 @@ use crate::weights::folder::Checkpoint;
 
 /// Bytes of keys and values of texts that are kept: a full-size model takes 24 MB for 77 tokens in
 /// `bf16`. Texts beyond are read anew at every step.
-const KEPT_KEYS: usize = 256 << 20;
+pub(super) const KEPT_KEYS: usize = 256 << 20;
+
+/// Images of a batch at most: a larger one no longer makes the kernels faster.
+pub(super) const MOST_IMAGES: usize = 8;
 
 /// What every image of a stage is conditioned on.
 pub struct Rows<'a> {
@@ -28,14 +30,16 @@ pub struct Rows<'a> {
     request: &'a Request,
     prompts: &'a [PromptPair],
     ids: SizeIds,
-    /// Images evaluated together.
-    group: usize,
+    /// Rows that go through the network together: images, each with as many rows as its guidance
+    /// and its prompt take, or rows of one image.
+    at_once: usize,
     /// What the UNet made of texts so far.
     keys: RefCell<Vec<(&'a Conditioning, Arc<TextKeys>)>>,
 }
 
 impl<'a> Rows<'a> {
-    /// Pictures of `size`, made by `model` with its `unet` from noise or from something else.
+    /// Pictures of `size`, made by `model` with its `unet` from noise or from something else, so
+    /// many rows `at_once`, which changes no number.
     pub fn new(
         model: &'a Pipeline,
         unet: &'a UNet,
@@ -43,24 +47,15 @@ impl<'a> Rows<'a> {
         prompts: &'a [PromptPair],
         size: Size,
         from_noise: bool,
+        at_once: usize,
     ) -> Self {
-        let one = memory::of_unet_image(
-            &model.checkpoint.unet,
-            model.precision,
-            (size.width * size.height) as u64,
-            request.guided(),
-        );
-        // Half of what is free, so that an estimate that is off does no harm. Beyond
-        // eight images a larger batch no longer makes the kernels faster.
-        let fit = memory::available().map_or(1, |free| free / 2 / one.max(1));
-        let parts = prompts.iter().map(PromptPair::parts).max().unwrap_or(1);
         Rows {
             model,
             unet,
             request,
             prompts,
             ids: SizeIds::new(&model.checkpoint, request, size, from_noise),
-            group: (fit.clamp(1, 8) as usize / parts).max(1),
+            at_once,
             keys: RefCell::default(),
         }
     }
@@ -101,14 +96,21 @@ impl<'a> Rows<'a> {
         let mut prediction = Vec::with_capacity(images * height * width * channels);
         let text_width = self.model.checkpoint.unet.cross_attention_dim;
         let tokens = |image: usize| self.prompt(image).tokens(text_width);
+        // Several parts are summed as differences from the negative side, guided or not.
+        let positive = |image: usize| self.prompt(image).positive(step);
+        let two_sided = scale.is_some() || (0..images).any(|image| is_composed(positive(image)));
+        let most = (0..images).map(|image| positive(image).len()).max();
+        let rows = most.unwrap_or(1) + usize::from(two_sided);
+        let group = (self.at_once / rows).max(1);
         let mut first = 0;
         while first < images {
             // Texts of different lengths cannot go together.
-            let together = (first..images.min(first + self.group))
+            let together = (first..images.min(first + group))
                 .take_while(|image| tokens(*image) == tokens(first));
             let group = first..first + together.count();
             first = group.end;
-            prediction.extend(self.predict_group(input, timestep, scale, step, group));
+            let sides: &[bool] = if two_sided { &[false, true] } else { &[true] };
+            prediction.extend(self.predict_group(input, timestep, scale, step, group, sides));
         }
         Latents::new([images, height, width, channels], prediction)
     }
@@ -118,7 +120,7 @@ impl<'a> Rows<'a> {
         &self.prompts[image / self.request.num_images]
     }
 
-    /// Images of the range `group`, cond and uncond in one batch.
+    /// Images of the range `group`; of `sides`, false is uncond and true cond.
     fn predict_group(
         &self,
         input: &Latents,
@@ -126,17 +128,10 @@ impl<'a> Rows<'a> {
         scale: Option<f32>,
         step: usize,
         group: Range<usize>,
+        sides: &[bool],
     ) -> Vec<f32> {
         let [images, height, width, channels] = input.shape();
         let positive = |image: usize| self.prompt(image).positive(step);
-        // Several parts are summed as differences from the negative side, guided or not.
-        let alone = |image| matches!(positive(image), [(1.0, _)]);
-        let composed = !group.clone().all(alone);
-        let sides: &[bool] = if scale.is_some() || composed {
-            &[false, true]
-        } else {
-            &[true]
-        };
         let (mut values, mut ids) = (Vec::new(), Vec::new());
         let mut text: Vec<&'a Conditioning> = Vec::new();
         let size = height * width * channels;
@@ -164,15 +159,24 @@ impl<'a> Rows<'a> {
             }
         }
         let batch = text.len();
-        let keys: Vec<Arc<TextKeys>> = text.iter().map(|text| self.keys_of(text)).collect();
-        let pooled = text.iter().flat_map(|text| text.pooled.clone()).collect();
-        let pooled = Tensor::from_f32(vec![batch, text[0].pooled.len()], pooled);
-        let ids = Tensor::from_f32(vec![batch, self.ids.positive.len()], ids);
-        let x = Tensor::from_f32(vec![batch, height, width, channels], values);
-        let mut out = profile::scope("unet", || {
-            self.unet.forward_with(&x, timestep, &keys, &pooled, &ids)
-        })
-        .to_f32_vec();
+        let mut out = Vec::with_capacity(values.len());
+        let count = ids.len() / batch;
+        for first in (0..batch).step_by(self.at_once) {
+            let rows = first..batch.min(first + self.at_once);
+            let n = rows.len();
+            let text = &text[rows.clone()];
+            let keys: Vec<Arc<TextKeys>> = text.iter().map(|text| self.keys_of(text)).collect();
+            let pooled: Vec<f32> = text.iter().flat_map(|text| text.pooled.clone()).collect();
+            let pooled = Tensor::from_f32(vec![n, pooled.len() / n], pooled);
+            let ids = &ids[rows.start * count..rows.end * count];
+            let ids = Tensor::from_f32(vec![n, count], ids.to_vec());
+            let values = &values[rows.start * size..rows.end * size];
+            let x = Tensor::from_f32(vec![n, height, width, channels], values.to_vec());
+            let made = profile::scope("unet", || {
+                self.unet.forward_with(&x, timestep, &keys, &pooled, &ids)
+            });
+            out.extend(made.to_f32_vec());
+        }
         if sides.len() == 2 {
             let size = out.len() / batch;
             let mut cond = out.split_off(group.len() * size);
@@ -189,6 +193,11 @@ impl<'a> Rows<'a> {
         }
         out
     }
+}
+
+/// Whether a positive side is more than the prediction for one text.
+fn is_composed(positive: &[Weighted]) -> bool {
+    !matches!(positive, [(1.0, _)])
 }
 
 /// The numbers besides the text: the original picture's height and width, crop top and left,

@@ -7,9 +7,7 @@ use super::{canvas, conditioning};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::latents::Latents;
-use crate::memory;
-use crate::request::{Request, Tiling};
-use crate::weights::Precision;
+use crate::request::Request;
 use crate::weights::folder::{Checkpoint, Family, Part};
 
 /// Strengths of diffusers' pipelines where none is asked for: image to image, inpainting.
@@ -19,16 +17,14 @@ const MASKED_STRENGTH: f64 = 0.9999;
 const FRACTION: f64 = 0.8;
 
 /// The request with everything decided that was left open (size, seed, strength), after
-/// checking that these checkpoints and this machine can do it. Needs no weights.
+/// checking that these checkpoints can do it. Needs no weights.
 ///
 /// # Errors
 /// [`Error::Request`] naming the field; [`Error::Scheduler`] for its options;
-/// [`Error::File`] for a checkpoint that is of the wrong kind for the request;
-/// [`Error::Machine`] where the pictures would not fit in memory.
+/// [`Error::File`] for a checkpoint that is of the wrong kind for the request.
 pub fn resolve(
     checkpoint: &Checkpoint,
     refiner: Option<&Checkpoint>,
-    precision: Precision,
     request: &Request,
     inputs: &Inputs,
 ) -> Result<Request> {
@@ -68,9 +64,6 @@ pub fn resolve(
         check_latents(checkpoint, &request, latents)?;
     }
     check_clip_skip(checkpoint, &request)?;
-    for checkpoint in [Some(checkpoint), refiner].into_iter().flatten() {
-        check_memory(checkpoint, precision, &request)?;
-    }
     Ok(request)
 }
 
@@ -158,21 +151,6 @@ fn check_clip_skip(checkpoint: &Checkpoint, request: &Request) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn check_memory(checkpoint: &Checkpoint, precision: Precision, request: &Request) -> Result<()> {
-    let size = request.upscaled_size();
-    let pixels = (size.width * size.height) as u64;
-    let one = memory::of_unet_image(&checkpoint.unet, precision, pixels, request.guided());
-    let decode = match request.vae_tiling {
-        Tiling::Off => memory::of_decode(&checkpoint.vae, pixels),
-        _ => 0,
-    };
-    memory::check(
-        &format!("a picture of {size}"),
-        one.max(decode) + 12 * pixels,
-        "ask for a smaller one",
-    )
 }
 
 /// A seed nobody chose: from the clock, below 2^32 so that other tools can use it too.

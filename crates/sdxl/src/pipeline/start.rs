@@ -7,6 +7,7 @@
 use super::Pipeline;
 use super::canvas::Canvas;
 use super::inpaint::Inpainting;
+use super::plan::Plan;
 use super::stages::{Begin, Stage};
 use super::vae::{Passes, Posterior, decode};
 use crate::error::{Error, Result};
@@ -49,6 +50,7 @@ fn shape_of(pipeline: &Pipeline, request: &Request, size: Size) -> [usize; 4] {
 /// [`Error::Request`] for seeds or a mask that cannot be used; [`Error::Machine`] from the VAE.
 pub fn first(
     pipeline: &Pipeline,
+    plan: &Plan,
     request: &Request,
     inputs: &Inputs,
     canvas: Option<&Canvas>,
@@ -58,7 +60,7 @@ pub fn first(
     let shape = shape_of(pipeline, request, stage.size);
     let scheduler = &stage.scheduler;
     if let Some((canvas, hole)) = canvas.and_then(|c| Some((c, c.hole.as_ref()?))) {
-        return masked(pipeline, request, canvas, hole, stage, noise);
+        return masked(pipeline, plan, request, canvas, hole, stage, noise);
     }
     let mut draw = |shape| noise.draw(shape).map_err(seed_error);
     let latents = match (stage.begin, canvas, &inputs.latents) {
@@ -73,7 +75,7 @@ pub fn first(
             let clean = match (canvas, given) {
                 (Some(canvas), _) => {
                     let pictures = std::slice::from_ref(&canvas.picture);
-                    let posterior = Posterior::of(pipeline, request, pictures, grid(stage.size))?;
+                    let posterior = Posterior::of(pipeline, plan.tile, pictures, grid(stage.size))?;
                     encode(pipeline, &posterior, noise, shape)?
                 }
                 (None, Some(given)) => given.clone(),
@@ -126,6 +128,7 @@ fn repeated(latents: Latents, images: usize) -> Latents {
 /// The start of inpainting.
 fn masked(
     pipeline: &Pipeline,
+    plan: &Plan,
     request: &Request,
     canvas: &Canvas,
     hole: &[bool],
@@ -138,7 +141,7 @@ fn masked(
     // A picture is encoded once, with the first generator, however many there are.
     let encode_one = |picture: &Vec<f32>, noise: &mut NoiseSource| -> Result<Latents> {
         let pictures = std::slice::from_ref(picture);
-        let posterior = Posterior::of(pipeline, request, pictures, grid(stage.size))?;
+        let posterior = Posterior::of(pipeline, plan.tile, pictures, grid(stage.size))?;
         Ok(posterior.sample(pipeline, &noise.draw_from_first(one)))
     };
     let sees_mask = pipeline.checkpoint.unet.in_channels != shape[3];
@@ -174,10 +177,10 @@ fn masked(
 
 /// The start of a stage after the first, from what the stage before left.
 ///
-/// `last` is the model of that stage.
+/// Of the two models `last` is that of the stage before.
 pub fn next(
-    pipeline: &Pipeline,
-    last: &Pipeline,
+    [pipeline, last]: [&Pipeline; 2],
+    plan: &Plan,
     request: &Request,
     stage: &Stage,
     work: Work,
@@ -188,7 +191,14 @@ pub fn next(
         return Ok(hold(pipeline, stage, work));
     }
     let finished = if stage.begin == Begin::Enlarged {
-        enlarge(pipeline, last, request, stage.size, work.latents, noise)?
+        enlarge(
+            [pipeline, last],
+            plan,
+            request,
+            stage.size,
+            work.latents,
+            noise,
+        )?
     } else {
         work.latents
     };
@@ -216,8 +226,8 @@ fn hold(pipeline: &Pipeline, stage: &Stage, mut work: Work) -> Work {
 
 /// Finished latents for pictures of `size`.
 fn enlarge(
-    pipeline: &Pipeline,
-    last: &Pipeline,
+    [pipeline, last]: [&Pipeline; 2],
+    plan: &Plan,
     request: &Request,
     size: Size,
     latents: Latents,
@@ -228,14 +238,14 @@ fn enlarge(
         return Ok(bilinear(&latents, grid(size)));
     }
     let mut pictures = Vec::with_capacity(images);
-    let tile = Passes::choose(&*last.vae.get()?, request, [height, width], 1).tile;
+    let tile = Passes::of(plan.tile, true, [height, width], 1).tile;
     for i in 0..images {
         for rgb in decode(last, &latents, i, 1, false, tile)? {
             let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
             pictures.push(lanczos(&picture, size.width, size.height).to_signed());
         }
     }
-    let posterior = Posterior::of(pipeline, request, &pictures, grid(size))?;
+    let posterior = Posterior::of(pipeline, plan.tile, &pictures, grid(size))?;
     let drawn = noise.draw(posterior.shape()).map_err(seed_error)?;
     Ok(posterior.sample(pipeline, &drawn))
 }

@@ -3,11 +3,8 @@
 use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
-use crate::memory;
-use crate::model::vae::Vae;
 use crate::profile::scope;
-use crate::request::{Request, Tiling};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, release_buffers};
 use crate::watermark;
 
 /// The RGB bytes of up to `count` images from `first`, with the invisible watermark where
@@ -46,6 +43,8 @@ pub fn decode(
             .collect(),
         None => vec![scope("vae.decoder", || vae.decode(&x))],
     };
+    // What the decoder worked in is more than what follows takes.
+    release_buffers();
     let pixels = 64 * height * width * 3;
     let mut bytes = Vec::with_capacity(count);
     for mut values in decoded.iter().map(Tensor::to_f32_vec) {
@@ -75,19 +74,20 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// Encodes pictures of `height` x `width` latents, each `[8·height, 8·width, 3]` in -1 to 1.
+    /// Encodes pictures of `height` x `width` latents, each `[8·height, 8·width, 3]` in -1 to 1;
+    /// those larger than `tile`, tile by tile.
     ///
     /// # Errors
     /// [`Error::Machine`] for numbers that leave the range of the precision.
     pub fn of(
         pipeline: &Pipeline,
-        request: &Request,
+        tile: Option<usize>,
         pictures: &[Vec<f32>],
         [height, width]: [usize; 2],
     ) -> Result<Self> {
         let vae = pipeline.vae.get()?;
         let channels = vae.config().latent_channels;
-        let tile = Passes::choose(&vae, request, [height, width], 1).tile;
+        let tile = Passes::of(tile, true, [height, width], 1).tile;
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
@@ -148,58 +148,25 @@ pub struct Passes {
     pub group: usize,
     /// The side of a tile in latents, where they go tile by tile.
     pub tile: Option<usize>,
-    /// Whether that was decided here, for want of memory.
-    pub short: bool,
 }
 
 /// Pixels of pictures that go through the VAE together: one of 512x512, or several smaller ones.
+/// Only small ones gain by it, and one that is finished can be written.
 const TOGETHER: usize = 512 * 512;
 
 impl Passes {
-    /// For `count` pictures of `height` times `width` latents, with the memory that is free now.
-    pub fn choose(
-        vae: &Vae,
-        request: &Request,
+    /// For `count` pictures of `height` times `width` latents: by tiles of side `tile` where they
+    /// are larger, one by one if `sliced`, which changes no number.
+    pub fn of(
+        tile: Option<usize>,
+        sliced: bool,
         [height, width]: [usize; 2],
         count: usize,
     ) -> Passes {
-        let asked = request.vae_tile_size.map(|pixels| pixels as usize / 8);
-        let tile = asked.unwrap_or_else(|| vae.tile_size());
-        let tile = (height > tile || width > tile).then_some(tile);
-        let pixels = 64 * height * width;
-        let one = memory::of_decode(vae.config(), pixels as u64);
-        // Only small ones gain by going together, and one that is finished can be written.
-        let count = count.min(TOGETHER / pixels).max(1);
-        Passes::of(request, tile, count, one, memory::available())
-    }
-
-    /// `tile`: what a tile would be, where that is less than all. `one`: bytes that one picture
-    /// takes as a whole.
-    ///
-    /// Where memory is short, first one by one, which changes no number, then by tiles. A
-    /// quarter of what is free is left to the rest of the machine.
-    fn of(
-        request: &Request,
-        tile: Option<usize>,
-        count: usize,
-        one: u64,
-        free: Option<u64>,
-    ) -> Passes {
-        let fits = |pictures: usize| free.is_none_or(|free| one * pictures as u64 <= free / 4 * 3);
-        let short = tile.is_some() && request.vae_tiling == Tiling::Auto && !fits(1);
-        // Nobody asks for a size of tiles without wanting them.
-        let asked = match request.vae_tiling {
-            Tiling::On => true,
-            Tiling::Auto => request.vae_tile_size.is_some(),
-            Tiling::Off => false,
-        };
+        let together = (TOGETHER / (64 * height * width).max(1)).min(count).max(1);
         Passes {
-            group: match request.vae_slicing || !fits(count) {
-                true => 1,
-                false => count,
-            },
-            tile: tile.filter(|_| short || asked),
-            short: short && !asked,
+            group: if sliced { 1 } else { together },
+            tile: tile.filter(|tile| height > *tile || width > *tile),
         }
     }
 }
@@ -209,28 +176,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_memory_takes_pictures_one_by_one_and_then_by_tiles() {
-        let passes = |tiling, large: bool, free| {
-            let request = Request {
-                vae_tiling: tiling,
-                vae_slicing: false,
-                ..Default::default()
-            };
-            let tile = large.then_some(64);
-            let passes = Passes::of(&request, tile, 4, 300, free);
-            assert!(passes.tile.is_none_or(|side| side == 64));
-            (passes.group, passes.tile.is_some(), passes.short)
+    fn small_pictures_go_together_and_large_ones_by_tiles() {
+        let passes = |tile, sliced, grid| {
+            let passes = Passes::of(tile, sliced, grid, 5);
+            (passes.group, passes.tile)
         };
-        use Tiling::{Auto, Off, On};
-        assert_eq!(passes(Auto, true, None), (4, false, false));
-        assert_eq!(passes(Auto, true, Some(1600)), (4, false, false));
-        assert_eq!(passes(Auto, true, Some(1500)), (1, false, false));
-        assert_eq!(passes(Auto, true, Some(400)), (1, false, false));
-        assert_eq!(passes(Auto, true, Some(396)), (1, true, true));
-        // There is nothing smaller than a tile.
-        assert_eq!(passes(Auto, false, Some(396)), (1, false, false));
-        assert_eq!(passes(Off, true, Some(396)), (1, false, false));
-        assert_eq!(passes(On, true, Some(1600)), (4, true, false));
-        assert_eq!(passes(On, false, Some(1600)), (4, false, false));
+        assert_eq!(passes(None, false, [32, 32]), (4, None));
+        assert_eq!(passes(None, true, [32, 32]), (1, None));
+        assert_eq!(passes(None, false, [128, 64]), (1, None));
+        assert_eq!(passes(Some(64), false, [16, 16]), (5, None));
+        assert_eq!(passes(Some(64), false, [64, 64]), (1, None));
+        assert_eq!(passes(Some(64), false, [16, 72]), (3, Some(64)));
     }
 }

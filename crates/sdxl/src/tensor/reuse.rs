@@ -118,9 +118,10 @@ pub(super) fn keep<E: Reused>(values: Vec<E>) {
     }
 }
 
-/// Gives back to the system what is kept for tensors to come.
+/// Gives back to the system what is kept for tensors and operators to come.
 pub fn release_buffers() {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    sdxl_kernels::release_scratch();
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sdxl_kernels::Meter;
+
 use super::folder::{Part, find_weights};
 use super::inversion::Inversions;
 use super::kept::Kept;
@@ -23,6 +25,8 @@ pub struct Files {
     pub(super) adapters: Arc<Adapters>,
     pub(super) kept: Arc<Kept>,
     pub(super) inversions: Arc<Inversions>,
+    /// Who counts what is read, where nothing is.
+    pub(super) meter: Option<Meter>,
 }
 
 impl Files {
@@ -96,7 +100,10 @@ impl Files {
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
         let stored = self.stored_tensors(part)?;
         let changed = stored.with_updates(self.adapters.of(part));
-        Ok(changed.with_kept(&self.kept))
+        Ok(match &self.meter {
+            Some(meter) => changed.unread(meter),
+            None => changed.with_kept(&self.kept),
+        })
     }
 
     fn stored_tensors(&self, part: Part) -> Result<TensorSet> {

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sdxl_kernels::Meter;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -218,6 +219,7 @@ impl Checkpoint {
             adapters: Arc::default(),
             kept: Arc::default(),
             inversions: Arc::default(),
+            meter: None,
         };
         if root.is_file() {
             return Self::of_single_file(files);
@@ -266,6 +268,7 @@ impl Checkpoint {
             vae: None,
             unet: None,
             inversions: Arc::default(),
+            meter: None,
             adapters: Arc::default(),
             kept: Arc::default(),
         };
@@ -375,6 +378,14 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The same for a rehearsal: no values of weights are read, and `meter` counts what that would
+    /// take.
+    pub fn unread(&self, meter: &Meter) -> Checkpoint {
+        let mut unread = self.clone();
+        unread.files.meter = Some(meter.clone());
+        unread
+    }
+
     /// The folder, or the file.
     pub fn root(&self) -> &Path {
         self.files.root()
@@ -482,6 +493,7 @@ impl TextParts {
                 adapters: Arc::default(),
                 kept: Arc::default(),
                 inversions: Arc::new(Inversions::open(&options.embeddings, widths)?),
+                meter: None,
             },
             text_encoder,
             text_encoder_2,

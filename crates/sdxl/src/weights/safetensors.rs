@@ -10,7 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
-use sdxl_kernels::Weights;
+use sdxl_kernels::{Meter, Weights};
 
 use super::blocks::BlockType;
 use super::kept::{Kept, Origin, Stamp};
@@ -86,6 +86,29 @@ impl StoredTensor {
         self.shape.iter().product()
     }
 
+    /// Bytes of a value once it is read: bits that weights have not are widened.
+    pub(super) fn value_bytes(&self) -> usize {
+        match self.element {
+            ElementType::Plain(Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2) => 2,
+            _ => 4,
+        }
+    }
+
+    /// Bytes that are in memory while it is read, and given back then: of the file, and of the
+    /// values where they are not used as they are.
+    fn reading_bytes(&self) -> usize {
+        let file = self.byte_len();
+        let widened = match self.element {
+            ElementType::Plain(Dtype::F8_E4M3 | Dtype::F8_E5M2) | ElementType::Blocks(_) => true,
+            ElementType::Plain(_) => self.transposed || file == 0,
+        };
+        file + if widened {
+            self.values() * self.value_bytes()
+        } else {
+            0
+        }
+    }
+
     /// The same values under another shape.
     pub(super) fn reshaped(&self, shape: Vec<usize>) -> StoredTensor {
         debug_assert_eq!(shape.iter().product::<usize>(), self.values());
@@ -150,6 +173,8 @@ pub struct TensorSet {
     /// Whether values are made up instead of read: there are no files then, and tensors have
     /// the shapes they are asked for.
     random: bool,
+    /// Who counts what is read, where nothing is.
+    meter: Option<Meter>,
 }
 
 impl TensorSet {
@@ -162,6 +187,7 @@ impl TensorSet {
             updates: None,
             kept: None,
             random: false,
+            meter: None,
         };
         for path in paths {
             set.add(path)?;
@@ -177,6 +203,7 @@ impl TensorSet {
             updates: None,
             kept: None,
             random: true,
+            meter: None,
         }
     }
 
@@ -258,6 +285,7 @@ impl TensorSet {
             updates: None,
             kept: None,
             random: false,
+            meter: None,
         }
     }
 
@@ -271,6 +299,29 @@ impl TensorSet {
     pub(super) fn with_kept(mut self, kept: &Arc<Kept>) -> TensorSet {
         self.kept = Some(Arc::clone(kept));
         self
+    }
+
+    /// The same tensors for a rehearsal: their values are not read, and `meter` counts what that
+    /// would take.
+    pub(super) fn unread(mut self, meter: &Meter) -> TensorSet {
+        self.meter = Some(meter.clone());
+        self.kept = None;
+        self
+    }
+
+    /// Who counts, where nothing is read.
+    pub(super) fn meter(&self) -> Option<&Meter> {
+        self.meter.as_ref()
+    }
+
+    /// Bytes that are in memory while [`Self::read`] is at work, beside what is made of the values.
+    pub(super) fn reading_bytes(&self, name: &str, tensor: &StoredTensor) -> usize {
+        let changed = match self.changes(name) {
+            // The values, and what is added to them.
+            true => 2 * tensor.values() * size_of::<f32>(),
+            false => 0,
+        };
+        tensor.reading_bytes() + changed
     }
 
     /// Where packed layers are found again.
@@ -357,6 +408,12 @@ impl TensorSet {
         tensor: &StoredTensor,
         use_values: impl FnOnce(Weights<'_>) -> R,
     ) -> Result<R> {
+        if let Some(meter) = &self.meter {
+            let len = tensor.values();
+            let result = use_values(Weights::Unread { len, meter });
+            meter.passing(self.reading_bytes(name, tensor));
+            return Ok(result);
+        }
         let updates = self.updates.as_ref().and_then(|all| all.get(name));
         let Some(updates) = updates else {
             return self.read_stored(name, tensor, use_values);

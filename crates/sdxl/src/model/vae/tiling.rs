@@ -42,6 +42,29 @@ impl Sizes {
     }
 }
 
+/// The sizes of the tiles of `height` times `width` latents, with how many there are of each: `tile`
+/// times `tile` first, and those that the border cuts.
+pub fn tiles_of(grid: [usize; 2], tile: usize) -> Vec<([usize; 2], usize)> {
+    let step = Sizes::new(tile, tile).step;
+    let [rows, columns] = grid.map(|side| -> Vec<usize> {
+        let starts = (0..side).step_by(step);
+        starts.map(|start| tile.min(side - start)).collect()
+    });
+    let mut found: Vec<([usize; 2], usize)> = Vec::new();
+    for height in &rows {
+        for width in &columns {
+            match found
+                .iter_mut()
+                .find(|(size, _)| size == &[*height, *width])
+            {
+                Some((_, count)) => *count += 1,
+                None => found.push(([*height, *width], 1)),
+            }
+        }
+    }
+    found
+}
+
 impl Vae {
     /// Side of a tile in latents, where nobody asks for another.
     pub fn tile_size(&self) -> usize {

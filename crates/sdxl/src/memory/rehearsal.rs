@@ -1,0 +1,228 @@
+//! Networks that run without values, to know what they take before they are read.
+//!
+//! It is the networks' own code that runs, from reading the weights to the last operator: only the
+//! kernels are left out, and the values. So the bytes are those of a run by construction, and what
+//! changes in a network or in the way weights are read changes here with it. That takes some
+//! milliseconds.
+
+use std::sync::Arc;
+
+use sdxl_kernels::{Counted, Kind, Meter};
+
+use crate::error::Result;
+use crate::model::unet::UNet;
+use crate::model::vae::Vae;
+use crate::profile;
+use crate::tensor::{DType, Tensor};
+use crate::text::clip::ClipTextModel;
+use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::{Loader, Precision};
+
+/// What a piece of work takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// The most bytes at once, of weights, tensors, and what kernels work in.
+    pub peak: u64,
+    /// Bytes that kernels keep for other work.
+    pub scratch: u64,
+    /// Operations, as a profile counts them.
+    pub flop: u64,
+    /// Bytes of weights that are packed meanwhile, where they do not stay in memory.
+    pub packed: u64,
+}
+
+/// A network without values.
+pub struct Rehearsed<T> {
+    network: T,
+    meter: Meter,
+    loading: Work,
+    /// Biases, and the scales and shifts of norms, which stay in any case.
+    _vectors: Counted,
+}
+
+impl<T> Rehearsed<T> {
+    fn load(
+        checkpoint: &Checkpoint,
+        part: Part,
+        precision: Precision,
+        streamed: bool,
+        load: impl FnOnce(&Loader<'_>) -> Result<T>,
+    ) -> Result<Self> {
+        let meter = Meter::default();
+        let tensors = checkpoint.unread(&meter).tensors(part)?;
+        let vectors = (tensors.iter())
+            .filter(|(_, tensor)| tensor.shape().len() == 1)
+            .map(|(_, tensor)| tensor.values() * size_of::<f32>());
+        let vectors = meter.count(Kind::Weights, vectors.sum());
+        let loader = Loader::new(&tensors, precision).streamed(streamed);
+        let network = load(&loader)?;
+        let loading = Work {
+            peak: meter.take_peak() as u64,
+            packed: meter.packed() as u64,
+            ..Work::default()
+        };
+        Ok(Rehearsed {
+            network,
+            meter,
+            loading,
+            _vectors: vectors,
+        })
+    }
+
+    /// Bytes of weights that are in memory as long as the network is.
+    pub fn weights(&self) -> u64 {
+        self.meter.weights() as u64
+    }
+
+    /// What reading it takes.
+    pub fn loading(&self) -> Work {
+        self.loading
+    }
+
+    fn work(&self, run: impl FnOnce(&T)) -> Work {
+        self.work_on(|_| (), |network, ()| run(network))
+    }
+
+    /// What `run` takes, and beside it in memory, not in work, what is `prepared`.
+    fn work_on<P>(&self, prepare: impl FnOnce(&T) -> P, run: impl FnOnce(&T, P)) -> Work {
+        self.meter.release();
+        self.meter.take_peak();
+        let prepared = prepare(&self.network);
+        let packed = self.meter.packed();
+        let ((), profile) = profile::record(|| run(&self.network, prepared));
+        Work {
+            peak: self.meter.take_peak() as u64,
+            scratch: self.meter.scratch() as u64,
+            flop: profile.flop,
+            packed: (self.meter.packed() - packed) as u64,
+        }
+    }
+
+    fn tensor(&self, shape: &[usize]) -> Tensor {
+        Tensor::unmade(shape, DType::F32, &self.meter)
+    }
+}
+
+/// A part's network with all its weights, whichever it is.
+pub fn weights_of(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
+    Ok(match part {
+        Part::UNet => unet(checkpoint, precision, false)?.weights(),
+        Part::Vae => vae(checkpoint, precision, false)?.weights(),
+        Part::TextEncoder | Part::TextEncoder2 => {
+            text_encoder(checkpoint, part, precision, false)?.weights()
+        }
+    })
+}
+
+/// The UNet.
+pub fn unet(
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    streamed: bool,
+) -> Result<Rehearsed<UNet>> {
+    let path = checkpoint.config_path(Part::UNet);
+    Rehearsed::load(checkpoint, Part::UNet, precision, streamed, |loader| {
+        UNet::load(&checkpoint.unet, &path, loader)
+    })
+}
+
+impl Rehearsed<UNet> {
+    /// An evaluation of so many rows `at_once`, latents of `height` times `width`. Their texts have so
+    /// many `tokens`; what the network made of so many `texts` is in memory.
+    pub fn evaluation(
+        &self,
+        at_once: usize,
+        (texts, tokens): (usize, usize),
+        [height, width]: [usize; 2],
+    ) -> Work {
+        let config = self.network.config();
+        let text =
+            |unet: &UNet| unet.text_keys(&self.tensor(&[tokens, config.cross_attention_dim]));
+        let prepare =
+            |unet: &UNet| -> Vec<_> { (0..texts.max(1)).map(|_| Arc::new(text(unet))).collect() };
+        self.work_on(prepare, |unet, keys| {
+            let rows: Vec<_> = keys.iter().cycle().take(at_once).cloned().collect();
+            // Pooled text and size ids are one vector by the time they are used.
+            let zeros = |n: usize| Tensor::from_f32([at_once, n], vec![0.0; at_once * n]);
+            let added = zeros(config.projection_class_embeddings_input_dim);
+            let x = self.tensor(&[at_once, height, width, config.in_channels]);
+            unet.forward_with(&x, 500.0, &rows, &added, &zeros(0));
+        })
+    }
+
+    /// Bytes of the keys and values of a text.
+    pub fn text_keys(&self, tokens: usize) -> usize {
+        let text = self.tensor(&[tokens, self.network.config().cross_attention_dim]);
+        self.network.text_keys(&text).bytes()
+    }
+}
+
+/// The VAE.
+pub fn vae(
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    streamed: bool,
+) -> Result<Rehearsed<Vae>> {
+    let precision = precision.of_part(Part::Vae, checkpoint.vae.force_upcast);
+    Rehearsed::load(checkpoint, Part::Vae, precision, streamed, |loader| {
+        Vae::load(&checkpoint.vae, loader)
+    })
+}
+
+impl Rehearsed<Vae> {
+    /// Decoding `count` pictures of `height` times `width` latents at once.
+    pub fn decode(&self, count: usize, [height, width]: [usize; 2]) -> Work {
+        self.work(|vae| {
+            let channels = vae.config().latent_channels;
+            vae.decode(&self.tensor(&[count, height, width, channels]));
+        })
+    }
+
+    /// Encoding a picture of `height` times `width` latents.
+    pub fn encode(&self, [height, width]: [usize; 2]) -> Work {
+        self.work(|vae| {
+            vae.encode(&self.tensor(&[1, 8 * height, 8 * width, 3]));
+        })
+    }
+
+    /// Side of a tile in latents, where nobody asks for another.
+    pub fn tile_size(&self) -> usize {
+        self.network.tile_size()
+    }
+}
+
+/// A text encoder.
+pub fn text_encoder(
+    checkpoint: &Checkpoint,
+    part: Part,
+    precision: Precision,
+    streamed: bool,
+) -> Result<Rehearsed<ClipTextModel>> {
+    let config = match (part, &checkpoint.text_encoder) {
+        (Part::TextEncoder, Some(config)) => config,
+        _ => &checkpoint.text_encoder_2,
+    };
+    let precision = precision.of_part(part, false);
+    Rehearsed::load(checkpoint, part, precision, streamed, |loader| {
+        ClipTextModel::load(config, loader, part == Part::TextEncoder2)
+    })
+}
+
+impl Rehearsed<ClipTextModel> {
+    /// Encoding so many sequences at once.
+    pub fn encode(&self, sequences: usize) -> Work {
+        // Tokens and positions become numbers before they are a tensor.
+        let prepare = |model: &ClipTextModel| {
+            let config = model.config();
+            self.tensor(&[
+                sequences,
+                config.max_position_embeddings,
+                2 * config.hidden_size,
+            ])
+        };
+        self.work_on(prepare, |model, _numbers| {
+            let ids = vec![0; model.config().max_position_embeddings];
+            model.forward(&vec![ids; sequences], 1);
+        })
+    }
+}

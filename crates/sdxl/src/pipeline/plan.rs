@@ -1,0 +1,191 @@
+//! What a run will take of memory and time, and how it is arranged so that it fits.
+//!
+//! Nothing is estimated by formulas of their own: the networks are rehearsed
+//! ([`crate::memory::rehearsal`]), by their own code, for each arrangement that comes into question.
+//! Those are tried from the one that costs nothing to the one that costs most:
+//!
+//! 1. all networks in memory (for many runs);
+//! 2. networks in turn, each while it works;
+//! 3. fewer rows of the UNet's batch at once: pictures one after the other, then the two sides of the
+//!    guidance one after the other;
+//! 4. the VAE tile by tile, which shows a little in the picture;
+//! 5. layers read from the files as they work ([`Residence::Streamed`]), which takes time at every
+//!    step;
+//! 6. smaller tiles, which show more.
+//!
+//! Tiles are the only choice that changes numbers, and are said and written into the recipe. The
+//! precision is never changed.
+
+mod planner;
+
+use super::Residence;
+use super::vae::Passes;
+use crate::error::{Error, Result};
+use crate::inputs::Inputs;
+use crate::memory::{Budget, Effort, Speed, bytes};
+use crate::request::{Request, Tiling};
+use crate::weights::Precision;
+use crate::weights::folder::Checkpoint;
+use planner::Planner;
+
+/// What a run is planned from.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The model.
+    pub checkpoint: &'a Checkpoint,
+    /// The refiner, where there is one.
+    pub refiner: Option<&'a Checkpoint>,
+    /// Of the networks.
+    pub precision: Precision,
+    /// A resolved request: see [`super::resolve`].
+    pub request: &'a Request,
+    /// Its pictures, latents and prompts.
+    pub inputs: &'a Inputs,
+    /// When networks may be in memory: what is best first.
+    pub residences: &'a [Residence],
+    /// What there is.
+    pub budget: Budget,
+}
+
+/// How a run is arranged, and what it takes so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The memory of the whole process that it was made for. `None`: nobody knows how much there is.
+    pub budget: Option<u64>,
+    /// Of the networks.
+    pub precision: Precision,
+    /// When networks are in memory.
+    pub residence: Residence,
+    /// Rows (pictures, times two with guidance) that go through the UNet together, a stage each.
+    pub rows: Vec<usize>,
+    /// Rows that one picture has, a stage each.
+    pub rows_of_picture: Vec<usize>,
+    /// The side of the VAE's tiles in latents, where it goes tile by tile (through pictures that are
+    /// larger than one).
+    pub tile: Option<usize>,
+    /// Whether pictures go through the VAE one by one.
+    pub sliced: bool,
+    /// Whether tiles were decided for want of memory.
+    pub short: bool,
+    /// What is in memory at once, in the order of the run.
+    pub parts: Vec<Stretch>,
+}
+
+/// A stretch of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stretch {
+    /// What works.
+    pub name: String,
+    /// The most memory of the process, in bytes.
+    pub peak: u64,
+    /// What it does, for its time.
+    pub efforts: Vec<Effort>,
+}
+
+impl Stretch {
+    /// About how long it takes.
+    pub fn seconds(&self, speed: &mut Speed) -> f64 {
+        let seconds = self.efforts.iter().map(|effort| speed.seconds(effort));
+        seconds.sum()
+    }
+}
+
+impl Plan {
+    /// The arrangement that costs least among those that fit.
+    ///
+    /// # Errors
+    /// Where none does, with the least that would do: [`Error::Request`] for a budget that was
+    /// given, else [`Error::Machine`]. Whatever is wrong with the checkpoint's files.
+    pub fn new(asked: &Asked<'_>) -> Result<Plan> {
+        let planner = Planner::new(asked)?;
+        let limit = asked.budget.bytes();
+        let mut smallest: Option<Plan> = None;
+        for (i, residence) in asked.residences.iter().enumerate() {
+            let last = i + 1 == asked.residences.len();
+            let plan = planner.arrange(*residence, last)?;
+            if limit.is_none_or(|limit| plan.peak() <= limit) {
+                return Ok(plan);
+            }
+            if smallest.as_ref().is_none_or(|s| plan.peak() < s.peak()) {
+                smallest = Some(plan);
+            }
+        }
+        match smallest {
+            Some(plan) => Err(plan.refusal(asked)),
+            None => Err(Error::request(
+                "no way to have networks in memory was allowed",
+            )),
+        }
+    }
+
+    /// The most memory of the process, in bytes.
+    pub fn peak(&self) -> u64 {
+        self.parts.iter().map(|part| part.peak).max().unwrap_or(0)
+    }
+
+    /// About how long the run takes.
+    pub fn seconds(&self, speed: &mut Speed) -> f64 {
+        self.parts.iter().map(|part| part.seconds(speed)).sum()
+    }
+
+    /// Whether the two sides of the guidance, or parts of a prompt, go through the UNet one
+    /// after the other in some stage.
+    pub fn is_sequential(&self) -> bool {
+        self.rows
+            .iter()
+            .zip(&self.rows_of_picture)
+            .any(|(rows, all)| rows < all)
+    }
+
+    /// What was decided for want of memory and changes no number, in words.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut said = Vec::new();
+        if self.residence == Residence::Streamed {
+            said.push("layers are read from the files as they work, which takes longer".into());
+        }
+        if self.is_sequential() {
+            said.push(
+                "the two sides of the guidance go through the UNet one after the other".into(),
+            );
+        }
+        said
+    }
+
+    /// The side in pixels of the tiles by which finished pictures are decoded, where they are.
+    pub fn tile_size(&self, request: &Request) -> Option<u32> {
+        let size = request.upscaled_size();
+        let passes = Passes::of(self.tile, self.sliced, [size.height / 8, size.width / 8], 1);
+        passes.tile.map(|side| 8 * side as u32)
+    }
+
+    fn refusal(&self, asked: &Asked<'_>) -> Error {
+        let Some(limit) = asked.budget.bytes() else {
+            return Error::request("memory: there is none");
+        };
+        let need = self.peak().next_multiple_of(1 << 20);
+        let largest = self.parts.iter().max_by_key(|part| part.peak);
+        let largest = largest.map_or("", |part| part.name.as_str());
+        let mut how = vec![format!("--memory {}MiB", need >> 20)];
+        if self.residence != Residence::Streamed && !asked.residences.contains(&Residence::Streamed)
+        {
+            how.push("--offload sequential takes less".into());
+        }
+        if asked.request.vae_tiling == Tiling::Off {
+            how.push("--vae-tiling auto may take less".into());
+        }
+        let size = asked.request.upscaled_size();
+        let what = format!("{size} in {}", asked.precision);
+        let (given, least) = (bytes(limit), bytes(need));
+        let how = how.join("; ");
+        if asked.budget.is_given() {
+            return Error::request(format!(
+                "memory: {given} given, and {what} takes at least {least} ({largest}); the smallest \
+                 that works: {how}"
+            ));
+        }
+        Error::Machine(format!(
+            "{what} takes at least {least} of memory ({largest}), and {given} are free; ask for a \
+             smaller picture or another --precision"
+        ))
+    }
+}

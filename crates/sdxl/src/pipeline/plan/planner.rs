@@ -1,0 +1,498 @@
+//! Rehearses a run part by part, and finds the best arrangement for each.
+
+use std::sync::Arc;
+
+use sdxl_kernels::Meter;
+
+use super::{Asked, Plan, Stretch};
+use crate::error::Result;
+use crate::memory::Effort;
+use crate::memory::rehearsal::{self, Rehearsed, Work};
+use crate::model::unet::UNet;
+use crate::model::vae::{Vae, tiles_of};
+use crate::pipeline::conditioning::{self, PromptPair};
+use crate::pipeline::guidance::scale_at;
+use crate::pipeline::predict::{KEPT_KEYS, MOST_IMAGES};
+use crate::pipeline::stages::{Begin, Course, Network, Stage, stages};
+use crate::pipeline::vae::Passes;
+use crate::pipeline::{Pipeline, Residence};
+use crate::profile;
+use crate::request::{Size, Tiling, UpscaleMethod};
+use crate::weights::folder::{Checkpoint, Part};
+
+/// A process without networks: program, threads, tokenizers, and what the allocator does not give
+/// back. Measured: what runs take beside what is counted.
+const PROCESS: u64 = 26 << 20;
+
+/// What reading the tokenizers takes for a moment, measured in the same way.
+const TOKENIZERS: u64 = 12 << 20;
+
+/// Bytes of a pixel while a decoded picture becomes one of bytes: the VAE's numbers, twice, the
+/// planes that are marked, and the result.
+const FINISHING: u64 = 39;
+
+/// Bytes of a pixel of a picture that is to be encoded: as numbers twice, and as it was read.
+const PREPARING: u64 = 27;
+
+/// Sequences that a text encoder reads at once, mostly: a prompt and its negative.
+const SEQUENCES: usize = 2;
+
+/// Latents beside those that the UNet reads: noise, prediction, the scheduler's history.
+const LATENTS: usize = 10;
+
+/// A model's networks, with weights in memory in one of the ways there are.
+struct Networks {
+    unet: Rehearsed<UNet>,
+    vae: Rehearsed<Vae>,
+    /// Weights of the text encoders, and the most that works beside them.
+    text: (u64, u64),
+    /// Whether it has the VAE of the base.
+    vae_shared: bool,
+}
+
+/// A stage of the run.
+struct Leg<'a> {
+    stage: Stage,
+    course: Course,
+    checkpoint: &'a Checkpoint,
+    prompts: Vec<PromptPair>,
+    /// Operations for encoding them, and bytes of weights where those do not stay in memory.
+    encoding: (f64, f64),
+}
+
+pub struct Planner<'a> {
+    asked: &'a Asked<'a>,
+    legs: Vec<Leg<'a>>,
+}
+
+/// A part of the plan for the VAE: before which stage, and what.
+type VaePart = (usize, Stretch);
+
+impl<'a> Planner<'a> {
+    pub fn new(asked: &'a Asked<'a>) -> Result<Self> {
+        let stages = stages(asked.checkpoint, asked.refiner, asked.request, asked.inputs)?;
+        let mut models: Vec<(&Checkpoint, Meter, Pipeline)> = Vec::new();
+        for checkpoint in checkpoints(asked) {
+            let meter = Meter::default();
+            let unread = checkpoint.unread(&meter);
+            let model = Pipeline::of(unread, asked.precision, Residence::Streamed, None);
+            models.push((checkpoint, meter, model));
+        }
+        let mut legs = Vec::new();
+        let courses = Course::of(&stages);
+        for (stage, course) in stages.into_iter().zip(courses) {
+            let (checkpoint, meter, model) = &models[model_of(&stage)];
+            let embeds = asked.inputs.embeds.as_ref();
+            let before = meter.packed();
+            let (prompts, profile) = profile::record(|| {
+                conditioning::encode(model, asked.request, embeds, course.steps, &mut |_| {})
+            });
+            legs.push(Leg {
+                prompts: prompts?,
+                encoding: (profile.flop as f64, (meter.packed() - before) as f64),
+                stage,
+                course,
+                checkpoint,
+            });
+        }
+        Ok(Planner { asked, legs })
+    }
+
+    /// The best that can be done with weights in memory so: what fits, else what takes least.
+    /// `last`: with tiles as small as they can be.
+    pub fn arrange(&self, residence: Residence, last: bool) -> Result<Plan> {
+        let request = self.asked.request;
+        let networks = self.networks(residence == Residence::Streamed)?;
+        let limit = self.asked.budget.bytes().unwrap_or(u64::MAX);
+        // Where all stay, each works beside the weights of the others.
+        let others = |own: u64| match residence.stays() {
+            true => networks.iter().map(Networks::weights).sum::<u64>() - own,
+            false => 0,
+        };
+
+        let mut rows = Vec::new();
+        let mut stages = Vec::new();
+        for leg in &self.legs {
+            let unet = &networks[model_of(&leg.stage)].unet;
+            let around = PROCESS + others(unet.weights()) + self.latents(leg);
+            let mut found = None;
+            for rows in rows_to_try(request.images(), leg.rows_of_picture(request.guided())) {
+                let work = leg.evaluation(unet, rows);
+                let peak = around + work.peak.max(unet.loading().peak);
+                found = Some((rows, work, peak));
+                if peak <= limit {
+                    break;
+                }
+            }
+            // There is always a smallest batch.
+            let Some((at_once, work, peak)) = found else {
+                continue;
+            };
+            rows.push(at_once);
+            stages.push(Stretch {
+                name: leg.name(),
+                peak,
+                efforts: vec![self.evaluations(leg, unet, at_once, work, residence)],
+            });
+        }
+
+        let mut vae = Vec::new();
+        let mut chosen = (None, true);
+        for (tile, sliced) in self.passes_to_try(&networks[0].vae, last) {
+            chosen = (tile, sliced);
+            vae = self.vae(&networks, residence, chosen, &others);
+            if vae.iter().all(|(_, part)| part.peak <= limit) {
+                break;
+            }
+        }
+
+        let mut parts = vec![self.texts(&networks, residence, &others)];
+        for (i, stage) in stages.into_iter().enumerate() {
+            parts.extend(
+                vae.iter()
+                    .filter(|(at, _)| *at == i)
+                    .map(|(_, p)| p.clone()),
+            );
+            parts.push(stage);
+        }
+        let end = self.legs.len();
+        parts.extend(
+            vae.iter()
+                .filter(|(at, _)| *at == end)
+                .map(|(_, p)| p.clone()),
+        );
+        let (tile, sliced) = chosen;
+        let asked = request.vae_tiling == Tiling::On || request.vae_tile_size.is_some();
+        Ok(Plan {
+            budget: self.asked.budget.bytes(),
+            precision: self.asked.precision,
+            residence,
+            rows_of_picture: (self.legs.iter())
+                .map(|leg| leg.rows_of_picture(request.guided()))
+                .collect(),
+            rows,
+            tile,
+            sliced,
+            short: tile.is_some() && !asked,
+            parts,
+        })
+    }
+
+    fn networks(&self, streamed: bool) -> Result<Vec<Networks>> {
+        let precision = self.asked.precision;
+        let mut all: Vec<Networks> = Vec::new();
+        for checkpoint in checkpoints(self.asked) {
+            let base = (!all.is_empty()).then_some(self.asked.checkpoint);
+            let shares = |part| -> Result<bool> {
+                base.map_or(Ok(false), |base| seem_equal(base, checkpoint, part))
+            };
+            let mut text = (0, 0);
+            for part in [Part::TextEncoder2, Part::TextEncoder] {
+                // A refiner's text encoder mostly is the base's second.
+                let alone = !checkpoint.has(Part::TextEncoder);
+                if !checkpoint.has(part) || alone && shares(part)? {
+                    continue;
+                }
+                let encoder = rehearsal::text_encoder(checkpoint, part, precision, streamed)?;
+                let most = encoder.encode(SEQUENCES).peak.max(encoder.loading().peak);
+                text.0 += encoder.weights();
+                text.1 = text.1.max(most - encoder.weights());
+            }
+            let vae_shared = shares(Part::Vae)?;
+            all.push(Networks {
+                unet: rehearsal::unet(checkpoint, precision, streamed)?,
+                vae: rehearsal::vae(checkpoint, precision, streamed)?,
+                text,
+                vae_shared,
+            });
+        }
+        Ok(all)
+    }
+
+    fn texts(
+        &self,
+        networks: &[Networks],
+        residence: Residence,
+        others: &dyn Fn(u64) -> u64,
+    ) -> Stretch {
+        let weights = networks.iter().map(|n| n.text.0).sum();
+        let work = networks.iter().map(|n| n.text.1).max().unwrap_or(0);
+        let (flop, packed) = (self.legs.iter().map(|leg| leg.encoding))
+            .fold((0.0, 0.0), |sum, leg| (sum.0 + leg.0, sum.1 + leg.1));
+        Stretch {
+            name: "text encoders".into(),
+            peak: PROCESS + others(weights) + weights + work.max(TOKENIZERS),
+            efforts: vec![Effort {
+                part: Part::TextEncoder2,
+                precision: self.asked.precision.of_part(Part::TextEncoder2, false),
+                flop,
+                packed: match residence {
+                    Residence::Streamed => packed,
+                    _ => weights as f64,
+                },
+            }],
+        }
+    }
+
+    fn latents(&self, leg: &Leg<'_>) -> u64 {
+        let [height, width] = grid(leg.stage.size);
+        let values = height * width * leg.checkpoint.vae.latent_channels;
+        (LATENTS * values * size_of::<f32>() * self.asked.request.images()) as u64
+    }
+
+    /// All evaluations of a stage, of which `work` is one, of so many rows `at_once`.
+    fn evaluations(
+        &self,
+        leg: &Leg<'_>,
+        unet: &Rehearsed<UNet>,
+        at_once: usize,
+        work: Work,
+        residence: Residence,
+    ) -> Effort {
+        let request = self.asked.request;
+        let per_step = leg.stage.scheduler.info().evaluations_per_step;
+        let (mut rows, mut calls) = (0, 0);
+        for evaluation in 0..leg.stage.evaluations() {
+            let step = leg.course.steps_before + evaluation / per_step;
+            let guided = scale_at(request, step, leg.course.steps).is_some();
+            let here: usize = (leg.prompts.iter())
+                .map(|p| p.positive(step).len() + usize::from(guided || p.is_composed()))
+                .sum();
+            rows += here * request.num_images;
+            calls += (here * request.num_images).div_ceil(at_once);
+        }
+        Effort {
+            part: Part::UNet,
+            precision: self.asked.precision,
+            flop: work.flop as f64 / at_once as f64 * rows as f64,
+            packed: match residence {
+                Residence::Streamed => work.packed as f64 * calls as f64,
+                _ => unet.weights() as f64,
+            },
+        }
+    }
+
+    /// Sides of tiles and whether pictures go one by one, from what changes nothing to the smallest
+    /// tiles that may be.
+    fn passes_to_try(&self, vae: &Rehearsed<Vae>, smallest: bool) -> Vec<(Option<usize>, bool)> {
+        let request = self.asked.request;
+        let usual = vae.tile_size();
+        let tiles = match (request.vae_tiling, request.vae_tile_size) {
+            (Tiling::Off, _) => vec![None],
+            (_, Some(side)) => vec![Some(side as usize / 8)],
+            (Tiling::On, None) => vec![Some(usual)],
+            (Tiling::Auto, None) => {
+                let halves = std::iter::successors(Some(usual / 2), |side| Some(side / 2));
+                let halves = halves.take_while(|side| *side >= 16 && side.is_multiple_of(4));
+                let halves = halves.filter(|_| smallest).map(Some);
+                [None, Some(usual)].into_iter().chain(halves).collect()
+            }
+        };
+        let first = tiles.first().map(|tile| (*tile, request.vae_slicing));
+        first
+            .into_iter()
+            .chain(tiles.iter().map(|tile| (*tile, true)))
+            .collect()
+    }
+
+    /// What the VAE does, by the stage before which it does it.
+    fn vae(
+        &self,
+        networks: &[Networks],
+        residence: Residence,
+        (tile, sliced): (Option<usize>, bool),
+        others: &dyn Fn(u64) -> u64,
+    ) -> Vec<VaePart> {
+        let request = self.asked.request;
+        let images = request.images() as u64;
+        // `waiting` is beside the work in memory, `host` what is done before or after it takes.
+        let part =
+            |name: &str, vae: &Rehearsed<Vae>, works: &[(Work, f64)], [waiting, host]: [u64; 2]| {
+                let sum = |of: &dyn Fn(&Work) -> u64| -> f64 {
+                    works
+                        .iter()
+                        .map(|(work, times)| of(work) as f64 * times)
+                        .sum()
+                };
+                let most = works.iter().map(|(work, _)| work.peak).max().unwrap_or(0);
+                let upcast = self.asked.checkpoint.vae.force_upcast;
+                Stretch {
+                    name: name.into(),
+                    peak: PROCESS
+                        + others(vae.weights())
+                        + (most.max(vae.loading().peak) + waiting).max(vae.weights() + host),
+                    efforts: vec![Effort {
+                        part: Part::Vae,
+                        precision: self.asked.precision.of_part(Part::Vae, upcast),
+                        flop: sum(&|work| work.flop),
+                        packed: match residence {
+                            Residence::Streamed => sum(&|work| work.packed),
+                            _ => vae.weights() as f64,
+                        },
+                    }],
+                }
+            };
+        // Whole or tile by tile: the works, how often each is done, and the memory of tiles that wait.
+        let passes = |size: Size, run: &dyn Fn([usize; 2]) -> Work, times: f64, channels: u64| {
+            let tile = tile.filter(|tile| grid(size).iter().any(|side| side > tile));
+            let Some(tile) = tile else {
+                return (vec![(run(grid(size)), times)], 0);
+            };
+            let works = tiles_of(grid(size), tile).into_iter();
+            let works = works
+                .map(|(grid, count)| (run(grid), times * count as f64))
+                .collect();
+            let step = tile - tile / 4;
+            let row = grid(size)[1].div_ceil(step) * tile * tile;
+            let whole: usize = grid(size).iter().product();
+            (
+                works,
+                (whole + 2 * row) as u64 * channels * size_of::<f32>() as u64,
+            )
+        };
+        let base = &networks[0].vae;
+        let moments = 2 * self.asked.checkpoint.vae.latent_channels as u64;
+        let pixel_values = 64 * 3;
+        let mut parts = Vec::new();
+        if self.asked.inputs.init_image.is_some() {
+            let size = self.legs[0].stage.size;
+            let (works, waiting) = passes(size, &|grid| base.encode(grid), 1.0, moments);
+            // The prepared picture stays until it is encoded.
+            let host = PREPARING * pixels(size);
+            parts.push((0, part("VAE, encoding", base, &works, [waiting + host, 0])));
+        }
+        for (i, leg) in self.legs.iter().enumerate() {
+            if leg.stage.begin != Begin::Enlarged
+                || request.upscale_method != UpscaleMethod::Lanczos
+            {
+                continue;
+            }
+            let (from, to, times) = (request.picture_size(), leg.stage.size, images as f64);
+            let decoding = passes(from, &|grid| base.decode(1, grid), times, pixel_values);
+            let encoding = passes(to, &|grid| base.encode(grid), times, moments);
+            let works = [decoding.0, encoding.0].concat();
+            let waiting = decoding.1.max(encoding.1);
+            let host = FINISHING * pixels(from);
+            let waiting = waiting + PREPARING * pixels(to) * images;
+            parts.push((i, part("VAE, enlarging", base, &works, [waiting, host])));
+        }
+        let size = request.upscaled_size();
+        let vae = match self.legs.last() {
+            Some(leg) => &networks[model_of(&leg.stage)].vae,
+            None => base,
+        };
+        let group = match Passes::of(tile, sliced, grid(size), request.images()) {
+            Passes { tile: Some(_), .. } => 1,
+            Passes { group, .. } => group,
+        };
+        let times = request.images().div_ceil(group) as f64;
+        let decode = |grid| vae.decode(group, grid);
+        let (works, waiting) = passes(size, &decode, times, pixel_values);
+        let finished = 3 * images * pixels(size);
+        let (waiting, host) = (
+            waiting + finished,
+            FINISHING * group as u64 * pixels(size) + finished,
+        );
+        let decoding = part("VAE, decoding", vae, &works, [waiting, host]);
+        parts.push((self.legs.len(), decoding));
+        parts
+    }
+}
+
+impl Networks {
+    fn weights(&self) -> u64 {
+        let vae = if self.vae_shared {
+            0
+        } else {
+            self.vae.weights()
+        };
+        self.text.0 + self.unet.weights() + vae
+    }
+}
+
+impl Leg<'_> {
+    fn name(&self) -> String {
+        let what = match (self.stage.network, self.stage.begin) {
+            (Network::Refiner, _) => "refiner's UNet",
+            (_, Begin::Enlarged) => "UNet, second pass",
+            _ => "UNet",
+        };
+        format!("{what}, {}", self.stage.size)
+    }
+
+    /// The most rows that one picture has at a step.
+    fn rows_of_picture(&self, guided: bool) -> usize {
+        let parts = self.prompts.iter().map(PromptPair::parts).max();
+        let composed = self.prompts.iter().any(PromptPair::is_composed);
+        parts.unwrap_or(1) + usize::from(guided || composed)
+    }
+
+    fn evaluation(&self, unet: &Rehearsed<UNet>, rows: usize) -> Work {
+        let width = self.checkpoint.unet.cross_attention_dim;
+        let tokens = self.prompts.iter().map(|p| p.tokens(width)).max();
+        let tokens = tokens.unwrap_or(0).max(1);
+        let all = self.prompts.iter().flat_map(PromptPair::texts);
+        let mut texts: Vec<_> = all.map(Arc::as_ptr).collect();
+        texts.sort();
+        texts.dedup();
+        let room = KEPT_KEYS / unet.text_keys(tokens).max(1);
+        let texts = texts.len().min(room.max(rows));
+        unet.evaluation(rows, (texts, tokens), grid(self.stage.size))
+    }
+}
+
+/// Of the base and, where there is one, of the refiner.
+fn checkpoints<'a>(asked: &Asked<'a>) -> impl Iterator<Item = &'a Checkpoint> {
+    std::iter::once(asked.checkpoint).chain(asked.refiner)
+}
+
+/// Which of them a stage runs.
+fn model_of(stage: &Stage) -> usize {
+    usize::from(stage.network == Network::Refiner)
+}
+
+/// Height and width of the latents of pictures of `size`.
+fn grid(size: Size) -> [usize; 2] {
+    [size.height / 8, size.width / 8]
+}
+
+fn pixels(size: Size) -> u64 {
+    (size.width * size.height) as u64
+}
+
+/// Rows of a batch from many to one: whole pictures, then parts of one.
+fn rows_to_try(images: usize, of_picture: usize) -> Vec<usize> {
+    let most = (MOST_IMAGES / of_picture.saturating_sub(1).max(1)).clamp(1, images.max(1));
+    let pictures = (1..=most).rev().map(|n| n * of_picture);
+    let halves = std::iter::successors(Some(of_picture), |n| (*n > 1).then(|| n.div_ceil(2)));
+    pictures.chain(halves.skip(1)).collect()
+}
+
+/// Whether a part of two checkpoints looks the same; to know it takes reading both.
+fn seem_equal(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
+    let sizes = |checkpoint: &Checkpoint| -> Result<Vec<(String, usize)>> {
+        let tensors = checkpoint.tensors(part)?;
+        let sizes = tensors
+            .iter()
+            .map(|(name, t)| (name.to_string(), t.byte_len()));
+        let mut sizes: Vec<_> = sizes.collect();
+        sizes.sort();
+        Ok(sizes)
+    };
+    Ok(sizes(a)? == sizes(b)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_shrink_to_pictures_and_then_to_rows() {
+        assert_eq!(rows_to_try(1, 2), [2, 1]);
+        assert_eq!(rows_to_try(3, 2), [6, 4, 2, 1]);
+        assert_eq!(rows_to_try(100, 2)[..2], [16, 14]);
+        assert_eq!(rows_to_try(1, 1), [1]);
+        // A prompt of three parts, and its negative.
+        assert_eq!(rows_to_try(5, 4), [8, 4, 2, 1]);
+    }
+}
