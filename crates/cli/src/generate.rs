@@ -17,7 +17,7 @@ use sdxl::{Event, Inputs, Request, latents_file};
 use crate::args::{self, GenerateArgs};
 use crate::model::Chosen;
 use crate::output::{self, Destination};
-use crate::pictures::{self, Pictures};
+use crate::pictures::{Hashing, Pictures};
 use crate::plan;
 use crate::profile_report;
 use crate::progress::Progress;
@@ -35,9 +35,12 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
     request.check()?;
     let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
     #[cfg(feature = "c2pa")]
-    let sign = own.c2pa.signer()?.map(|signer| -> Box<pictures::Sign> {
-        Box::new(move |format, file, composite| signer.sign(format, file, composite))
-    });
+    let sign = own
+        .c2pa
+        .signer()?
+        .map(|signer| -> Box<crate::pictures::Sign> {
+            Box::new(move |format, file, composite| signer.sign(format, file, composite))
+        });
     #[cfg(not(feature = "c2pa"))]
     let sign = None;
     let refiner = own.start.refiner.as_deref();
@@ -141,7 +144,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
             scheduler_class: scheduler.info().class.to_string(),
             ..chosen.recipe(request.clone())
         },
-        hashing: Some(pictures::hash(checkpoint, refiner)),
+        hashing: Some(Hashing::new(checkpoint, refiner)),
         replayed: replayed.as_ref(),
         only,
         count: written,
@@ -157,6 +160,9 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
     let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
+        }
+        if let (Event::Step { .. }, Some(hashing)) = (&event, &mut pictures.hashing) {
+            hashing.begin();
         }
         progress.show(event);
         if let Event::Picture {

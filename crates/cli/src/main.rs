@@ -27,6 +27,7 @@ mod args;
 mod aspects;
 mod bench;
 mod generate;
+mod hashes;
 mod info;
 mod model;
 mod models;

@@ -1,6 +1,8 @@
 //! The pictures of a run, each written as soon as it is decoded: an interruption loses none that
 //! is finished.
 
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use sdxl::image::{Encoding, Format, Picture};
@@ -8,6 +10,7 @@ use sdxl::recipe::{self, FileHash, Recipe};
 use sdxl::{Checkpoint, Tiling};
 use serde_json::Value;
 
+use crate::hashes::Known;
 use crate::output::Destination;
 
 /// The hashes of the weights, and of the refiner's.
@@ -16,17 +19,43 @@ type Hashes = (Vec<FileHash>, Option<Vec<FileHash>>);
 /// Makes a signed file of a picture's: its format, its bytes, and whether it is a composite.
 pub type Sign = dyn Fn(Format, &[u8], bool) -> sdxl::Result<Vec<u8>>;
 
-/// Hashes the weights in a thread. That reads the files once more; beside the run it costs next to
-/// nothing.
-pub fn hash(
-    checkpoint: &Checkpoint,
-    refiner: Option<&Checkpoint>,
-) -> JoinHandle<sdxl::Result<Hashes>> {
-    let (checkpoint, refiner) = (checkpoint.clone(), refiner.cloned());
-    std::thread::spawn(move || {
-        let refiner_files = refiner.as_ref().map(recipe::hash_weights).transpose()?;
-        Ok((recipe::hash_weights(&checkpoint)?, refiner_files))
-    })
+/// The weights' hashes, found in a thread beside the run.
+pub struct Hashing {
+    thread: JoinHandle<sdxl::Result<Hashes>>,
+    // The thread begins when this is gone.
+    held_back: Option<Sender<()>>,
+}
+
+impl Hashing {
+    /// Makes the thread, which waits for [`Hashing::begin`]: files that are hashed for the first
+    /// time are read whole, and while the networks are loaded that would hold them up.
+    pub fn new(checkpoint: &Checkpoint, refiner: Option<&Checkpoint>) -> Hashing {
+        let (checkpoint, refiner) = (checkpoint.clone(), refiner.cloned());
+        let (held_back, wait) = channel();
+        let thread = std::thread::spawn(move || {
+            // Ends with an error, when the other end goes.
+            let _ = wait.recv();
+            let known = Known::of_user();
+            let hash = |path: &Path| known.hash_file(path);
+            let of_refiner = |refiner| recipe::hash_weights(refiner, &hash);
+            let refiner_files = refiner.as_ref().map(of_refiner).transpose()?;
+            Ok((recipe::hash_weights(&checkpoint, &hash)?, refiner_files))
+        });
+        Hashing {
+            thread,
+            held_back: Some(held_back),
+        }
+    }
+
+    /// Lets it hash: there is time now.
+    pub fn begin(&mut self) {
+        self.held_back = None;
+    }
+
+    fn finish(mut self) -> std::thread::Result<sdxl::Result<Hashes>> {
+        self.begin();
+        self.thread.join()
+    }
 }
 
 /// Writes pictures.
@@ -40,7 +69,7 @@ pub struct Pictures<'a> {
     /// The recipe, but for what is known only when a picture is there.
     pub recipe: Recipe,
     /// The hashes that the recipe lacks; gone once they are in it.
-    pub hashing: Option<JoinHandle<sdxl::Result<Hashes>>>,
+    pub hashing: Option<Hashing>,
     /// The recipe that is replayed.
     pub replayed: Option<&'a Recipe>,
     /// The one picture that is wanted, from 0.
@@ -105,12 +134,8 @@ impl Pictures<'_> {
     }
 
     /// A picture is worth more than its recipe: what cannot be hashed is only said.
-    fn take_hashes(
-        &mut self,
-        hashing: JoinHandle<sdxl::Result<Hashes>>,
-        warn: &mut dyn FnMut(String),
-    ) {
-        match hashing.join() {
+    fn take_hashes(&mut self, hashing: Hashing, warn: &mut dyn FnMut(String)) {
+        match hashing.finish() {
             Ok(Ok((files, refiner_files))) => {
                 self.recipe.files = files;
                 if let (Some(refiner), Some(files)) = (&mut self.recipe.refiner, refiner_files) {

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
 use crate::generate::interrupt_flag;
+use crate::hashes::Known;
 use crate::model::Chosen;
 use crate::output;
 use crate::progress::Progress;
@@ -151,9 +152,11 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_size(own, &axes, &cells)?;
 
     let interrupted = interrupt_flag()?;
-    shared.files = recipe::hash_weights(checkpoint)?;
+    let known = Known::of_user();
+    let hash = |path: &Path| known.hash_file(path);
+    shared.files = recipe::hash_weights(checkpoint, &hash)?;
     if let (Some(recipe), Some(checkpoint)) = (&mut shared.refiner, refiner) {
-        recipe.files = recipe::hash_weights(checkpoint)?;
+        recipe.files = recipe::hash_weights(checkpoint, &hash)?;
     }
     let configs = hash_configs(chosen.model.folder())?;
     let folder = own.output.with_extension("cells");

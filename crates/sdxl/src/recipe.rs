@@ -264,9 +264,13 @@ fn a1111_sampler(class: &str) -> &str {
     }
 }
 
-/// Hashes all weight files of a checkpoint, and the LoRAs and textual inversions added to it:
-/// seconds for a full-size one, so best done beside the run.
-pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
+/// Hashes all weight files of a checkpoint, and the LoRAs and textual inversions added to it, with
+/// `hash`: [`hash_file`], which takes seconds for a full-size one, so best done beside the run, or
+/// what remembers its results.
+pub fn hash_weights(
+    checkpoint: &Checkpoint,
+    hash: &dyn Fn(&Path) -> Result<(u64, String)>,
+) -> Result<Vec<FileHash>> {
     let mut hashes = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
     for part in Part::ALL {
@@ -283,7 +287,7 @@ pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
                 _ => path.file_name().map_or(path.as_path(), Path::new),
             };
             let parts: Vec<_> = name.iter().map(|p| p.to_string_lossy()).collect();
-            let (bytes, sha256) = hash_file(&path)?;
+            let (bytes, sha256) = hash(&path)?;
             hashes.push(FileHash {
                 name: parts.join("/"),
                 bytes,
@@ -297,7 +301,7 @@ pub fn hash_weights(checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
     let added = (loras.iter().map(|l| &l.file)).chain(embeddings.iter().map(|e| &e.file));
     for path in added {
         let name = path.file_name().unwrap_or(path.as_os_str());
-        let (bytes, sha256) = hash_file(path)?;
+        let (bytes, sha256) = hash(path)?;
         hashes.push(FileHash {
             name: name.to_string_lossy().into_owned(),
             bytes,

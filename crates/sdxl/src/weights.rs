@@ -465,9 +465,14 @@ impl Source {
         }
         if let Some(meter) = self.tensors.meter() {
             let len = self.found.iter().map(|(_, tensor)| tensor.values()).sum();
-            let rows = len * size_of::<f32>();
+            // As `Rows` has them.
+            let stored = |(_, tensor): &(_, StoredTensor)| tensor.value_bytes() == 2;
+            let changed = |(name, _): &(String, _)| self.tensors.changes(name);
+            let narrow = self.found.iter().all(stored) && !self.found.iter().any(changed);
+            let bytes = if narrow { 2 } else { size_of::<f32>() };
+            let rows = len * bytes;
             if let Some((name, tensor)) = self.found.last() {
-                let last = tensor.values() * size_of::<f32>();
+                let last = if narrow { 0 } else { tensor.values() * bytes };
                 meter.passing(rows + last + self.tensors.reading_bytes(name, tensor));
             }
             let packed = pack(Weights::Unread { len, meter });
@@ -506,35 +511,61 @@ fn to_f32(values: Weights<'_>) -> Vec<f32> {
     }
 }
 
+fn same_type<'a>(a: Weights<'a>, b: Weights<'a>) -> bool {
+    std::mem::discriminant(&a) == std::mem::discriminant(&b)
+}
+
 /// Rows of several tensors below one another: as bytes while all of them are, so that those are
-/// not rounded again.
+/// not rounded again, and as stored while all are of 16 bits, which is quicker.
 #[derive(Default)]
 struct Rows {
     floats: Vec<f32>,
+    halves: Vec<f16>,
+    brains: Vec<bf16>,
     bytes: Vec<i8>,
     scales: Vec<f32>,
 }
 
 impl Rows {
     fn add(&mut self, rows: Weights<'_>) {
-        if let (Weights::Int8 { bytes, scales }, true) = (rows, self.floats.is_empty()) {
-            self.bytes.extend(bytes);
-            self.scales.extend(scales);
+        if self.len() == 0 || self.with(|all| same_type(all, rows)) {
+            match rows {
+                Weights::F32(v) => self.floats.extend_from_slice(v),
+                Weights::F16(v) => self.halves.extend_from_slice(v),
+                Weights::Bf16(v) => self.brains.extend_from_slice(v),
+                Weights::Int8 { bytes, scales } => {
+                    self.bytes.extend_from_slice(bytes);
+                    self.scales.extend_from_slice(scales);
+                }
+                Weights::Unread { len, .. } => {
+                    self.floats.extend(std::iter::repeat_n(0.0, len));
+                }
+            }
             return;
         }
-        if !self.bytes.is_empty() {
-            let (bytes, scales) = (&std::mem::take(&mut self.bytes), &self.scales);
-            self.floats = to_f32(Weights::Int8 { bytes, scales });
-        }
-        self.floats.extend(to_f32(rows));
+        let mut floats = self.with(to_f32);
+        floats.extend(to_f32(rows));
+        *self = Rows {
+            floats,
+            ..Rows::default()
+        };
+    }
+
+    fn len(&self) -> usize {
+        self.floats.len() + self.halves.len() + self.brains.len() + self.bytes.len()
     }
 
     fn with<R>(&self, use_values: impl FnOnce(Weights<'_>) -> R) -> R {
         let (bytes, scales) = (&self.bytes, &self.scales);
-        match bytes.is_empty() {
-            true => use_values(Weights::F32(&self.floats)),
-            false => use_values(Weights::Int8 { bytes, scales }),
-        }
+        use_values(if !bytes.is_empty() {
+            Weights::Int8 { bytes, scales }
+        } else if !self.halves.is_empty() {
+            Weights::F16(&self.halves)
+        } else if !self.brains.is_empty() {
+            Weights::Bf16(&self.brains)
+        } else {
+            Weights::F32(&self.floats)
+        })
     }
 }
 
@@ -580,6 +611,41 @@ impl Embedding {
                     read.unwrap_or_else(|e| panic!("{e} (it was readable before the run)"))
                 });
                 out.extend(row.unwrap_or_else(|| unreachable!("a row was cut before")));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacked_rows_keep_their_values() {
+        let floats = [1.0, -0.3333, 3e-6, 7.5];
+        let halves = floats.map(f16::from_f32);
+        let brains = floats.map(bf16::from_f32);
+        let (bytes, scales) = ([3, -7, 127, 0], [0.5, 0.1]);
+        let bytes = Weights::Int8 {
+            bytes: &bytes,
+            scales: &scales,
+        };
+        let (floats, halves) = (Weights::F32(&floats), Weights::F16(&halves));
+        let all = [floats, halves, Weights::Bf16(&brains), bytes];
+        for first in all {
+            for second in all {
+                for third in all {
+                    let mut rows = Rows::default();
+                    let mut want = Vec::new();
+                    for part in [first, second, third] {
+                        rows.add(part);
+                        want.extend(to_f32(part));
+                    }
+                    assert_eq!(rows.with(to_f32), want);
+                    // Without a detour where they are of one type.
+                    let same = same_type(first, second) && same_type(first, third);
+                    assert!(!same || rows.with(|w| same_type(w, first)));
+                }
             }
         }
     }
