@@ -461,6 +461,7 @@ impl Source {
     /// Runs `pack` on the values.
     fn read<R>(&self, pack: impl FnOnce(Weights<'_>) -> R) -> Result<R> {
         if let [(name, tensor)] = self.found.as_slice() {
+            self.tensors.fetch(tensor);
             return self.tensors.read(name, tensor, pack);
         }
         if let Some(meter) = self.tensors.meter() {
@@ -481,6 +482,7 @@ impl Source {
         }
         let mut rows = Rows::default();
         for (name, tensor) in &self.found {
+            self.tensors.fetch(tensor);
             self.tensors.read(name, tensor, |w| rows.add(w))?;
         }
         Ok(rows.with(pack))

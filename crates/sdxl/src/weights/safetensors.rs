@@ -423,6 +423,20 @@ impl TensorSet {
         Ok(use_values(Weights::F32(&values)))
     }
 
+    /// Brings the file's pages of a tensor into memory, all at once: one by one, as each is looked at
+    /// first, they cost more time than what is done with them. [`Self::read`] gives them back.
+    pub(super) fn fetch(&self, tensor: &StoredTensor) {
+        if !self.random && self.meter.is_none() && tensor.start < tensor.end {
+            #[cfg(target_os = "linux")]
+            let _ = self.files[tensor.file].map.advise_range(
+                // Older systems do not know it, and go on as before.
+                memmap2::Advice::PopulateRead,
+                tensor.start,
+                tensor.end - tensor.start,
+            );
+        }
+    }
+
     /// Runs `use_values` on the stored values, then lets the system take the pages
     /// back: after loading, only the packed copies are in memory.
     fn read_stored<R>(
