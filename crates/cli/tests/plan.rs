@@ -33,19 +33,19 @@ fn predicted_memory_is_what_is_taken() {
     let dir = TempDir::new().unwrap();
     // Activations are most of what these take: the VAE's, the UNet's, both by tiles or in part.
     for (line, least) in [
-        ("--width 1024 --height 1024 --precision bf16", 300),
-        ("--width 768 --height 512 --precision f32", 150),
+        ("--width 768 --height 768 --precision bf16", 180),
+        ("--width 512 --height 512 --precision f32", 100),
         (
-            "--width 512 --height 512 --vae-tile-size 128 --num-images 8 --precision f32",
-            120,
+            "--width 384 --height 512 --vae-tile-size 128 --num-images 5 --precision f32",
+            80,
         ),
         (
-            "--width 512 --height 512 --vae-tile-size 128 --num-images 8 --precision int8",
-            70,
+            "--width 384 --height 512 --vae-tile-size 128 --num-images 6 --precision int8",
+            60,
         ),
         (
-            "--width 1024 --height 1024 --memory 160MiB --offload sequential",
-            100,
+            "--width 768 --height 768 --memory 100MiB --offload sequential",
+            50,
         ),
     ] {
         let line = format!("generate x --seed 1 --steps 1 --json -o a.png --overwrite {line}");
@@ -70,7 +70,7 @@ fn the_smallest_budget_that_works_is_said_and_kept() {
     let dir = TempDir::new().unwrap();
     let line = |memory: &str| {
         format!(
-            "generate x --seed 1 --steps 1 --width 1024 --height 1024 --precision f32 --json \
+            "generate x --seed 1 --steps 1 --width 640 --height 640 --precision f32 --json \
              -o a.png --memory {memory}"
         )
     };
@@ -106,7 +106,13 @@ fn a_plan_makes_nothing() {
         "x --width 512 --height 384 --num-images 3 --steps 5 --memory 4GiB --json -o pictures";
     let told = json(&dir, &format!("plan {words}"));
     let dry = json(&dir, &format!("generate --dry-run {words}"));
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    // But for the demo, which is unpacked to where the user's caches are.
+    let left = std::fs::read_dir(dir.path()).unwrap().flatten();
+    let left: Vec<_> = left
+        .map(|e| e.file_name())
+        .filter(|n| n != "cache")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
     for key in [
         "peak_bytes",
         "budget_bytes",

@@ -47,6 +47,16 @@ pub struct Asked<'a> {
     pub budget: Budget,
 }
 
+/// This part of a budget is left free: a prediction is a little off.
+const SPARED: u64 = 16;
+
+impl Asked<'_> {
+    /// Bytes that a plan may take.
+    fn limit(&self) -> Option<u64> {
+        self.budget.bytes().map(|bytes| bytes - bytes / SPARED)
+    }
+}
+
 /// How a run is arranged, and what it takes so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -98,7 +108,7 @@ impl Plan {
     /// given, else [`Error::Machine`]. Whatever is wrong with the checkpoint's files.
     pub fn new(asked: &Asked<'_>) -> Result<Plan> {
         let planner = Planner::new(asked)?;
-        let limit = asked.budget.bytes();
+        let limit = asked.limit();
         let mut smallest: Option<Plan> = None;
         for (i, residence) in asked.residences.iter().enumerate() {
             let last = i + 1 == asked.residences.len();
@@ -162,7 +172,7 @@ impl Plan {
         let Some(limit) = asked.budget.bytes() else {
             return Error::request("memory: there is none");
         };
-        let need = self.peak().next_multiple_of(1 << 20);
+        let need = (self.peak() + self.peak() / (SPARED - 1) + 1).next_multiple_of(1 << 20);
         let largest = self.parts.iter().max_by_key(|part| part.peak);
         let largest = largest.map_or("", |part| part.name.as_str());
         let mut how = vec![format!("--memory {}MiB", need >> 20)];

@@ -22,10 +22,10 @@ use crate::weights::folder::{Checkpoint, Part};
 
 /// A process without networks: program, threads, tokenizers, and what the allocator does not give
 /// back. Measured: what runs take beside what is counted.
-const PROCESS: u64 = 26 << 20;
+const PROCESS: u64 = 30 << 20;
 
 /// What reading the tokenizers takes for a moment, measured in the same way.
-const TOKENIZERS: u64 = 12 << 20;
+const TOKENIZERS: u64 = 8 << 20;
 
 /// Bytes of a pixel while a decoded picture becomes one of bytes: the VAE's numbers, twice, the
 /// planes that are marked, and the result.
@@ -103,7 +103,7 @@ impl<'a> Planner<'a> {
     pub fn arrange(&self, residence: Residence, last: bool) -> Result<Plan> {
         let request = self.asked.request;
         let networks = self.networks(residence == Residence::Streamed)?;
-        let limit = self.asked.budget.bytes().unwrap_or(u64::MAX);
+        let limit = self.asked.limit().unwrap_or(u64::MAX);
         // Where all stay, each works beside the weights of the others.
         let others = |own: u64| match residence.stays() {
             true => networks.iter().map(Networks::weights).sum::<u64>() - own,
