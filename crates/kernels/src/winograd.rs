@@ -274,8 +274,11 @@ fn outputs<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
     [y0, y1, y2, s.add(y3, m[5])]
 }
 
+/// Rows as columns.
 #[inline(always)]
-fn transposed<V: Copy, const M: usize, const N: usize>(rows: [[V; N]; M]) -> [[V; M]; N] {
+pub(crate) fn transposed<V: Copy, const M: usize, const N: usize>(
+    rows: [[V; N]; M],
+) -> [[V; M]; N] {
     let mut columns = [[rows[0][0]; M]; N];
     for (y, row) in rows.into_iter().enumerate() {
         for (x, value) in row.into_iter().enumerate() {

@@ -30,6 +30,7 @@ use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
 use crate::tile::{Dot, ROWS, tile};
+use crate::winograd::transposed;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 2;
@@ -285,8 +286,7 @@ impl Op for TransformInput<'_> {
                         }
                         columns[x] = input_points(s, d);
                     }
-                    for y in 0..IN {
-                        let row = [columns[0][y], columns[1][y], columns[2][y], columns[3][y]];
+                    for (y, row) in transposed(columns).into_iter().enumerate() {
                         for (x, value) in input_points(s, row).into_iter().enumerate() {
                             let at = ((y * IN + x) * ROWS + r) * plan.stride + c;
                             s.write(self.out, at, value);
@@ -442,9 +442,14 @@ impl Multiply<'_> {
                 }
                 *row = outputs(s, m);
             }
-            for x in 0..OUT.min(plan.width - left) {
-                let column = outputs(s, [rows[0][x], rows[1][x], rows[2][x], rows[3][x]]);
-                for y in 0..OUT.min(plan.height - top) {
+            for (x, m) in transposed(rows).into_iter().enumerate() {
+                if left + x >= plan.width {
+                    break;
+                }
+                for (y, value) in outputs(s, m).into_iter().enumerate() {
+                    if top + y >= plan.height {
+                        break;
+                    }
                     let pixel = (image * plan.height + top + y) * plan.width + left + x;
                     let at = pixel * plan.c_out + columns.start;
                     // SAFETY: these channels of this pixel, inside the output, belong to
@@ -452,7 +457,7 @@ impl Multiply<'_> {
                     let out = unsafe {
                         std::slice::from_raw_parts_mut(self.out.0.add(at), columns.len())
                     };
-                    let mut value = s.add(column[y], shift);
+                    let mut value = s.add(value, shift);
                     if let Some(residual) = self.epilogue.residual {
                         value = s.add(value, s.read(&residual[at..at + columns.len()], i));
                     }
