@@ -5,6 +5,9 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sdxl::memory::Budget;
+use sdxl::pipeline::{Asked, Plan, Residence};
+use sdxl::request::Tiling;
 use sdxl::{Checkpoint, Error, LoadOptions, Pipeline, Precision, Request};
 use support::{copy, golden};
 use tempfile::TempDir;
@@ -320,21 +323,36 @@ fn lists_of_steps_have_names_and_may_agree_with_a_number() {
 
 #[test]
 fn a_size_beyond_memory_says_how_much_it_needs() {
-    // The largest size there is, through a UNet made wide on paper: only the
-    // configuration is looked at.
-    let dir = copy_of_base();
-    let mut checkpoint = Checkpoint::open(dir.path(), None).unwrap();
-    checkpoint.unet.block_out_channels[0] = 1 << 20;
+    let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
     let request = Request {
         prompt: vec!["a cat".into()],
         width: Some(16384),
         height: Some(16384),
+        vae_tiling: Tiling::Off,
         ..Request::default()
     };
-    let error =
-        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
-    assert!(matches!(error, Error::Machine(_)), "{error:?}");
-    assert!(error.to_string().contains("GiB"), "{error}");
+    let inputs = sdxl::Inputs::default();
+    let request = sdxl::pipeline::resolve(&checkpoint, None, &request, &inputs).unwrap();
+    let error = Plan::new(&Asked {
+        checkpoint: &checkpoint,
+        refiner: None,
+        precision: Precision::F32,
+        request: &request,
+        inputs: &inputs,
+        residences: &[Residence::InTurn, Residence::Streamed],
+        budget: Budget::of(1 << 30),
+    });
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::Request(_)), "{error:?}");
+    let text = error.to_string();
+    for part in [
+        "1.00 GiB given",
+        "VAE, decoding",
+        "--memory ",
+        "--vae-tiling",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[test]
