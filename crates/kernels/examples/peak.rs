@@ -63,6 +63,21 @@ fn values<E: Element>(n: usize) -> Vec<E> {
         .collect()
 }
 
+/// A 3x3 convolution of squares that keeps their size, or doubles it first.
+fn square(batch: usize, size: usize, upsample: bool) -> ConvGeometry {
+    ConvGeometry {
+        batch,
+        height: size,
+        width: size,
+        stride: 1,
+        pad_top: 1,
+        pad_left: 1,
+        pad_bottom: 1,
+        pad_right: 1,
+        upsample,
+    }
+}
+
 fn products<E: Element>(b: &Bench, format: WeightFormat) {
     for (rows, n, k) in [
         (2048, 1280, 1280),
@@ -132,17 +147,7 @@ fn products<E: Element>(b: &Bench, format: WeightFormat) {
             &format!("{what} {batch}x{size}x{size} {c_in}->{c_out}"),
             flop,
             || {
-                let g = ConvGeometry {
-                    batch,
-                    height: size,
-                    width: size,
-                    stride: 1,
-                    pad_top: 1,
-                    pad_left: 1,
-                    pad_bottom: 1,
-                    pad_right: 1,
-                    upsample,
-                };
+                let g = square(batch, size, upsample);
                 let x = values::<E>(batch * size * size * c_in);
                 let w = values::<bf16>(c_in * c_out * 9);
                 let w = if upsample {
@@ -175,17 +180,7 @@ fn blocks(b: &Bench) {
             &format!("norm+conv {batch}x{size}x{size} {c_in}->{c_out}"),
             flop,
             || {
-                let g = ConvGeometry {
-                    batch,
-                    height: size,
-                    width: size,
-                    stride: 1,
-                    pad_top: 1,
-                    pad_left: 1,
-                    pad_bottom: 1,
-                    pad_right: 1,
-                    upsample: false,
-                };
+                let g = square(batch, size, false);
                 let x = values::<bf16>(batch * size * size * c_in);
                 let w = values::<bf16>(c_in * c_out * 9);
                 let w =

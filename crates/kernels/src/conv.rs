@@ -177,15 +177,7 @@ fn conv2d_of<E: Element>(
         let (Some(x), Some(out)) = (E::as_bf16(x), E::as_bf16_mut(out)) else {
             panic!("weights that were packed for bf16 images");
         };
-        let epilogue = Epilogue {
-            residual: residual.and_then(E::as_bf16),
-            input_scales: None,
-            bias: epilogue.bias,
-            sample_bias: epilogue.sample_bias,
-            activation: epilogue.activation,
-            geglu: epilogue.geglu,
-            place: None,
-        };
+        let epilogue = epilogue.adding(residual.and_then(E::as_bf16));
         winograd_bf16::conv(x, norm, g, w, &epilogue, out);
     } else if format == WeightFormat::Int8 {
         let x = Quantised::new(w.panels[0].isa, x, w.c_in, g.height * g.width);
@@ -204,15 +196,7 @@ fn conv2d_of<E: Element>(
     } else if winograd::suits(g, w)
         && let (Some(x), Some(out)) = (E::as_f32(x), E::as_f32_mut(out))
     {
-        let epilogue = Epilogue {
-            residual: residual.and_then(E::as_f32),
-            input_scales: None,
-            bias: epilogue.bias,
-            sample_bias: epilogue.sample_bias,
-            activation: epilogue.activation,
-            geglu: epilogue.geglu,
-            place: None,
-        };
+        let epilogue = epilogue.adding(residual.and_then(E::as_f32));
         winograd::conv(x, norm, g, w, &epilogue, out);
     } else {
         let zeros = vec![E::default(); w.c_in];

@@ -52,7 +52,23 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) place: Option<&'a (dyn Fn(usize) -> usize + Sync)>,
 }
 
-impl<E> Epilogue<'_, E> {
+impl<'a, E> Epilogue<'a, E> {
+    /// The same, but that this is added, to an output of its type.
+    pub(crate) fn adding<'b, F>(&self, residual: Option<&'b [F]>) -> Epilogue<'b, F>
+    where
+        'a: 'b,
+    {
+        Epilogue {
+            input_scales: self.input_scales,
+            bias: self.bias,
+            sample_bias: self.sample_bias,
+            activation: self.activation,
+            residual,
+            geglu: self.geglu,
+            place: self.place,
+        }
+    }
+
     /// The place of an output row.
     #[inline(always)]
     fn place(&self, row: usize) -> usize {

@@ -120,15 +120,7 @@ fn product<E: Element>(
     if widens::<E>(w.panels.format) {
         let residual = epilogue.residual.map(widen);
         let mut y = vec![0f32; out.len()];
-        let epilogue = Epilogue {
-            input_scales: None,
-            residual: residual.as_deref(),
-            bias: epilogue.bias,
-            sample_bias: epilogue.sample_bias,
-            activation: epilogue.activation,
-            geglu: epilogue.geglu,
-            place: None,
-        };
+        let epilogue = epilogue.adding(residual.as_deref());
         product(&widen(x), rows, w, epilogue, &mut y);
         convert(&y, out);
         return;
