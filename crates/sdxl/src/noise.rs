@@ -166,27 +166,67 @@ pub(crate) fn roughly_normal<T: Send>(seed: u64, out: &mut [T], make: impl Fn(f3
 }
 
 /// The noise of a batch of images: one generator for all of them, or one for each.
+///
+/// Where only some of the images are worked on at a time ([`Self::for_images`]), the whole batch is
+/// drawn all the same and the rest left out, so that every image has the noise that it has when the
+/// batch is worked on at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Generators")]
 pub struct NoiseSource {
     generators: Vec<Generator>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<PartOfBatch>,
 }
 
-/// What is stored: read back through a check, because there must be a generator.
+/// Some neighbouring images of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartOfBatch {
+    /// The first of them, from 0.
+    pub first: usize,
+    /// Number of them.
+    pub count: usize,
+    /// Images of the whole batch.
+    pub of: usize,
+}
+
+impl PartOfBatch {
+    /// These images of latents of the whole batch.
+    pub fn of_batch(&self, whole: Latents) -> Latents {
+        if self.count == whole.batch() {
+            return whole;
+        }
+        let [_, height, width, channels] = whole.shape();
+        let image = whole.image_len();
+        let values = &whole.data()[self.first * image..(self.first + self.count) * image];
+        Latents::new([self.count, height, width, channels], values.to_vec())
+    }
+}
+
+/// The stored form of a [`NoiseSource`]: read back through a check, because there must be a
+/// generator and the images must be some of the batch.
 #[derive(Deserialize)]
 struct Generators {
     generators: Vec<Generator>,
+    #[serde(default)]
+    part: Option<PartOfBatch>,
 }
 
 impl TryFrom<Generators> for NoiseSource {
     type Error = NoiseError;
 
-    fn try_from(Generators { generators }: Generators) -> Result<Self, NoiseError> {
+    fn try_from(Generators { generators, part }: Generators) -> Result<Self, NoiseError> {
         if generators.is_empty() {
-            Err(NoiseError::NoSeed)
-        } else {
-            Ok(Self { generators })
+            return Err(NoiseError::NoSeed);
         }
+        if let Some(PartOfBatch { first, count, of }) = part
+            && (count == 0 || first.checked_add(count).is_none_or(|end| end > of))
+        {
+            return Err(NoiseError::SeedCount {
+                seeds: generators.len(),
+                images: of,
+            });
+        }
+        Ok(Self { generators, part })
     }
 }
 
@@ -202,6 +242,23 @@ impl NoiseSource {
                 .iter()
                 .map(|&seed| Generator::new(rng, seed))
                 .collect(),
+            part: None,
+        })
+    }
+
+    /// This source for some images of its batch, as it is now: see [`NoiseSource`].
+    pub fn for_images(self, part: PartOfBatch) -> Self {
+        let part = Some(part).filter(|part| part.count < part.of);
+        Self { part, ..self }
+    }
+
+    /// The images that a batch of `images` has in the whole batch: all of it, unless
+    /// [`Self::for_images`] said otherwise.
+    pub fn part(&self, images: usize) -> PartOfBatch {
+        self.part.unwrap_or(PartOfBatch {
+            first: 0,
+            count: images,
+            of: images,
         })
     }
 
@@ -219,20 +276,24 @@ impl NoiseSource {
     /// `randn_tensor` of diffusers draws them.
     pub fn draw(&mut self, shape: [usize; 4]) -> Result<Latents, NoiseError> {
         let [batch, height, width, channels] = shape;
-        match self.generators.as_mut_slice() {
-            [one] => Ok(one.randn_latents(shape)),
-            many if many.len() == batch => {
+        let part = self.part(batch);
+        let whole = match self.generators.as_mut_slice() {
+            [one] => one.randn_latents([part.of, height, width, channels]),
+            many if many.len() == part.of => {
                 let images: Vec<_> = many
                     .iter_mut()
                     .map(|g| g.randn_latents([1, height, width, channels]))
                     .collect();
-                Ok(Latents::concat(&images))
+                Latents::concat(&images)
             }
-            many => Err(NoiseError::SeedCount {
-                seeds: many.len(),
-                images: batch,
-            }),
-        }
+            many => {
+                return Err(NoiseError::SeedCount {
+                    seeds: many.len(),
+                    images: part.of,
+                });
+            }
+        };
+        Ok(part.of_batch(whole))
     }
 
     /// The next standard normal latents of the first generator alone, as diffusers' inpainting

@@ -202,6 +202,11 @@ trait Rule: Send {
 
     /// A clean image with the noise of an evaluation's sample.
     fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents;
+
+    /// Refuses options that do not go with so many images.
+    fn check_images(&self, _images: usize) -> Result<(), SchedulerError> {
+        Ok(())
+    }
 }
 
 /// A scheduler in the middle of a run.
@@ -334,6 +339,14 @@ impl Scheduler {
             return original.clone();
         }
         self.rule.add_noise(self.at(), original, noise)
+    }
+
+    /// Refuses options that do not go with a batch of so many images, such as a list of seeds.
+    ///
+    /// # Errors
+    /// [`SchedulerError`] with both numbers.
+    pub fn check_images(&self, images: usize) -> Result<(), SchedulerError> {
+        self.rule.check_images(images)
     }
 
     /// What to save to go on later.

@@ -10,7 +10,7 @@ use super::registry::{Built, Info, OptionInfo, Randomness};
 use super::training::{self, ZeroSnr, option};
 use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
-use crate::noise::{BrownianTree, NoiseError};
+use crate::noise::{BrownianTree, NoiseError, PartOfBatch};
 use crate::schedule::SigmaTable;
 
 pub(super) const INFO: Info = Info {
@@ -67,6 +67,7 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
             s_noise,
             trees: Vec::new(),
             grown_from: Vec::new(),
+            part: None,
         }),
     ))
 }
@@ -79,6 +80,8 @@ struct DpmSolverSde {
     /// The Brownian paths of the run, once they are needed, and the seeds that they follow from.
     trees: Vec<BrownianTree>,
     grown_from: Vec<u64>,
+    /// The images that paths of a whole batch are cut down to.
+    part: Option<PartOfBatch>,
 }
 
 impl Rule for DpmSolverSde {
@@ -119,6 +122,21 @@ impl Rule for DpmSolverSde {
 
     fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
         exploding::add_noise(original, noise, at.sigma())
+    }
+
+    fn check_images(&self, images: usize) -> Result<(), SchedulerError> {
+        match self.seeds.as_slice() {
+            [] => Ok(()),
+            seeds => check_seeds(seeds, images),
+        }
+    }
+}
+
+/// Refuses seeds that are neither one nor one for each image.
+fn check_seeds(seeds: &[u64], images: usize) -> Result<(), SchedulerError> {
+    match seeds.len() {
+        seeds if seeds == 1 || seeds == images => Ok(()),
+        seeds => Err(NoiseError::SeedCount { seeds, images }.into()),
     }
 }
 
@@ -164,17 +182,16 @@ impl DpmSolverSde {
         if step.state.index > 0 && *seeds == self.grown_from {
             return Ok(());
         }
-        let shape = match seeds.len() {
-            1 => [batch, height, width, channels],
-            n if n == batch => [1, height, width, channels],
-            n => {
-                return Err(NoiseError::SeedCount {
-                    seeds: n,
-                    images: batch,
-                }
-                .into());
-            }
+        let part = step.noise.part(batch);
+        check_seeds(seeds, part.of)?;
+        // One path for the whole batch is cut down to the images that are worked on.
+        let one = seeds.len() == 1;
+        self.part = one.then_some(part);
+        let (own, images) = match one {
+            true => (&seeds[..], part.of),
+            false => (&seeds[part.first..part.first + part.count], 1),
         };
+        let shape = [images, height, width, channels];
         let sigmas = &step.at.schedule.sigmas;
         let low = sigmas
             .iter()
@@ -183,7 +200,7 @@ impl DpmSolverSde {
             .fold(f32::INFINITY, f32::min);
         let high = sigmas.iter().copied().fold(0.0, f32::max);
         let rng = step.noise.rng();
-        self.trees = seeds
+        self.trees = own
             .iter()
             .map(|&seed| BrownianTree::new(rng, seed, low.into(), high.into(), shape))
             .collect();
@@ -200,6 +217,11 @@ impl DpmSolverSde {
         let increments: Vec<_> = increments.collect();
         // Between equal levels there is no noise to scale, and none is added.
         let deviation = (to - from).abs().sqrt().max(f32::MIN_POSITIVE);
-        Latents::concat(&increments).map(|w| w / deviation)
+        let paths = Latents::concat(&increments);
+        let own = match self.part {
+            Some(part) => part.of_batch(paths),
+            None => paths,
+        };
+        own.map(|w| w / deviation)
     }
 }
