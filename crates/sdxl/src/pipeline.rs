@@ -52,9 +52,9 @@ pub struct LoadOptions {
 
 /// bfloat16 where the processor multiplies it natively, else `f32`.
 pub fn default_precision() -> Precision {
-    match sdxl_kernels::Isa::current() {
-        sdxl_kernels::Isa::Avx512Bf16 => Precision::Bf16,
-        _ => Precision::F32,
+    match sdxl_kernels::Isa::current().multiplies_bf16() {
+        true => Precision::Bf16,
+        false => Precision::F32,
     }
 }
 

@@ -88,7 +88,7 @@ impl Precision {
 
     /// What to know of this precision on this processor, if anything.
     pub fn remark(self) -> Option<&'static str> {
-        let native = sdxl_kernels::Isa::current() == sdxl_kernels::Isa::Avx512Bf16;
+        let native = sdxl_kernels::Isa::current().multiplies_int8();
         (self == Precision::Int8 && !native).then_some(
             "int8: this processor has no instructions for products of bytes, so int8 saves memory \
              here and no time",
