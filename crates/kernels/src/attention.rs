@@ -20,8 +20,8 @@
 
 use rayon::prelude::*;
 
+use crate::disjoint::DisjointOut;
 use crate::element::Element;
-
 use crate::isa::Isa;
 use crate::math::exp2;
 use crate::simd::{
@@ -149,7 +149,7 @@ fn attention_on<E: Element>(
 
     let chunk = CHUNK_TILES * ROWS;
     let chunks = s.queries.div_ceil(chunk);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
     (0..heads * chunks).into_par_iter().for_each(|task| {
         let (head, c) = (task / chunks, task % chunks);
         let task = Chunk {
@@ -165,11 +165,6 @@ fn attention_on<E: Element>(
         dispatch(isa, task);
     });
 }
-
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; each task writes its own queries of its own head.
-unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// How the keys and values of one head are packed.
 struct Layout {
@@ -303,7 +298,7 @@ struct Chunk<'a, E> {
     /// Which keys of this sample count; all of them if nothing is said.
     seen: Option<&'a [bool]>,
     queries: std::ops::Range<usize>,
-    out: &'a Shared<E>,
+    out: &'a DisjointOut<'a, E>,
 }
 
 impl<E: Element> Op for Chunk<'_, E> {
@@ -348,7 +343,7 @@ impl<E: Element> Chunk<'_, E> {
             let out = (token * shape.heads + head) * shape.head_dim;
             for i in (0..shape.head_dim).step_by(64 / size_of::<E>()) {
                 prefetch_read(q.as_ptr().wrapping_add(i));
-                prefetch_write(self.out.0.wrapping_add(out + i));
+                prefetch_write(self.out.address(out + i));
             }
         }
         let mut weighted = vec![[0f32; ROWS * MAX_PANEL]; tiles * layout.dim_panels];
@@ -436,8 +431,9 @@ impl<E: Element> Chunk<'_, E> {
         for (i, query) in self.queries.clone().enumerate() {
             let (t, r) = (i / ROWS, i % ROWS);
             let at = ((sample * shape.queries + query) * shape.heads + head) * shape.head_dim;
-            // SAFETY: the task owns this head of this query.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), shape.head_dim) };
+            // SAFETY: within the output, whose length was checked; this head of this query is
+            // the task's alone.
+            let out = unsafe { self.out.part(at, shape.head_dim) };
             let factor = s.splat(1.0 / running[t].total[r]);
             for j in (0..shape.head_dim).step_by(S::LANES) {
                 let sums = &weighted[t * layout.dim_panels + j / width];

@@ -28,6 +28,7 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
+use crate::disjoint::DisjointOut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
@@ -229,11 +230,6 @@ unsafe fn multiply<A: Operand>(
 /// begin.
 pub(crate) type Source<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
 
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; `product` gives disjoint tiles to its tasks.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
 /// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
 ///
 /// # Safety
@@ -265,7 +261,7 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
     let panels = w.count();
     let group = if chunks >= 16 { 8 } else { 1 }.min(panels);
     let groups = panels.div_ceil(group);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
     (0..groups * chunks).into_par_iter().for_each(|task| {
         let (g, c) = (task / chunks, task % chunks);
         let task = Task {
@@ -290,7 +286,7 @@ struct Task<'a, E> {
     blocks: &'a [Block],
     epilogue: &'a Epilogue<'a, E>,
     rows: Range<usize>,
-    out: &'a Shared<E>,
+    out: &'a DisjointOut<'a, E>,
     outputs: usize,
 }
 
@@ -322,7 +318,7 @@ impl<E: Element> Task<'_, E> {
         for row in first..self.rows.end.min(first + ROWS) {
             for column in (0..width).step_by(64 / size_of::<E>()) {
                 let at = self.epilogue.place(row) * self.outputs + panel * width + column;
-                prefetch_write(self.out.0.wrapping_add(at));
+                prefetch_write(self.out.address(at));
             }
         }
     }
@@ -401,15 +397,10 @@ impl<'a, E: Element> Finish<'a, E> {
     /// The given columns of an output row.
     #[inline(always)]
     fn out(&self, row: usize, columns: &Range<usize>) -> &'a mut [E] {
-        let to = self
-            .task
-            .out
-            .0
-            .wrapping_add(row * self.task.outputs + columns.start);
-        // SAFETY: within the output, whose length `product` checked and which is borrowed
-        // for longer than this task; these columns of these rows are the task's alone, and
-        // it asks for each of them once.
-        unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }
+        let at = row * self.task.outputs + columns.start;
+        // SAFETY: within the output, whose length `product` checked; these columns of these
+        // rows are the task's alone, and it asks for each of them once.
+        unsafe { self.task.out.part(at, columns.len()) }
     }
 
     /// The sums of a row as floats: those of int8 are integers, in which the activations'

@@ -9,6 +9,7 @@
 
 mod attention;
 mod conv;
+mod disjoint;
 mod element;
 mod elementwise;
 mod gemm;

@@ -29,6 +29,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
+use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
 use crate::meter::Workspace;
 use crate::norm::GroupNorm;
@@ -118,7 +119,7 @@ pub(crate) fn conv(
 
     let (group_len, groups, at_once) = (plan.group_len(), plan.groups(), plan.at_once());
     let mut input = Scratch::new(at_once * group_len);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
     for first in (0..groups).step_by(at_once) {
         let here = at_once.min(groups - first);
         input
@@ -158,11 +159,6 @@ pub(crate) fn conv(
         });
     }
 }
-
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; a task writes some channels of its own tiles.
-unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// Where tiles are and how transformed data lies.
 struct Plan<'a> {
@@ -421,7 +417,7 @@ struct Multiply<'a> {
     input: &'a [f32],
     first: usize,
     epilogue: &'a Epilogue<'a, f32>,
-    out: &'a Shared<f32>,
+    out: &'a DisjointOut<'a, f32>,
 }
 
 impl Op for Multiply<'_> {
@@ -518,7 +514,7 @@ impl Multiply<'_> {
                 let pixel = (image * plan.height + y) * plan.width + x;
                 let at = pixel * plan.c_out + self.panel * self.panels.width;
                 for i in (0..self.panels.width).step_by(LINE) {
-                    prefetch_write(self.out.0.wrapping_add(at + i));
+                    prefetch_write(self.out.address(at + i));
                     if let Some(residual) = self.epilogue.residual {
                         prefetch_read(residual.as_ptr().wrapping_add(at + i));
                     }
@@ -570,9 +566,7 @@ impl Multiply<'_> {
                     let at = pixel * plan.c_out + columns.start;
                     // SAFETY: these channels of this pixel, inside the output, belong to
                     // this task alone.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(self.out.0.add(at), columns.len())
-                    };
+                    let out = unsafe { self.out.part(at, columns.len()) };
                     let mut value = s.add(value, shift);
                     if let Some(residual) = self.epilogue.residual {
                         value = s.add(value, s.read(&residual[at..at + columns.len()], i));
