@@ -14,6 +14,10 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with the bf16 and the int8 dot products (BF16, VNNI).
     Avx512Bf16,
+    /// [`Isa::Portable`] with tiles of four rows, which no real one has: so every kernel's test
+    /// runs with another height too.
+    #[cfg(test)]
+    FourRows,
 }
 
 impl Isa {
@@ -40,7 +44,8 @@ impl Isa {
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Isa> {
         let best = Isa::detect();
-        Isa::ALL.into_iter().filter(|isa| *isa <= best).collect()
+        let real = Isa::ALL.into_iter().filter(|isa| *isa <= best);
+        real.chain([Isa::FourRows]).collect()
     }
 
     /// Whether it has an instruction that multiplies pairs of `bf16` and sums in `f32`, so that
@@ -49,6 +54,8 @@ impl Isa {
         match self {
             Isa::Portable | Isa::Avx2 | Isa::Avx512 => false,
             Isa::Avx512Bf16 => true,
+            #[cfg(test)]
+            Isa::FourRows => false,
         }
     }
 
@@ -59,6 +66,8 @@ impl Isa {
         match self {
             Isa::Portable | Isa::Avx2 | Isa::Avx512 => false,
             Isa::Avx512Bf16 => true,
+            #[cfg(test)]
+            Isa::FourRows => false,
         }
     }
 
@@ -66,7 +75,7 @@ impl Isa {
     #[cfg(test)]
     pub(crate) fn fuses_multiply_add(self) -> bool {
         match self {
-            Isa::Portable => false,
+            Isa::Portable | Isa::FourRows => false,
             Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => true,
         }
     }
@@ -77,6 +86,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            #[cfg(test)]
+            Isa::FourRows => "four rows",
         }
     }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::isa::Isa;
 use crate::meter::Meter;
 use crate::panels::Panels;
-use crate::simd::panel_shape;
+use crate::simd::tile_shape;
 
 /// Weights as they are stored in a file.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +157,7 @@ impl PackedMatrix {
         assert!(inner > 0 && k > 0, "an empty matrix");
         // The left half of each panel is hidden, the right half the gate of the same
         // outputs, so that one tile holds both.
-        let (width, _) = panel_shape(isa);
+        let width = tile_shape(isa).columns;
         let half = width / 2;
         let row_of = |column: usize| {
             let (panel, column) = (column / width, column % width);

@@ -17,7 +17,7 @@ use crate::int8::ZERO;
 use crate::isa::Isa;
 use crate::meter::{Counted, Kind, Meter};
 use crate::pack::{WeightFormat, Weights};
-use crate::simd::{Op, Simd, dispatch, panel_shape};
+use crate::simd::{Op, Simd, TileShape, dispatch, tile_shape};
 use crate::winograd_bf16::{POINTS, kernel_points};
 
 /// Packed weights: see the head of this file.
@@ -29,6 +29,8 @@ pub(crate) struct Panels {
     pub(crate) segments: usize,
     /// Length of a segment before padding.
     pub(crate) segment_len: usize,
+    /// Rows of the tiles that its kernels multiply with a panel.
+    pub(crate) tile_rows: usize,
     /// Columns of a full panel.
     pub(crate) width: usize,
     lanes: usize,
@@ -76,13 +78,18 @@ impl Panels {
         row_of: impl Fn(usize) -> Option<usize> + Sync,
         w: Weights,
     ) -> Panels {
-        let (width, lanes) = panel_shape(isa);
+        let TileShape {
+            rows: tile_rows,
+            columns: width,
+            lanes,
+        } = tile_shape(isa);
         let mut panels = Panels {
             isa,
             format,
             n,
             segments,
             segment_len,
+            tile_rows,
             width,
             lanes,
             data: None,

@@ -5,7 +5,7 @@
 //! A tile of 4 x 4 outputs depends on 6 x 6 inputs. Both are seen as polynomials, which are
 //! multiplied by their values at the points 0, 1, -1, 2, -1/2 and infinity in each
 //! direction: 36 products of channel vectors instead of 144. Each of the 36 is a matrix
-//! product over the tiles, in tiles of six rows.
+//! product over the tiles, in tiles of as many rows as the instruction set's have.
 //!
 //! In `f32` the relative error is 1.5e-6, against 3e-7 for the plain sum; points 2 and -2
 //! or 1/2 and -1/2, which are more usual, would make it 2.3e-6. In bf16 these points cost too
@@ -37,9 +37,10 @@ use crate::pack::{Form, PackedConv, WeightFormat};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
-    MAX_LANES, MAX_PANEL, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write,
+    MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2,
+    prefetch_write,
 };
-use crate::tile::{ROWS, Single, tile};
+use crate::tile::Single;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 4;
@@ -49,7 +50,7 @@ const IN: usize = 6;
 const LINE: usize = 16;
 /// Points at which the polynomials are taken.
 const POINTS: usize = IN * IN;
-/// Tiles of a task, in groups of [`ROWS`]: their sums for one panel stay in the L2 cache.
+/// Tiles of a task, in groups of [`Simd::ROWS`]: their sums for one panel stay in the L2 cache.
 const TASK_GROUPS: usize = 8;
 /// Elements of transformed input at a time for each thread: what its caches hold.
 const INPUT: usize = 256 << 10;
@@ -79,7 +80,7 @@ fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
 pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
     let plan = Plan::new(g, w);
     let tasks = w.plain().count() * plan.at_once().div_ceil(TASK_GROUPS);
-    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * ROWS * w.plain().width;
+    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * plan.rows * w.plain().width;
     let floats = [
         w.plain().count() * plan.panel_len(),
         plan.at_once() * plan.group_len(),
@@ -128,7 +129,7 @@ pub(crate) fn conv(
             .enumerate()
             .for_each(|(group, out)| {
                 let plan = &plan;
-                let first = (first + group) * ROWS;
+                let first = (first + group) * plan.rows;
                 dispatch(
                     isa,
                     TransformInput {
@@ -151,7 +152,7 @@ pub(crate) fn conv(
                 panel,
                 weights: &weights[panel * plan.panel_len()..],
                 input: &input[groups.start * group_len..groups.end * group_len],
-                first: (first + groups.start) * ROWS,
+                first: (first + groups.start) * plan.rows,
                 epilogue,
                 out: &shared,
             };
@@ -167,6 +168,8 @@ struct Plan<'a> {
     c_out: usize,
     height: usize,
     width: usize,
+    /// Tiles of a group: rows of a kernel's tile.
+    rows: usize,
     /// Elements between the transformed inputs of two tiles: the channels and a line more,
     /// because powers of two would compete for the same lines of a cache.
     stride: usize,
@@ -181,6 +184,7 @@ impl<'a> Plan<'a> {
             c_out: w.c_out,
             height,
             width,
+            rows: w.panels[0].tile_rows,
             stride: w.c_in.next_multiple_of(MAX_LANES) + MAX_LANES,
         }
     }
@@ -191,7 +195,7 @@ impl<'a> Plan<'a> {
 
     /// Groups of tiles.
     fn groups(&self) -> usize {
-        self.tiles().div_ceil(ROWS)
+        self.tiles().div_ceil(self.rows)
     }
 
     /// Groups whose input is transformed before any is multiplied.
@@ -210,7 +214,7 @@ impl<'a> Plan<'a> {
     /// Elements of transformed input of a group of tiles: for each point, for each tile,
     /// the channels.
     fn group_len(&self) -> usize {
-        POINTS * ROWS * self.stride
+        POINTS * self.rows * self.stride
     }
 
     /// Image, and row and column of the first output of a tile.
@@ -343,7 +347,7 @@ impl Op for TransformWeights<'_> {
     }
 }
 
-/// Transforms the input of [`ROWS`] tiles.
+/// Transforms the input of a group of tiles.
 struct TransformInput<'a> {
     plan: &'a Plan<'a>,
     x: &'a [f32],
@@ -360,7 +364,7 @@ impl Op for TransformInput<'_> {
         let (plan, g) = (self.plan, self.plan.g);
         let shift = u32::from(g.upsample);
         let none: &[f32] = &[];
-        for r in 0..ROWS {
+        for r in 0..S::ROWS {
             if self.first + r >= plan.tiles() {
                 // The group is full with what was there before; nobody looks at the sums.
                 break;
@@ -381,7 +385,7 @@ impl Op for TransformInput<'_> {
             for c in (0..plan.c_in).step_by(S::LANES) {
                 // Writing to so many places at once waits for each, if not announced.
                 for point in 0..POINTS {
-                    let at = (point * ROWS + r) * plan.stride + c + 2 * LINE;
+                    let at = (point * S::ROWS + r) * plan.stride + c + 2 * LINE;
                     prefetch_write(self.out.as_ptr().wrapping_add(at));
                 }
                 let mut rows = [[s.zero(); IN]; IN];
@@ -399,7 +403,7 @@ impl Op for TransformInput<'_> {
                 }
                 for (x, column) in transposed(rows).into_iter().enumerate() {
                     for (y, value) in input_points(s, column).into_iter().enumerate() {
-                        let at = ((y * IN + x) * ROWS + r) * plan.stride + c;
+                        let at = ((y * IN + x) * S::ROWS + r) * plan.stride + c;
                         s.write(self.out, at, value);
                     }
                 }
@@ -451,29 +455,30 @@ impl Multiply<'_> {
         let width = NV * S::LANES;
         let group_len = plan.group_len();
         let groups = self.input.len() / group_len;
-        let mut sums = Scratch::new(POINTS * groups * ROWS * width);
-        for (point, sums) in sums.chunks_exact_mut(groups * ROWS * width).enumerate() {
+        let mut sums = Scratch::new(POINTS * groups * S::ROWS * width);
+        for (point, sums) in sums.chunks_exact_mut(groups * S::ROWS * width).enumerate() {
             let weights = &self.weights[point * plan.c_in * width..][..plan.c_in * width];
             for first in (0..plan.c_in).step_by(LONGEST) {
                 let len = LONGEST.min(plan.c_in - first);
                 let w = weights[first * width..].as_ptr();
-                for (group, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
+                for (group, sums) in sums.chunks_exact_mut(S::ROWS * width).enumerate() {
                     let input = &self.input[group * group_len..][..group_len];
-                    let mut rows = [std::ptr::null(); ROWS];
+                    let mut rows = [std::ptr::null(); MAX_ROWS];
+                    let rows = &mut rows[..S::ROWS];
                     for (r, row) in rows.iter_mut().enumerate() {
-                        *row = input[(point * ROWS + r) * plan.stride..][..plan.c_in].as_ptr();
+                        *row = input[(point * S::ROWS + r) * plan.stride..][..plan.c_in].as_ptr();
                     }
                     self.prefetch(point, group, width);
                     // SAFETY: each row has c_in elements, and the weights c_in steps of
                     // this width.
                     unsafe {
                         let add = first > 0;
-                        tile::<S, Single<f32>, NV>(s, &rows, first, len, w, add, sums, width);
+                        s.tile::<Single<f32>, NV>(rows, first, len, w, add, sums, width);
                     }
                 }
             }
         }
-        for t in 0..groups * ROWS {
+        for t in 0..groups * S::ROWS {
             if self.first + t < plan.tiles() {
                 self.prefetch_out(self.first + t + 1);
                 self.finish(s, self.first + t, &sums[t * width..], width);
@@ -492,8 +497,8 @@ impl Multiply<'_> {
         } else {
             (point + 1, 0)
         };
-        let rows = next_group * plan.group_len() + next_point * ROWS * plan.stride;
-        for i in (0..ROWS * plan.stride).step_by(LINE) {
+        let rows = next_group * plan.group_len() + next_point * plan.rows * plan.stride;
+        for i in (0..plan.rows * plan.stride).step_by(LINE) {
             prefetch_read(self.input.as_ptr().wrapping_add(rows + i));
         }
         let weights = plan.c_in * width;
@@ -528,7 +533,7 @@ impl Multiply<'_> {
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, tile: usize, sums: &[f32], width: usize) {
         let plan = self.plan;
-        let points = self.input.len() / plan.group_len() * ROWS * width;
+        let points = self.input.len() / plan.group_len() * plan.rows * width;
         let columns: Range<usize> =
             self.panel * self.panels.width..plan.c_out.min((self.panel + 1) * self.panels.width);
         let (image, top, left) = plan.position(tile);
