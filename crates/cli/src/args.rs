@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::device;
 use sdxl::image::Format;
 use sdxl::memory::Budget;
 use sdxl::pipeline::Residence;
@@ -151,13 +152,6 @@ impl Offload {
             Offload::Sequential => "sequential",
         }
     }
-}
-
-/// Where the networks run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// This machine's processor
-    Cpu,
 }
 
 /// Numbers with commas between them, or the name of a list.
@@ -412,14 +406,14 @@ pub struct PictureArgs {
     /// model for one run, none for many; sequential where the rest does not fit]
     #[arg(long, value_enum, help_heading = "Checkpoint and machine")]
     pub offload: Option<Offload>,
-    /// Where the networks run
+    /// Where the networks run: `auto` (the fastest there is) or `cpu`
     #[arg(
         long,
-        value_enum,
-        default_value = "cpu",
+        value_name = "NAME",
+        default_value_t,
         help_heading = "Checkpoint and machine"
     )]
-    pub device: Device,
+    pub device: device::Choice,
     /// Decode tile by tile: bounded memory, faint differences between tiles
     #[arg(
         long,

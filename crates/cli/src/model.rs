@@ -219,19 +219,20 @@ impl Chosen {
             embeddings: embeddings.clone(),
             ..OpenOptions::default()
         };
+        let device = args.device.device();
         // Neither a UNet nor LoRAs made for the base fit the refiner.
         let of_base = OpenOptions {
             unet: unet.clone(),
             loras: loras.clone(),
             ..options(&model)
         };
-        let checkpoint = Checkpoint::open_with(model.folder(), &of_base)?;
+        let checkpoint = Checkpoint::open_with(model.folder(), &of_base)?.on(device.clone());
         let refiner = refiner
             .or(replayed.and_then(|r| Some(r.refiner.as_ref()?.model.as_path())))
             .map(|named| -> anyhow::Result<_> {
                 let model = get(Some(named), &want(Purpose::Checkpoint, &[other_vae]))?;
                 let checkpoint = Checkpoint::open_with(model.folder(), &options(&model))?;
-                Ok((model, checkpoint))
+                Ok((model, checkpoint.on(device.clone())))
             })
             .transpose()?;
         Ok(Chosen {

@@ -299,7 +299,7 @@ fn mistakes_are_named_with_exit_code_2() {
             "use_karras",
         ),
         (&["a cat", "--variant", "fp8"], "fp8"),
-        (&["a cat", "--device", "cuda"], "cuda"),
+        (&["a cat", "--device", "cuda"], "use auto or cpu"),
         (&["a cat", "--recipe", "none.png"], "none.png"),
         (&["a cat", "--clip-skip", "9"], "clip_skip"),
         (

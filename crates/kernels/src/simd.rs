@@ -410,6 +410,18 @@ mod tests {
     }
 
     #[test]
+    fn tiles_have_the_height_that_their_instruction_set_says() {
+        for isa in Isa::available() {
+            let shape = tile_shape(isa);
+            assert!(shape.columns <= MAX_PANEL && shape.lanes <= MAX_LANES);
+            assert_eq!(shape.columns % shape.lanes, 0, "{isa}");
+        }
+        // Another height than the others': every kernel's test goes through it.
+        assert_eq!(tile_shape(Isa::FourRows).rows, 4);
+        assert_eq!(tile_shape(Isa::Portable).rows, 6);
+    }
+
+    #[test]
     fn every_instruction_set_computes_the_same() {
         for isa in Isa::available() {
             dispatch(isa, Check);

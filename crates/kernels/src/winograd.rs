@@ -31,9 +31,8 @@ use rayon::prelude::*;
 use crate::conv::ConvGeometry;
 use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
-use crate::meter::Workspace;
 use crate::norm::GroupNorm;
-use crate::pack::{Form, PackedConv, WeightFormat};
+use crate::pack::{ConvLayout, Form, PackedConv, WeightFormat};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
@@ -41,6 +40,7 @@ use crate::simd::{
     prefetch_write,
 };
 use crate::tile::Single;
+use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 4;
@@ -59,7 +59,7 @@ const WEIGHTS: usize = 16 << 20;
 
 /// Whether this convolution is one of those that are faster this way. The number of images does
 /// not matter: an image's numbers must not depend on what else is in its batch.
-pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
+pub(crate) fn suits(g: &ConvGeometry, w: &ConvLayout) -> bool {
     let (height, width) = g.output_size(w.kh, w.kw);
     fits(g, w)
         && w.c_in.min(w.c_out) >= 32
@@ -68,26 +68,26 @@ pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
 }
 
 /// Whether this convolution can be computed this way.
-fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
+fn fits(g: &ConvGeometry, w: &ConvLayout) -> bool {
     w.form == Form::Taps
         && w.kh == 3
         && w.kw == 3
         && g.stride == 1
-        && w.plain().format != WeightFormat::Int8
+        && w.panel_layout.format != WeightFormat::Int8
 }
 
 /// What [`conv`] works in.
-pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     let plan = Plan::new(g, w);
-    let tasks = w.plain().count() * plan.at_once().div_ceil(TASK_GROUPS);
-    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * plan.rows * w.plain().width;
+    let tasks = w.panel_layout.count() * plan.at_once().div_ceil(TASK_GROUPS);
+    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * plan.rows * w.panel_layout.width;
     let floats = [
-        w.plain().count() * plan.panel_len(),
+        w.panel_layout.count() * plan.panel_len(),
         plan.at_once() * plan.group_len(),
     ];
     let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
     Workspace {
-        passing: 0,
+        temporary: 0,
         scratch: floats
             .into_iter()
             .chain(sums)
@@ -176,7 +176,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(g: &'a ConvGeometry, w: &PackedConv) -> Plan<'a> {
+    fn new(g: &'a ConvGeometry, w: &ConvLayout) -> Plan<'a> {
         let (height, width) = g.output_size(w.kh, w.kw);
         Plan {
             g,
@@ -184,7 +184,7 @@ impl<'a> Plan<'a> {
             c_out: w.c_out,
             height,
             width,
-            rows: w.panels[0].tile_rows,
+            rows: w.panel_layout.tile_rows,
             stride: w.c_in.next_multiple_of(MAX_LANES) + MAX_LANES,
         }
     }

@@ -24,14 +24,14 @@ use rayon::prelude::*;
 use crate::conv::ConvGeometry;
 use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
-use crate::meter::Workspace;
 use crate::norm::GroupNorm;
-use crate::pack::PackedConv;
+use crate::pack::{ConvLayout, PackedConv};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
 use crate::tile::Dot;
 use crate::winograd::transposed;
+use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 2;
@@ -85,15 +85,15 @@ fn outputs<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
 }
 
 /// What [`conv`] works in.
-pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     let plan = Plan::new(g, w);
     let at_once = plan.at_once();
-    let tasks = w.points().count() * at_once.div_ceil(TASK_GROUPS);
-    let sums = POINTS * TASK_GROUPS.min(at_once) * plan.rows * w.points().width;
+    let tasks = w.panel_layout.count() * at_once.div_ceil(TASK_GROUPS);
+    let sums = POINTS * TASK_GROUPS.min(at_once) * plan.rows * w.panel_layout.width;
     let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
     let floats = std::iter::once((at_once * plan.group_len()).div_ceil(2)).chain(sums);
     Workspace {
-        passing: 0,
+        temporary: 0,
         scratch: floats.map(|n| n * size_of::<f32>()).collect(),
     }
 }
@@ -164,7 +164,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(g: &'a ConvGeometry, w: &PackedConv) -> Plan<'a> {
+    fn new(g: &'a ConvGeometry, w: &ConvLayout) -> Plan<'a> {
         assert!(
             w.kh == 3 && w.kw == 3 && g.stride == 1,
             "a 3x3 convolution of stride 1"
@@ -176,7 +176,7 @@ impl<'a> Plan<'a> {
             c_out: w.c_out,
             height,
             width,
-            rows: w.panels[0].tile_rows,
+            rows: w.panel_layout.tile_rows,
             stride: w.c_in.next_multiple_of(LINE) + LINE,
         }
     }

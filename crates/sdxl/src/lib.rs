@@ -14,6 +14,7 @@
 //! Modules follow the path of the data: [`request`] → [`text`] → [`noise`] →
 //! [`pipeline`] (the denoising loop, with [`scheduler`] and [`model`]) → [`image`].
 
+pub mod device;
 pub mod error;
 #[cfg(feature = "hub")]
 pub mod hub;

@@ -1,4 +1,4 @@
-//! Networks that run without values, to know what they take before they are read.
+//! Networks that run on the [`Meta`] device, to know what they take before they are read.
 //!
 //! It is the networks' own code that runs, from reading the weights to the last operator: only the
 //! kernels are left out, and the values. So the bytes are those of a run by construction, and what
@@ -7,8 +7,7 @@
 
 use std::sync::Arc;
 
-use sdxl_kernels::{Counted, Kind, Meter};
-
+use crate::device::{Counted, Kind, Meta};
 use crate::error::Result;
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
@@ -31,10 +30,10 @@ pub struct Work {
     pub packed: u64,
 }
 
-/// A network without values.
+/// A network on the meta device.
 pub struct Rehearsed<T> {
     network: T,
-    meter: Meter,
+    meta: Arc<Meta>,
     loading: Work,
     /// Biases, and the scales and shifts of norms, which stay in any case.
     _vectors: Counted,
@@ -48,8 +47,9 @@ impl<T> Rehearsed<T> {
         streamed: bool,
         load: impl FnOnce(&Loader<'_>) -> Result<T>,
     ) -> Result<Self> {
-        let meter = Meter::default();
-        let tensors = checkpoint.unread(&meter).tensors(part)?;
+        let meta = Arc::new(Meta::default());
+        let meter = meta.meter();
+        let tensors = checkpoint.on(meta.clone()).tensors(part)?;
         let vectors = (tensors.iter())
             .filter(|(_, tensor)| tensor.shape().len() == 1)
             .map(|(_, tensor)| tensor.values() * size_of::<f32>());
@@ -63,7 +63,7 @@ impl<T> Rehearsed<T> {
         };
         Ok(Rehearsed {
             network,
-            meter,
+            meta,
             loading,
             _vectors: vectors,
         })
@@ -71,7 +71,7 @@ impl<T> Rehearsed<T> {
 
     /// Bytes of weights that are in memory as long as the network is.
     pub fn weights(&self) -> u64 {
-        self.meter.weights() as u64
+        self.meta.meter().weights() as u64
     }
 
     /// What reading it takes.
@@ -85,21 +85,21 @@ impl<T> Rehearsed<T> {
 
     /// What `run` takes, and beside it in memory, not in work, what is `prepared`.
     fn work_on<P>(&self, prepare: impl FnOnce(&T) -> P, run: impl FnOnce(&T, P)) -> Work {
-        self.meter.release();
-        self.meter.take_peak();
+        self.meta.meter().release();
+        self.meta.meter().take_peak();
         let prepared = prepare(&self.network);
-        let packed = self.meter.packed();
+        let packed = self.meta.meter().packed();
         let ((), profile) = profile::record(|| run(&self.network, prepared));
         Work {
-            peak: self.meter.take_peak() as u64,
-            scratch: self.meter.scratch() as u64,
+            peak: self.meta.meter().take_peak() as u64,
+            scratch: self.meta.meter().scratch() as u64,
             flop: profile.flop,
-            packed: (self.meter.packed() - packed) as u64,
+            packed: (self.meta.meter().packed() - packed) as u64,
         }
     }
 
     fn tensor(&self, shape: &[usize]) -> Tensor {
-        Tensor::unmade(shape, DType::F32, &self.meter)
+        self.meta.tensor(shape, DType::F32)
     }
 }
 

@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sdxl_kernels::Meter;
-
 use super::folder::{Part, find_weights};
 use super::inversion::Inversions;
 use super::kept::Kept;
@@ -12,6 +10,7 @@ use super::lora::Adapters;
 use super::replacement::Replacement;
 use super::safetensors::TensorSet;
 use super::single_file::SingleFile;
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// The files of a checkpoint, and what was put in the place of some of them.
@@ -25,8 +24,8 @@ pub struct Files {
     pub(super) adapters: Arc<Adapters>,
     pub(super) kept: Arc<Kept>,
     pub(super) inversions: Arc<Inversions>,
-    /// Who counts what is read, where nothing is.
-    pub(super) meter: Option<Meter>,
+    /// The device that its networks are loaded to.
+    pub(super) device: Arc<dyn Device>,
 }
 
 impl Files {
@@ -100,10 +99,7 @@ impl Files {
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
         let stored = self.stored_tensors(part)?;
         let changed = stored.with_updates(self.adapters.of(part));
-        Ok(match &self.meter {
-            Some(meter) => changed.unread(meter),
-            None => changed.with_kept(&self.kept),
-        })
+        Ok(changed.with_kept(&self.kept).on(&self.device))
     }
 
     fn stored_tensors(&self, part: Part) -> Result<TensorSet> {

@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sdxl_kernels::Meter;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -17,6 +16,7 @@ use super::lora::{Adapters, Lora};
 use super::replacement::Replacement;
 use super::safetensors::{TensorSet, refuse_pickle};
 use super::single_file::{SingleFile, parse};
+use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
 use crate::model::config::{ClipConfig, UNetConfig, VaeConfig};
 
@@ -157,7 +157,7 @@ impl Checkpoint {
     /// `*.fp16.safetensors` are used where a part has them.
     ///
     /// # Errors
-    /// Names the file that is missing, unreadable, of another kind of model, or that
+    /// Names the file that is missing, or cannot be read, or is of another kind of model, or that
     /// holds something this program cannot run.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Self> {
         let options = OpenOptions {
@@ -219,7 +219,7 @@ impl Checkpoint {
             adapters: Arc::default(),
             kept: Arc::default(),
             inversions: Arc::default(),
-            meter: None,
+            device: cpu(),
         };
         if root.is_file() {
             return Self::of_single_file(files);
@@ -268,7 +268,7 @@ impl Checkpoint {
             vae: None,
             unet: None,
             inversions: Arc::default(),
-            meter: None,
+            device: cpu(),
             adapters: Arc::default(),
             kept: Arc::default(),
         };
@@ -378,12 +378,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The same for a rehearsal: no values of weights are read, and `meter` counts what that would
-    /// take.
-    pub fn unread(&self, meter: &Meter) -> Checkpoint {
-        let mut unread = self.clone();
-        unread.files.meter = Some(meter.clone());
-        unread
+    /// The same checkpoint, whose networks are loaded to `device`. One that is opened is on the
+    /// CPU.
+    pub fn on(&self, device: Arc<dyn Device>) -> Checkpoint {
+        let mut moved = self.clone();
+        moved.files.device = device;
+        // Layers that another device packed are none of this one's.
+        moved.files.kept = Arc::default();
+        moved
     }
 
     /// The folder, or the file.
@@ -493,7 +495,7 @@ impl TextParts {
                 adapters: Arc::default(),
                 kept: Arc::default(),
                 inversions: Arc::new(Inversions::open(&options.embeddings, widths)?),
-                meter: None,
+                device: cpu(),
             },
             text_encoder,
             text_encoder_2,

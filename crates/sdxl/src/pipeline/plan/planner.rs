@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use sdxl_kernels::Meter;
-
 use super::{Asked, Plan, Stretch};
+use crate::device::Meta;
 use crate::error::Result;
 use crate::memory::Effort;
 use crate::memory::rehearsal::{self, Rehearsed, Work};
@@ -71,25 +70,25 @@ type VaePart = (usize, Stretch);
 impl<'a> Planner<'a> {
     pub fn new(asked: &'a Asked<'a>) -> Result<Self> {
         let stages = stages(asked.checkpoint, asked.refiner, asked.request, asked.inputs)?;
-        let mut models: Vec<(&Checkpoint, Meter, Pipeline)> = Vec::new();
+        let mut models: Vec<(&Checkpoint, Arc<Meta>, Pipeline)> = Vec::new();
         for checkpoint in checkpoints(asked) {
-            let meter = Meter::default();
-            let unread = checkpoint.unread(&meter);
-            let model = Pipeline::of(unread, asked.precision, Residence::Streamed, None);
-            models.push((checkpoint, meter, model));
+            let meta = Arc::new(Meta::default());
+            let without_values = checkpoint.on(meta.clone());
+            let model = Pipeline::of(without_values, asked.precision, Residence::Streamed, None);
+            models.push((checkpoint, meta, model));
         }
         let mut legs = Vec::new();
         let courses = Course::of(&stages);
         for (stage, course) in stages.into_iter().zip(courses) {
-            let (checkpoint, meter, model) = &models[model_of(&stage)];
+            let (checkpoint, meta, model) = &models[model_of(&stage)];
             let embeds = asked.inputs.embeds.as_ref();
-            let before = meter.packed();
+            let before = meta.meter().packed();
             let (prompts, profile) = profile::record(|| {
                 conditioning::encode(model, asked.request, embeds, course.steps, &mut |_| {})
             });
             legs.push(Leg {
                 prompts: prompts?,
-                encoding: (profile.flop as f64, (meter.packed() - before) as f64),
+                encoding: (profile.flop as f64, (meta.meter().packed() - before) as f64),
                 stage,
                 course,
                 checkpoint,
