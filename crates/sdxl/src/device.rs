@@ -168,10 +168,10 @@ pub trait Device: fmt::Debug + Send + Sync {
     // Tensors.
 
     /// Takes values from the host.
-    fn from_host(&self, values: HostValues) -> Storage;
+    fn upload(&self, values: HostValues) -> Storage;
 
     /// Gives the values of `x` to the host, as `f32`.
-    fn to_host(&self, x: &Tensor) -> Vec<f32>;
+    fn download(&self, x: &Tensor) -> Vec<f32>;
 
     /// The values of `x` in another element type, rounded to nearest even.
     fn cast(&self, x: &Tensor, dtype: DType) -> Storage;

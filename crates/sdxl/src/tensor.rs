@@ -84,7 +84,7 @@ impl Tensor {
         let len = shape.iter().product::<usize>();
         assert_eq!(values.len(), len, "shape {shape:?}");
         let device = cpu();
-        let storage = device.from_host(HostValues::F32(values));
+        let storage = device.upload(HostValues::F32(values));
         Tensor::new(&device, shape, DType::F32, storage)
     }
 
@@ -159,7 +159,7 @@ impl Tensor {
 
     /// The values as `f32`, copied; zeros where there are none.
     pub fn to_f32_vec(&self) -> Vec<f32> {
-        self.device().to_host(self)
+        self.device().download(self)
     }
 
     /// The same values on another device.
@@ -167,7 +167,7 @@ impl Tensor {
         if Arc::ptr_eq(self.device(), device) {
             return self.clone();
         }
-        let storage = device.from_host(HostValues::of(self.to_f32_vec(), self.dtype()));
+        let storage = device.upload(HostValues::of(self.to_f32_vec(), self.dtype()));
         Tensor::new(device, self.shape.clone(), self.dtype(), storage)
     }
 

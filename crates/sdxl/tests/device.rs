@@ -43,14 +43,14 @@ impl Device for Counting {
         Cpu.pack(layer, weights)
     }
 
-    fn from_host(&self, values: HostValues) -> Storage {
-        self.count("from_host");
-        Cpu.from_host(values)
+    fn upload(&self, values: HostValues) -> Storage {
+        self.count("upload");
+        Cpu.upload(values)
     }
 
-    fn to_host(&self, x: &Tensor) -> Vec<f32> {
-        self.count("to_host");
-        Cpu.to_host(x)
+    fn download(&self, x: &Tensor) -> Vec<f32> {
+        self.count("download");
+        Cpu.download(x)
     }
 
     fn cast(&self, x: &Tensor, dtype: DType) -> Storage {
@@ -199,12 +199,12 @@ fn a_network_runs_on_a_device_of_another() {
             "cross_attention",
             "add",
             "cat_channels",
-            "from_host",
+            "upload",
         ] {
             assert!(calls.contains_key(operator), "{operator} in {calls:?}");
         }
         // Numbers go in; between the layers nothing comes back, and nothing is packed again.
-        assert!(!calls.contains_key("to_host"), "{calls:?}");
+        assert!(!calls.contains_key("download"), "{calls:?}");
         assert!(!calls.contains_key("pack"), "{calls:?}");
         assert_eq!(out.to_f32_vec(), expected, "{precision}");
 
@@ -238,10 +238,7 @@ fn tensors_are_moved_to_the_device_of_the_others() {
     device.take();
     let sum = sdxl::ops::add(&a, &b);
     assert_eq!(sum.device().name(), "counting");
-    assert_eq!(
-        device.take(),
-        BTreeMap::from([("add", 1), ("from_host", 1)])
-    );
+    assert_eq!(device.take(), BTreeMap::from([("add", 1), ("upload", 1)]));
     let expected = sdxl::ops::add(&a, &a);
     assert_eq!(expected.device().name(), "cpu");
     assert_eq!(sum.to_f32_vec(), expected.to_f32_vec());

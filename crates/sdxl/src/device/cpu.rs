@@ -194,11 +194,11 @@ impl Device for Cpu {
         read(weights, |w| pack(layer, w))
     }
 
-    fn from_host(&self, values: HostValues) -> Storage {
+    fn upload(&self, values: HostValues) -> Storage {
         Box::new(values)
     }
 
-    fn to_host(&self, x: &Tensor) -> Vec<f32> {
+    fn download(&self, x: &Tensor) -> Vec<f32> {
         match host(x) {
             HostValues::F32(v) => v.clone(),
             HostValues::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),

@@ -164,11 +164,11 @@ impl Device for Meta {
     }
 
     /// Not counted: numbers on their way into a network are small beside it.
-    fn from_host(&self, _values: HostValues) -> Storage {
+    fn upload(&self, _values: HostValues) -> Storage {
         Box::new(())
     }
 
-    fn to_host(&self, x: &Tensor) -> Vec<f32> {
+    fn download(&self, x: &Tensor) -> Vec<f32> {
         vec![0.0; x.elements()]
     }
 
