@@ -406,7 +406,7 @@ pub struct PictureArgs {
     /// model for one run, none for many; sequential where the rest does not fit]
     #[arg(long, value_enum, help_heading = "Checkpoint and machine")]
     pub offload: Option<Offload>,
-    /// Where the networks run: `auto` (the fastest there is) or `cpu`
+    /// Device that the networks run on: `auto` (the fastest there is) or `cpu`
     #[arg(
         long,
         value_name = "NAME",

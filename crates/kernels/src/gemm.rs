@@ -168,8 +168,8 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
 /// weights.
 ///
 /// # Safety
-/// As for [`tile`](crate::tile::tile): `rows` point to elements of the block's segments; `w` is the weights of
-/// the block in a panel of `vectors` vectors.
+/// As for [`tile`](crate::tile::tile): `rows` point to elements of the block's segments; `w` is
+/// the weights of the block in a panel of `vectors` vectors.
 unsafe fn multiply<A: Operand>(
     weights: &Panels,
     vectors: usize,

@@ -91,8 +91,7 @@ impl WeightFormat {
     }
 }
 
-/// How the matrix of a linear layer is packed: everything about a [`PackedMatrix`] but its
-/// values.
+/// Order and sizes of a packed matrix: everything about a [`PackedMatrix`] but its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatrixLayout {
     pub(crate) panel_layout: PanelLayout,
@@ -242,8 +241,8 @@ pub(crate) enum Form {
     Points,
 }
 
-/// How the weights of a convolution are packed: everything about a [`PackedConv`] but their
-/// values.
+/// Order and sizes of the packed weights of a convolution: everything about a [`PackedConv`] but
+/// their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvLayout {
     pub(crate) form: Form,

@@ -247,9 +247,10 @@ impl Kernel for Bytes {
     }
 }
 
-/// Sums of one tile over one block of `k`: `out = rows · panel`, or `out += ...`.
+/// Sums of one tile of `ROWS` rows over one block of `k`: `out = rows · panel`, or `out += ...`.
+/// [`Simd::tile`] knows the height.
 ///
-/// Of `ROWS` rows, which [`Simd::tile`] knows. `rows` lists as many pointers for each segment; of each row the elements
+/// `rows` lists `ROWS` pointers for each segment; of each row the elements
 /// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of
 /// `out` are `stride` apart.
 ///

@@ -1,4 +1,4 @@
-//! What computes: a device holds tensors, packs weights and runs the operators of [`crate::ops`].
+//! Devices: they hold tensors, pack weights and run the operators of [`crate::ops`].
 //!
 //! Two exist. [`Cpu`] computes with the kernels of `sdxl-kernels`; [`Meta`] (PyTorch's word: shapes
 //! and no data) only counts the bytes that computing would take. Nothing above `ops` asks which
@@ -49,7 +49,7 @@ pub enum Layer {
         n: usize,
         /// Channels of the input.
         k: usize,
-        /// How weights are kept.
+        /// Format of the packed weights.
         format: WeightFormat,
     },
     /// A matrix `[2 * inner, k]` for [`Device::geglu`].
@@ -58,7 +58,7 @@ pub enum Layer {
         inner: usize,
         /// Channels of the input.
         k: usize,
-        /// How weights are kept.
+        /// Format of the packed weights.
         format: WeightFormat,
     },
     /// Kernels `[c_out, c_in, kernel, kernel]` for [`Device::conv2d`].
@@ -69,17 +69,17 @@ pub enum Layer {
         c_in: usize,
         /// Height and width of the kernel.
         kernel: usize,
-        /// How weights are kept.
+        /// Format of the packed weights.
         format: WeightFormat,
-        /// What is known of its inputs.
+        /// The inputs it is packed for.
         used: ConvUse,
     },
 }
 
-/// What is known of a convolution's inputs when its weights are packed.
+/// Inputs that a convolution is packed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConvUse {
-    /// Nothing.
+    /// Any inputs.
     Any,
     /// A kernel of 3 x 3 moves by one pixel over maps that bear a little less exactness: a device
     /// may save multiplications.
@@ -95,7 +95,7 @@ pub struct Norm {
     pub gamma: Vec<f32>,
     /// A shift a channel.
     pub beta: Vec<f32>,
-    /// What is added to the variance.
+    /// Number added to the variance.
     pub eps: f32,
     /// Number of channel groups (1 for a layer norm, where it is not used).
     pub groups: usize,
@@ -108,7 +108,7 @@ pub struct Conv<'a> {
     pub weight: &'a PackedWeights,
     /// A shift an output channel.
     pub bias: Option<&'a [f32]>,
-    /// How it moves over the input.
+    /// Sizes of the input, and the steps and padding of the kernel.
     pub geometry: &'a ConvGeometry,
     /// Applied to the input as it is read: made by [`Device::norm_factors`].
     pub norm: Option<&'a Storage>,
@@ -130,7 +130,7 @@ pub trait Table: Send + Sync {
 /// in the element type of their first tensor unless they say otherwise. Activations are channel-last
 /// (see [`crate::tensor`]). A shape that does not fit is a programming error and panics.
 pub trait Device: fmt::Debug + Send + Sync {
-    /// Its name, as a user would write it.
+    /// The device's name, as a user would write it.
     fn name(&self) -> &'static str;
 
     // Weights.
@@ -138,13 +138,13 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Reads the weights of a layer and packs them.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Weights that cannot be read.
     fn pack(&self, layer: Layer, weights: &dyn StoredWeights) -> Result<PackedWeights>;
 
     /// Reads a bias, scale or shift, which stays on the host.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Weights that cannot be read.
     fn vector(&self, weights: &dyn StoredWeights) -> Result<Vec<f32>> {
         cpu::vector(weights)
     }
@@ -152,7 +152,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Reads a table of vectors, which stays on the host.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Weights that cannot be read.
     fn table(&self, weights: &dyn StoredWeights) -> Result<Arc<dyn Table>> {
         cpu::table(weights)
     }
@@ -160,7 +160,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Makes sure that weights can be read and packed later, without doing it.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Weights that cannot be read.
     fn check(&self, weights: &dyn StoredWeights) -> Result<()> {
         weights.check()
     }

@@ -9,7 +9,6 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use crate::device::{Activation, Norm};
-
 use crate::device::{Conv, ConvGeometry, Device, PackedWeights, Storage, cpu};
 use crate::profile;
 use crate::tensor::Tensor;

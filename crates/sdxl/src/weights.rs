@@ -265,7 +265,7 @@ impl<'a> Loader<'a> {
         Ok(Packed::in_memory(device, packed))
     }
 
-    /// What `read` makes of `source`, or what it made of the same before, while somebody has it.
+    /// Finds the layer of `source` that is in memory, or has `read` make it.
     fn kept(
         &self,
         source: &Source,

@@ -456,7 +456,7 @@ fn linear_reusing_typed<E: Typed>(
 /// that.
 pub(super) const REUSED_ROWS: usize = 1 << 13;
 
-/// What a group norm makes of the channels of `x`.
+/// Factors that a group norm gives the channels of `x`.
 fn statistics<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> GroupNorm {
     let Norm {
         eps, gamma, beta, ..

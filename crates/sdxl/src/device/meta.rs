@@ -1,6 +1,6 @@
 //! The device that computes nothing: tensors have a shape and no data, as PyTorch's meta tensors.
 //!
-//! What runs on it is the networks' own code, from reading the weights to the last operator. Its
+//! Networks run on it with their own code, from reading the weights to the last operator. Their
 //! tensors and packed weights are bytes that a [`Meter`] counts, and each operator notes what the
 //! CPU's kernel would work in; so the most that the meter has seen is what a run on the CPU takes.
 

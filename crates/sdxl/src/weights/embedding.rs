@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::safetensors::TensorSet;
 use super::stored::Source;
 use crate::device::Table;
 
@@ -12,7 +11,7 @@ pub struct Embedding {
     pub(super) place: Place,
 }
 
-/// Where the vectors are.
+/// Home of the vectors of a table.
 pub(super) enum Place {
     Memory(Arc<Arc<dyn Table>>),
     /// In a tensor of so many rows, which are read where they lie.
@@ -31,10 +30,9 @@ impl Embedding {
                 let [(name, tensor)] = source.found.as_slice() else {
                     unreachable!("a table is one tensor");
                 };
-                let tensors: &TensorSet = &source.tensors;
                 let row = tensor.slice(index, *rows).expect("a row was cut before");
-                let row = Source::of_one(tensors, name, row);
-                match tensors.device().vector(&row) {
+                let row = Source::of_one(&source.tensors, name, row);
+                match source.tensors.device().vector(&row) {
                     Ok(values) => out.extend(values),
                     Err(e) => panic!("{e} (it was readable before the run)"),
                 }

@@ -32,7 +32,7 @@ pub trait StoredWeights {
     /// to be wrong.
     ///
     /// # Errors
-    /// Those of [`Self::read`].
+    /// Values that cannot be read.
     fn check(&self) -> Result<()>;
 }
 
