@@ -27,6 +27,7 @@ use crate::math::exp2;
 use crate::simd::{
     MAX_LANES, MAX_PANEL, Op, Simd, dispatch, panel_shape, prefetch_read, prefetch_write,
 };
+use crate::stop::Stop;
 use crate::tile::{Dot, Kernel, ROWS, Single, TileSums, tile};
 
 /// Shapes and layout of an attention.
@@ -125,7 +126,8 @@ fn attention_on<E: Element>(
         "length of the output"
     );
     assert!(s.keys > 0, "no keys");
-    if out.is_empty() {
+    let stop = Stop::here();
+    if out.is_empty() || stop.raised() {
         return;
     }
 
@@ -136,6 +138,9 @@ fn attention_on<E: Element>(
         .par_chunks_mut(layout.head_len())
         .enumerate()
         .for_each(|(head, packed)| {
+            if stop.raised() {
+                return;
+            }
             let first = head / s.heads * s.keys * s.kv_stride + head % s.heads * s.head_dim;
             let pack = Pack {
                 layout: &layout,
@@ -151,6 +156,9 @@ fn attention_on<E: Element>(
     let chunks = s.queries.div_ceil(chunk);
     let shared = Shared(out.as_mut_ptr());
     (0..heads * chunks).into_par_iter().for_each(|task| {
+        if stop.raised() {
+            return;
+        }
         let (head, c) = (task / chunks, task % chunks);
         let task = Chunk {
             q,

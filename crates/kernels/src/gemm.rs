@@ -34,6 +34,7 @@ use crate::math::{Activation, gelu};
 use crate::pack::WeightFormat;
 use crate::panels::Panels;
 use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
+use crate::stop::Stop;
 use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, ROWS, Single, TileSums, tile};
 
 /// What is done to the sums on their way out.
@@ -266,7 +267,11 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
     let group = if chunks >= 16 { 8 } else { 1 }.min(panels);
     let groups = panels.div_ceil(group);
     let shared = Shared(out.as_mut_ptr());
+    let stop = Stop::here();
     (0..groups * chunks).into_par_iter().for_each(|task| {
+        if stop.raised() {
+            return;
+        }
         let (g, c) = (task / chunks, task % chunks);
         let task = Task {
             w,

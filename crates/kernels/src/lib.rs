@@ -3,7 +3,8 @@
 //! Activations are `f32` or `bf16` ([`Element`]) and channel-last: `[batch, height, width,
 //! channels]`, which is also `[batch, tokens, channels]`. Weights are packed once
 //! ([`PackedMatrix`], [`PackedConv`]) for the instruction set in use ([`Isa`]). Work is
-//! spread over rayon's current thread pool; results do not depend on its size.
+//! spread over rayon's current thread pool; results do not depend on its size. Kernels that take
+//! long can be stopped from another thread ([`stoppable`]).
 //!
 //! A slice of the wrong length is a programming error: every function panics on it.
 
@@ -24,6 +25,7 @@ mod panels;
 mod peak;
 mod scratch;
 mod simd;
+mod stop;
 #[cfg(test)]
 mod test;
 mod tile;
@@ -44,3 +46,4 @@ pub use norm::{GroupNorm, group_norm, layer_norm};
 pub use pack::{PackedConv, PackedMatrix, WeightFormat, Weights};
 pub use peak::{Arithmetic, peak_flops};
 pub use scratch::release_scratch;
+pub use stop::{is_stopped, stoppable};

@@ -38,6 +38,7 @@ use crate::scratch::Scratch;
 use crate::simd::{
     MAX_LANES, MAX_PANEL, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write,
 };
+use crate::stop::Stop;
 use crate::tile::{ROWS, Single, tile};
 
 /// Outputs of a tile in each direction.
@@ -106,12 +107,19 @@ pub(crate) fn conv(
     assert!(fits(g, w), "not a 3x3 convolution of stride 1");
     let isa = w.plain().isa;
     let plan = Plan::new(g, w);
+    let stop = Stop::here();
+    if stop.raised() {
+        return;
+    }
 
     let mut weights = Scratch::new(w.plain().count() * plan.panel_len());
     weights
         .par_chunks_mut(plan.panel_len())
         .enumerate()
         .for_each(|(panel, out)| {
+            if stop.raised() {
+                return;
+            }
             let panels = w.plain();
             dispatch(isa, TransformWeights { panels, panel, out });
         });
@@ -120,6 +128,9 @@ pub(crate) fn conv(
     let mut input = Scratch::new(at_once * group_len);
     let shared = Shared(out.as_mut_ptr());
     for first in (0..groups).step_by(at_once) {
+        if stop.raised() {
+            return;
+        }
         let here = at_once.min(groups - first);
         input
             .par_chunks_mut(group_len)
@@ -142,6 +153,9 @@ pub(crate) fn conv(
         let parts = here.div_ceil(TASK_GROUPS);
         let tasks = w.plain().count() * parts;
         (0..tasks).into_par_iter().for_each(|task| {
+            if stop.raised() {
+                return;
+            }
             let (panel, part) = (task / parts, task % parts);
             let groups = part * TASK_GROUPS..here.min((part + 1) * TASK_GROUPS);
             let task = Multiply {

@@ -29,6 +29,7 @@ use crate::pack::PackedConv;
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
+use crate::stop::Stop;
 use crate::tile::{Dot, ROWS, tile};
 use crate::winograd::transposed;
 
@@ -116,7 +117,11 @@ pub(crate) fn conv(
     let mut input = Scratch::new((at_once * group_len).div_ceil(2));
     let input: &mut [bf16] = bytemuck::cast_slice_mut(&mut input);
     let shared = Shared(out.as_mut_ptr());
+    let stop = Stop::here();
     for first in (0..groups).step_by(at_once) {
+        if stop.raised() {
+            return;
+        }
         let here = at_once.min(groups - first);
         (input.par_chunks_mut(group_len).take(here).enumerate()).for_each(|(group, out)| {
             let transform = TransformInput {
@@ -132,6 +137,9 @@ pub(crate) fn conv(
         (0..panels.count() * parts)
             .into_par_iter()
             .for_each(|task| {
+                if stop.raised() {
+                    return;
+                }
                 let (panel, part) = (task / parts, task % parts);
                 let groups = part * TASK_GROUPS..here.min((part + 1) * TASK_GROUPS);
                 let task = Multiply {
