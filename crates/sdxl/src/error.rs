@@ -23,7 +23,7 @@ pub enum Error {
     #[error("{0}")]
     Machine(String),
     /// The caller asked the run to stop; nothing is wrong.
-    #[error("cancelled at a step boundary, on request")]
+    #[error("cancelled, on request")]
     Cancelled,
     /// A scheduler refused its configuration or the plan asked of it.
     #[error(transparent)]

@@ -14,6 +14,7 @@
 //! Modules follow the path of the data: [`request`] → [`text`] → [`noise`] →
 //! [`pipeline`] (the denoising loop, with [`scheduler`] and [`model`]) → [`image`].
 
+pub mod cancel;
 pub mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -37,6 +38,7 @@ pub mod text;
 pub mod watermark;
 pub mod weights;
 
+pub use cancel::{Cancel, Cancelled};
 pub use error::{Error, Result};
 pub use image::{Picture, Pixels};
 pub use inputs::Inputs;

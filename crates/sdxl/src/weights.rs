@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use half::{bf16, f16};
 use sdxl_kernels::{Counted, Kind, PackedConv, PackedMatrix, WeightFormat, Weights};
 
+use crate::cancel;
 use crate::error::{Error, Result};
 use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
@@ -134,6 +135,9 @@ impl std::str::FromStr for Precision {
 
 /// A place in a checkpoint's tree of names (`down_blocks.1.attentions.0`), from which
 /// layers are read by their own name and checked against the shape they must have.
+///
+/// Every layer asks the token of the thread that reads ([`crate::cancel`]): where it was cancelled,
+/// reading ends with [`Error::Cancelled`].
 #[derive(Clone)]
 pub struct Loader<'a> {
     tensors: &'a TensorSet,
@@ -207,8 +211,10 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The tensor `name`, whose shape must be one of `shapes`.
+    /// The tensor `name`, whose shape must be one of `shapes`. All that is read is looked up here
+    /// first, so here a cancelled run ends.
     fn checked(&self, name: &str, shapes: &[&[usize]]) -> Result<(String, Cow<'a, StoredTensor>)> {
+        cancel::check()?;
         if self.tensors.is_random() {
             let full = format!("{}{name}", self.prefix);
             return Ok((full, Cow::Owned(StoredTensor::random(shapes[0]))));
@@ -231,7 +237,8 @@ impl<'a> Loader<'a> {
     /// The values of a one-dimensional tensor (bias, scale, shift), as `f32`.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let (full, tensor) = self.checked(name, &[&[len]])?;
-        self.tensors.read(&full, &tensor, to_f32)
+        let values = self.tensors.read(&full, &tensor, to_f32);
+        whole(values)
     }
 
     /// The layer that `pack` makes of the stacked rows of these tensors: one that is in memory,
@@ -254,7 +261,7 @@ impl<'a> Loader<'a> {
             return Ok(Packed::in_files(move || source.read(&pack)));
         }
         let Some(kept) = self.tensors.kept() else {
-            return Ok(Packed::in_memory(Arc::new(source.read(pack)?)));
+            return Ok(Packed::in_memory(Arc::new(whole(source.read(pack))?)));
         };
         let key = Key {
             names: source.found.iter().map(|(name, _)| name.clone()).collect(),
@@ -264,7 +271,7 @@ impl<'a> Loader<'a> {
             packed,
             format,
         };
-        let layer = kept.layer(key, || source.read(pack))?;
+        let layer = kept.layer(key, || whole(source.read(pack)))?;
         Ok(Packed::in_memory(layer))
     }
 
@@ -497,6 +504,13 @@ impl Source {
         }
         Ok(())
     }
+}
+
+/// What was read, unless the run was cancelled meanwhile: the products that add a LoRA may then have
+/// been cut short, and a layer may stay for other runs.
+fn whole<R>(read: Result<R>) -> Result<R> {
+    cancel::check()?;
+    read
 }
 
 fn to_f32(values: Weights<'_>) -> Vec<f32> {

@@ -63,7 +63,7 @@ fn unet_errors(root: &Path, side: usize) -> [f64; 2] {
         let loader = Loader::new(&tensors, precision);
         let unet = UNet::load(&checkpoint.unet, &path, &loader).unwrap();
         [999.0, 500.0, 20.0]
-            .map(|t| unet.forward(&x, t, &conditioning).to_f32_vec())
+            .map(|t| unet.forward(&x, t, &conditioning).unwrap().to_f32_vec())
             .into()
     };
     let full = answers(Precision::F32);

@@ -37,7 +37,7 @@ pub fn denoise(
             input = inpainting.widen(input);
         }
         let scale = scale_at(rows.request(), step, course.steps);
-        let prediction = rows.predict(&input, timestep, scale, step);
+        let prediction = rows.predict(&input, timestep, scale, step)?;
         work.latents = scheduler.step(&prediction, &work.latents, noise)?;
         if let Some(inpainting) = &work.inpainting {
             inpainting.hold(&mut work.latents, scheduler, channels);

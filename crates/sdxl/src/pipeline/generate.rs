@@ -66,7 +66,7 @@ pub fn run(
         profile::scope("text_encoders", || {
             let embeds = inputs.embeds.as_ref();
             conditioning::encode(model, request, embeds, course.steps, &mut warn)
-        })
+        })?
     };
     // Where memory is to be spared, the text encoders go before the UNet comes.
     let mut encoded: VecDeque<Vec<PromptPair>> = VecDeque::new();

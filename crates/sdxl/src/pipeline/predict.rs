@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Pipeline;
 use super::conditioning::{PromptPair, Weighted};
 use super::guidance::{compose, guide};
+use crate::cancel::OrCancelled;
 use crate::latents::Latents;
 use crate::model::attention::TextKeys;
 use crate::model::unet::UNet;
@@ -61,20 +62,20 @@ impl<'a> Rows<'a> {
     }
 
     /// Keys and values of a text: computed once, as long as there is room for them.
-    fn keys_of(&self, text: &'a Conditioning) -> Arc<TextKeys> {
+    fn keys_of(&self, text: &'a Conditioning) -> OrCancelled<Arc<TextKeys>> {
         let mut known = self.keys.borrow_mut();
         if let Some((_, keys)) = known.iter().find(|(t, _)| std::ptr::eq(*t, text)) {
-            return Arc::clone(keys);
+            return Ok(Arc::clone(keys));
         }
         let width = self.model.checkpoint.unet.cross_attention_dim;
         let shape = vec![text.tokens(width), width];
         let context = Tensor::from_f32(shape, text.context.clone());
-        let keys = Arc::new(self.unet.text_keys(&context));
+        let keys = Arc::new(self.unet.text_keys(&context)?);
         let kept: usize = known.iter().map(|(_, keys)| keys.bytes()).sum();
         if kept + keys.bytes() <= KEPT_KEYS {
             known.push((text, Arc::clone(&keys)));
         }
-        keys
+        Ok(keys)
     }
 
     /// The request.
@@ -84,13 +85,16 @@ impl<'a> Rows<'a> {
 
     /// The prediction for all images, `input` `[N, H, W, C]`, guided by `scale` or, without
     /// one, for the prompt alone, as it is at `step` (from 0).
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
     pub fn predict(
         &self,
         input: &Latents,
         timestep: f64,
         scale: Option<f32>,
         step: usize,
-    ) -> Latents {
+    ) -> OrCancelled<Latents> {
         let [images, height, width, _] = input.shape();
         let channels = self.model.checkpoint.unet.out_channels;
         let mut prediction = Vec::with_capacity(images * height * width * channels);
@@ -110,9 +114,9 @@ impl<'a> Rows<'a> {
             let group = first..first + together.count();
             first = group.end;
             let sides: &[bool] = if two_sided { &[false, true] } else { &[true] };
-            prediction.extend(self.predict_group(input, timestep, scale, step, group, sides));
+            prediction.extend(self.predict_group(input, timestep, scale, step, group, sides)?);
         }
-        Latents::new([images, height, width, channels], prediction)
+        Ok(Latents::new([images, height, width, channels], prediction))
     }
 
     /// The prompt that an image is of.
@@ -129,7 +133,7 @@ impl<'a> Rows<'a> {
         step: usize,
         group: Range<usize>,
         sides: &[bool],
-    ) -> Vec<f32> {
+    ) -> OrCancelled<Vec<f32>> {
         let [images, height, width, channels] = input.shape();
         let positive = |image: usize| self.prompt(image).positive(step);
         let (mut values, mut ids) = (Vec::new(), Vec::new());
@@ -165,7 +169,8 @@ impl<'a> Rows<'a> {
             let rows = first..batch.min(first + self.at_once);
             let n = rows.len();
             let text = &text[rows.clone()];
-            let keys: Vec<Arc<TextKeys>> = text.iter().map(|text| self.keys_of(text)).collect();
+            let keys: Result<Vec<_>, _> = text.iter().map(|text| self.keys_of(text)).collect();
+            let keys = keys?;
             let pooled: Vec<f32> = text.iter().flat_map(|text| text.pooled.clone()).collect();
             let pooled = Tensor::from_f32(vec![n, pooled.len() / n], pooled);
             let ids = &ids[rows.start * count..rows.end * count];
@@ -173,8 +178,9 @@ impl<'a> Rows<'a> {
             let values = &values[rows.start * size..rows.end * size];
             let x = Tensor::from_f32(vec![n, height, width, channels], values.to_vec());
             let made = profile::scope("unet", || {
-                self.unet.forward_with(&x, timestep, &keys, &pooled, &ids)
-            });
+                let timesteps = vec![timestep; n];
+                self.unet.forward_with(&x, &timesteps, &keys, &pooled, &ids)
+            })??;
             out.extend(made.to_f32_vec());
         }
         if sides.len() == 2 {
@@ -191,7 +197,7 @@ impl<'a> Rows<'a> {
                 }
             }
         }
-        out
+        Ok(out)
     }
 }
 

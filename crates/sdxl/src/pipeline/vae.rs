@@ -1,6 +1,7 @@
 //! Between latents and pictures: scaling, and tiles where memory is short.
 
 use super::Pipeline;
+use crate::cancel::OrCancelled;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
 use crate::profile::scope;
@@ -11,7 +12,7 @@ use crate::watermark;
 /// `watermark` says so. `tile`: by tiles of so many latents a side.
 ///
 /// # Errors
-/// [`Error::Machine`] for numbers that leave the range of the precision.
+/// [`Error::Machine`] for numbers that leave the range of the precision; [`Error::Cancelled`].
 pub fn decode(
     pipeline: &Pipeline,
     latents: &Latents,
@@ -39,9 +40,9 @@ pub fn decode(
     let decoded: Vec<Tensor> = match tile {
         Some(tile) => (0..count)
             .map(|i| x.narrow_batch(i, 1))
-            .map(|x| scope("vae.decoder", || vae.decode_tiled(&x, tile)))
-            .collect(),
-        None => vec![scope("vae.decoder", || vae.decode(&x))],
+            .map(|x| scope("vae.decoder", || vae.decode_tiled(&x, tile))?)
+            .collect::<OrCancelled<_>>()?,
+        None => vec![scope("vae.decoder", || vae.decode(&x))??],
     };
     // What the decoder worked in is more than what follows takes.
     release_buffers();
@@ -78,7 +79,7 @@ impl Posterior {
     /// those larger than `tile`, tile by tile.
     ///
     /// # Errors
-    /// [`Error::Machine`] for numbers that leave the range of the precision.
+    /// [`Error::Machine`] for numbers that leave the range of the precision; [`Error::Cancelled`].
     pub fn of(
         pipeline: &Pipeline,
         tile: Option<usize>,
@@ -95,7 +96,7 @@ impl Posterior {
             let moments = scope("vae.encoder", || match tile {
                 Some(tile) => vae.encode_tiled(&x, tile),
                 None => vae.encode(&x),
-            });
+            })??;
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
                     return Err(Error::Machine(format!(
