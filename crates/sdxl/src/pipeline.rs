@@ -157,7 +157,7 @@ impl Pipeline {
         memory::check(
             &format!("this checkpoint in {precision}"),
             needed,
-            "use --precision bf16, f16 or int8, or a machine with more memory",
+            "use `precision bf16`, f16 or int8, or a machine with more memory",
         )?;
         let pipeline = Self::of(checkpoint, precision, residence, None);
         if residence.stays() {
@@ -329,9 +329,8 @@ impl Pipeline {
         observe: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Output> {
         if (plan.residence, plan.precision) != (self.residence, self.precision) {
-            return Err(Error::request(
-                "memory: the plan is of another pipeline; make one for this",
-            ));
+            return Err(Error::request("memory", "the plan is of another pipeline")
+                .with_hint("make one for this"));
         }
         generate::run(self, plan, request, inputs, observe)
     }

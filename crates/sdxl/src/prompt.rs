@@ -226,7 +226,7 @@ impl Prompt {
         };
         text.contains("<lora:").then(|| {
             format!(
-                "the prompt says `<lora:`, which is a LoRA in A1111's language (--prompt-syntax a1111) \
+                "the prompt says `<lora:`, which is a LoRA in A1111's language (`prompt_syntax a1111`) \
                  and text in this one{instead}"
             )
         })
@@ -337,8 +337,7 @@ fn collect_loras(nodes: &[Node], into: &mut Vec<LoraUse>) {
 }
 
 fn too_deep() -> Error {
-    Error::request(format!(
-        "prompt: brackets are nested more than {MAX_DEPTH} deep; write the product of their \
-         weights on one pair instead"
-    ))
+    let message = format!("brackets are nested more than {MAX_DEPTH} deep");
+    Error::request("prompt", message)
+        .with_hint("write the product of their weights on one pair instead")
 }

@@ -368,10 +368,10 @@ impl TextEncoders {
         }
         let chunk = self.second.tokenizer().max_length();
         if now > tokens || !(tokens - now).is_multiple_of(chunk) {
-            return Err(Error::request(format!(
-                "prompt_embeds: {now} and {tokens} tokens are given for the two sides of the \
-                 guidance; they must differ by whole chunks of {chunk}"
-            )));
+            let message =
+                format!("{now} and {tokens} tokens are given for the two sides of the guidance");
+            return Err(Error::request("prompt_embeds", message)
+                .with_hint(format!("they must differ by whole chunks of {chunk}")));
         }
         let skip = options.method().skip;
         let empty = match &self.first {

@@ -5,10 +5,11 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sdxl::error::Class;
 use sdxl::memory::Budget;
 use sdxl::pipeline::{Asked, Plan, Residence};
 use sdxl::request::Tiling;
-use sdxl::{Checkpoint, Error, LoadOptions, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, LoadOptions, Pipeline, Precision, Request};
 use support::{copy, golden};
 use tempfile::TempDir;
 
@@ -343,13 +344,16 @@ fn a_size_beyond_memory_says_how_much_it_needs() {
         budget: Budget::of(1 << 30),
     });
     let error = error.unwrap_err();
-    assert!(matches!(error, Error::Request(_)), "{error:?}");
+    assert_eq!(
+        (error.class(), error.field()),
+        (Class::Request, Some("memory"))
+    );
     let text = error.to_string();
     for part in [
         "1.00 GiB given",
         "VAE, decoding",
-        "--memory ",
-        "--vae-tiling",
+        "`memory ",
+        "`vae_tiling auto`",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

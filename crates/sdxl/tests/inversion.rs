@@ -338,7 +338,7 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].problem, !fits, "{found:?}");
         let said = if fits {
-            "--embedding"
+            "`embeddings`"
         } else {
             "Stable Diffusion 1"
         };

@@ -418,7 +418,7 @@ fn a_vae_can_be_replaced() {
     let Err(error) = Checkpoint::open(&without, None) else {
         panic!("opened without a VAE");
     };
-    assert!(error.to_string().contains("--vae"), "{error}");
+    assert!(error.to_string().contains("`vae`"), "{error}");
 
     let folder = Checkpoint::open(&golden("base"), None).unwrap();
     let expected = sorted(&folder, Part::Vae);
@@ -498,7 +498,7 @@ fn other_files_are_told_by_what_they_are() {
                 "lora_unet_input_blocks_4_1_proj_in.lora_down.weight",
                 &[4, 640],
             )],
-            &["LoRA", "--lora"],
+            &["LoRA", "`loras`"],
         ),
         (
             "peft",
@@ -506,12 +506,12 @@ fn other_files_are_told_by_what_they_are() {
                 "unet.down_blocks.1.attentions.0.proj_in.lora_A.weight",
                 &[4, 640],
             )],
-            &["LoRA", "--lora"],
+            &["LoRA", "`loras`"],
         ),
         (
             "vae",
             &[("decoder.conv_in.weight", &[4, 4, 3, 3])],
-            &["VAE", "--vae"],
+            &["VAE", "`vae`"],
         ),
         (
             "unet",

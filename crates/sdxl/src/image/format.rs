@@ -136,12 +136,13 @@ impl Encoding {
     /// A quality out of range, or of a PNG.
     pub fn new(format: Format, quality: Option<u8>) -> Result<Self> {
         match quality {
-            Some(quality) if !(1..=100).contains(&quality) => Err(Error::request(format!(
-                "quality: {quality} given; use 1 to 100"
-            ))),
-            Some(_) if format == Format::Png => Err(Error::request(
-                "quality: a PNG is lossless and has none; use it with JPEG or WebP",
-            )),
+            Some(quality) if !(1..=100).contains(&quality) => {
+                Err(Error::request("quality", format!("{quality} given")).with_hint("use 1 to 100"))
+            }
+            Some(_) if format == Format::Png => {
+                Err(Error::request("quality", "a PNG is lossless and has none")
+                    .with_hint("use it with JPEG or WebP"))
+            }
             quality => Ok(Encoding { format, quality }),
         }
     }
@@ -158,10 +159,11 @@ impl Encoding {
     pub fn encode(&self, picture: &Pixels, texts: &Texts) -> Result<Encoded> {
         let max = self.format.max_side();
         if picture.width.max(picture.height) > max {
-            return Err(Error::request(format!(
-                "{}x{} is too large for a {}, whose sides have up to {max} pixels; write a PNG",
+            let message = format!(
+                "{}x{} is too large for a {}, whose sides have up to {max} pixels",
                 picture.width, picture.height, self.format
-            )));
+            );
+            return Err(Error::request("format", message).with_hint("write a PNG"));
         }
         match self.format {
             Format::Png => {
@@ -180,7 +182,7 @@ impl Encoding {
     fn jpeg(&self, picture: &Pixels, texts: &Texts) -> Result<Encoded> {
         let quality = self.quality.unwrap_or(JPEG_QUALITY);
         let failed =
-            |e: &dyn fmt::Display| Error::Machine(format!("the JPEG was not written: {e}"));
+            |e: &dyn fmt::Display| Error::machine(format!("the JPEG was not written: {e}"));
         let mut plain = Vec::new();
         let (width, height) = (picture.width as u32, picture.height as u32);
         JpegEncoder::new_with_quality(&mut plain, quality)
@@ -226,7 +228,7 @@ impl Encoding {
 
     fn webp(&self, picture: &Pixels, texts: &Texts) -> Result<Encoded> {
         let failed =
-            |e: &dyn fmt::Debug| Error::Machine(format!("the WebP was not written: {e:?}"));
+            |e: &dyn fmt::Debug| Error::machine(format!("the WebP was not written: {e:?}"));
         let (width, height) = (picture.width as u32, picture.height as u32);
         let encoder = webp::Encoder::from_rgb(&picture.data, width, height);
         // Of a lossless one the number is how long to look for a smaller file; libwebp's default.
@@ -267,7 +269,7 @@ fn packet(texts: &Texts) -> String {
 /// The EXIF block.
 fn comment(texts: &Texts) -> Result<Option<Vec<u8>>> {
     let written = texts.parameters.as_deref().map(exif::write);
-    written.transpose().map_err(Error::Machine)
+    written.transpose().map_err(Error::machine)
 }
 
 #[cfg(test)]

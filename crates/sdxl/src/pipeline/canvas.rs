@@ -47,7 +47,9 @@ pub fn natural_size(request: &Request, inputs: &Inputs) -> Option<Size> {
 /// # Errors
 /// [`Error::Request`] naming the field.
 pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
-    let no = |message: String| Err(Error::request(message));
+    let no = |field, message: String, hint: &str| -> Result<()> {
+        Err(Error::request(field, message).with_hint(hint))
+    };
     let Some(picture) = &inputs.init_image else {
         let needs_picture = [
             ("mask", inputs.mask.is_some()),
@@ -56,23 +58,26 @@ pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
             ("keep_unmasked", request.keep_unmasked),
         ];
         return match needs_picture.into_iter().find(|(_, given)| *given) {
-            Some((name, _)) => no(format!("{name}: there is no picture; give init_image")),
+            Some((name, _)) => no(name, "there is no picture".into(), "give `init_image`"),
             None => Ok(()),
         };
     };
     if let Some(mask) = &inputs.mask
         && (mask.width, mask.height) != (picture.width, picture.height)
     {
-        return no(format!(
-            "mask: it has {}x{} pixels and init_image has {}x{}; a mask has the size of its picture",
+        let message = format!(
+            "it has {}x{} pixels and init_image has {}x{}",
             mask.width, mask.height, picture.width, picture.height
-        ));
+        );
+        return no("mask", message, "a mask has the size of its picture");
     }
     let size = extended(request, picture);
     if size.width > MAX_SIDE || size.height > MAX_SIDE {
-        return no(format!(
-            "extend: the picture would have {size} pixels; use at most {MAX_SIDE} a side"
-        ));
+        return no(
+            "extend",
+            format!("the picture would have {size} pixels"),
+            &format!("use at most {MAX_SIDE} a side"),
+        );
     }
     if inputs.mask.is_none() && request.extend.is_zero() {
         let needs_mask = [
@@ -82,7 +87,7 @@ pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
             ("keep_unmasked", request.keep_unmasked),
         ];
         if let Some((name, _)) = needs_mask.into_iter().find(|(_, given)| *given) {
-            return no(format!("{name}: there is no mask; give mask (or extend)"));
+            return no(name, "there is no mask".into(), "give `mask` (or `extend`)");
         }
         return Ok(());
     }
@@ -90,11 +95,14 @@ pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
         && request.resize_mode != ResizeMode::Stretch
         && request.picture_size() != size
     {
-        return no(format!(
-            "keep_unmasked: a picture of {size} that was cropped or padded to {} cannot be laid back; \
-             use resize_mode stretch, or no width and height",
-            request.picture_size()
-        ));
+        return no(
+            "keep_unmasked",
+            format!(
+                "a picture of {size} that was cropped or padded to {} cannot be laid back",
+                request.picture_size()
+            ),
+            "use `resize_mode stretch`, or no width and height",
+        );
     }
     Ok(())
 }
@@ -213,10 +221,10 @@ fn mask_of(request: &Request, inputs: &Inputs, picture: &Pixels) -> Result<Optio
         }
     }
     if whole.data.iter().all(|v| *v == 0) {
-        return Err(Error::request(
-            "mask: nothing in it is white, so nothing would be made; paint white what is to be new, \
-             or use invert_mask",
-        ));
+        return Err(
+            Error::request("mask", "nothing in it is white, so nothing would be made")
+                .with_hint("paint white what is to be new, or use `invert_mask`"),
+        );
     }
     Ok(Some(mask::blur(&whole, request.mask_blur)))
 }

@@ -98,21 +98,24 @@ pub fn check(
     request: &Request,
     embeds: Option<&Embeds>,
 ) -> Result<()> {
-    for text in texts(request) {
-        Prompt::parse(text, request.prompt_syntax)?;
+    for (field, text) in texts(request) {
+        Prompt::parse(text, request.prompt_syntax)
+            .map_err(|error| error.of_field("prompt", field))?;
     }
     let Some(embeds) = embeds else { return Ok(()) };
     if refiner {
         return Err(Error::request(
-            "prompt_embeds: they are of the base's two text encoders, and a refiner reads the \
-             prompt with its own; give the prompt instead",
-        ));
+            "prompt_embeds",
+            "they are of the base's two text encoders, and a refiner reads the prompt with its own",
+        )
+        .with_hint("give the prompt instead"));
     }
     let (given, prompts) = (embeds.positive.len(), request.prompt.len());
     if given != prompts {
-        return Err(Error::request(format!(
-            "prompt_embeds: {given} given for {prompts} prompts"
-        )));
+        return Err(Error::request(
+            "prompt_embeds",
+            format!("{given} given for {prompts} prompts"),
+        ));
     }
     embeds.check(
         checkpoint.unet.cross_attention_dim,
@@ -157,11 +160,9 @@ pub fn encode(
         };
         let mut positive = match embeds {
             Some(embeds) => given(&embeds.positive, i).ok_or_else(|| {
-                Error::request(format!(
-                    "prompt_embeds: {} given for {} prompts",
-                    embeds.positive.len(),
-                    request.prompt.len()
-                ))
+                let (given, prompts) = (embeds.positive.len(), request.prompt.len());
+                let message = format!("{given} given for {prompts} prompts");
+                Error::request("prompt_embeds", message)
             })?,
             None => side(prompt, pick(&request.prompt_2, i), &options, false)?,
         };
@@ -200,15 +201,15 @@ pub fn encode(
     Ok(pairs)
 }
 
-/// The prompts and negative prompts of a request.
-fn texts(request: &Request) -> impl Iterator<Item = &String> {
+/// The prompts and negative prompts of a request, with the fields that they are in.
+fn texts(request: &Request) -> impl Iterator<Item = (&'static str, &String)> {
     let lists = [
-        &request.prompt,
-        &request.prompt_2,
-        &request.negative_prompt,
-        &request.negative_prompt_2,
+        ("prompt", &request.prompt),
+        ("prompt_2", &request.prompt_2),
+        ("negative_prompt", &request.negative_prompt),
+        ("negative_prompt_2", &request.negative_prompt_2),
     ];
-    lists.into_iter().flatten()
+    (lists.into_iter()).flat_map(|(field, list)| list.iter().map(move |text| (field, text)))
 }
 
 /// What there is to say about LoRAs and textual inversions that do nothing: those that no prompt
@@ -220,7 +221,7 @@ pub fn remarks(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<String>
     let mut said = Vec::new();
     for word in checkpoint.files().inversions().words() {
         let token = word.token.to_lowercase();
-        if !texts(request).any(|text| text.to_lowercase().contains(&token)) {
+        if !texts(request).any(|(_, text)| text.to_lowercase().contains(&token)) {
             said.push(format!(
                 "{}: no prompt says `{}`, so this textual inversion does nothing",
                 word.file.display(),
@@ -253,7 +254,7 @@ pub fn remarks(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<String>
             ));
         }
     }
-    said.extend(texts(request).find_map(|text| Prompt::hint(text, syntax)));
+    said.extend(texts(request).find_map(|(_, text)| Prompt::hint(text, syntax)));
     Ok(said)
 }
 
@@ -349,11 +350,12 @@ fn encode_variant(
     };
     let (first, second) = (alone(resolved), alone(resolved_2));
     if second.len() != 1 && second.len() != first.len() {
-        return Err(Error::request(format!(
-            "prompt_2: it has {} parts joined by AND and the prompt has {}; give as many, or one",
+        let message = format!(
+            "it has {} parts joined by AND and the prompt has {}",
             second.len(),
             first.len()
-        )));
+        );
+        return Err(Error::request("prompt_2", message).with_hint("give as many, or one"));
     }
     (first.iter().enumerate())
         .map(|(i, (weight, parts))| {

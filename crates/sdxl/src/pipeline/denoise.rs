@@ -43,11 +43,12 @@ pub fn denoise(
             inpainting.hold(&mut work.latents, scheduler, channels);
         }
         if work.latents.data().iter().any(|v| !v.is_finite()) {
-            return Err(Error::Machine(format!(
-                "the numbers left the range of {} at step {}; try --precision f32",
+            let message = format!(
+                "the numbers left the range of {} at step {}",
                 model.precision,
                 course.before + scheduler.index()
-            )));
+            );
+            return Err(Error::machine(message).with_hint("try `precision f32`"));
         }
         proceed(observe(Event::Step {
             index: course.before + scheduler.index(),

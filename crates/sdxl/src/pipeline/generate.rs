@@ -124,7 +124,7 @@ pub fn run(
     }
     // A run has at least one stage.
     let Some(work) = work else {
-        return Err(crate::Error::request("steps: none"));
+        return Err(crate::Error::request("steps", "none"));
     };
     let latents = work.latents;
 

@@ -37,9 +37,11 @@ impl Inpainting {
             .collect();
         if values.iter().all(|v| *v == 0.0) {
             return Err(Error::request(
-                "mask: what is white (after blurring) is too thin to be seen on the latents' grid of \
-                 8 pixels; paint more, or use mask_crop_padding to work on it enlarged",
-            ));
+                "mask",
+                "what is white (after blurring) is too thin to be seen on the latents' grid of 8 \
+                 pixels",
+            )
+            .with_hint("paint more, or use `mask_crop_padding` to work on it enlarged"));
         }
         Ok(Inpainting {
             hole: Latents::new([1, height, width, 1], values),

@@ -123,6 +123,7 @@ impl Plan {
         match smallest {
             Some(plan) => Err(plan.refusal(asked)),
             None => Err(Error::request(
+                "offload",
                 "no way to have networks in memory was allowed",
             )),
         }
@@ -170,32 +171,31 @@ impl Plan {
 
     fn refusal(&self, asked: &Asked<'_>) -> Error {
         let Some(limit) = asked.budget.bytes() else {
-            return Error::request("memory: there is none");
+            return Error::request("memory", "there is none");
         };
         let need = (self.peak() + self.peak() / (SPARED - 1) + 1).next_multiple_of(1 << 20);
         let largest = self.parts.iter().max_by_key(|part| part.peak);
         let largest = largest.map_or("", |part| part.name.as_str());
-        let mut how = vec![format!("--memory {}MiB", need >> 20)];
+        let mut how = vec![format!("`memory {}MiB`", need >> 20)];
         if self.residence != Residence::Streamed && !asked.residences.contains(&Residence::Streamed)
         {
-            how.push("--offload sequential takes less".into());
+            how.push("`offload sequential` takes less".into());
         }
         if asked.request.vae_tiling == Tiling::Off {
-            how.push("--vae-tiling auto may take less".into());
+            how.push("`vae_tiling auto` may take less".into());
         }
         let size = asked.request.upscaled_size();
         let what = format!("{size} in {}", asked.precision);
         let (given, least) = (bytes(limit), bytes(need));
         let how = how.join("; ");
         if asked.budget.is_given() {
-            return Error::request(format!(
-                "memory: {given} given, and {what} takes at least {least} ({largest}); the smallest \
-                 that works: {how}"
-            ));
+            let message = format!("{given} given, and {what} takes at least {least} ({largest})");
+            return Error::request("memory", message)
+                .with_hint(format!("the smallest that works: {how}"));
         }
-        Error::Machine(format!(
-            "{what} takes at least {least} of memory ({largest}), and {given} are free; ask for a \
-             smaller picture or another --precision"
+        Error::machine(format!(
+            "{what} takes at least {least} of memory ({largest}), and {given} are free"
         ))
+        .with_hint("ask for a smaller picture or another `precision`")
     }
 }

@@ -20,15 +20,17 @@ pub fn check_refiner(base: &Checkpoint, refiner: &Checkpoint) -> Result<()> {
     if base.family() == Family::Refiner {
         return Err(Error::file(
             base.root(),
-            "this is a refiner, which finishes a picture and cannot start one from a prompt; give \
-             a base checkpoint as the model",
-        ));
+            "this is a refiner, which finishes a picture and cannot start one from a prompt",
+        )
+        .with_hint("give a base checkpoint as the model"));
     }
     if refiner.family() == Family::Base {
         return Err(Error::file(
             refiner.root(),
-            "this is a base checkpoint (it has two text encoders), not a refiner; to go over a \
-             picture with it, give it as the model, with init_image and strength",
+            "this is a base checkpoint (it has two text encoders), not a refiner",
+        )
+        .with_hint(
+            "to go over a picture with it, give it as the model, with `init_image` and `strength`",
         ));
     }
     check_channels(refiner)?;
@@ -49,10 +51,11 @@ pub fn check_refiner(base: &Checkpoint, refiner: &Checkpoint) -> Result<()> {
             refiner.config_path(Part::Vae),
             format!(
                 "`{key}` is not that of {}: base and refiner must have latents of one scale to hand \
-                 them over; use a refiner of the same family",
+                 them over",
                 base.config_path(Part::Vae).display()
             ),
-        )),
+        )
+        .with_hint("use a refiner of the same family")),
         None => Ok(()),
     }
 }
@@ -130,8 +133,8 @@ impl Refiner {
         memory::check(
             &format!("the refiner in {}, beside the base,", base.precision),
             needed,
-            "use --precision bf16, f16 or int8, or run base and refiner one after the other \
-             (--output-latents, then --latents with --denoising-start)",
+            "use `precision bf16`, f16 or int8, or run base and refiner one after the other \
+             (`output_latents`, then `latents` with `denoising_start`)",
         )?;
         let pipeline = Pipeline::of(checkpoint, base.precision, base.residence, Some(base));
         let pipeline = Arc::new(pipeline);

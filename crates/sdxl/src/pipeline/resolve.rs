@@ -93,9 +93,11 @@ fn check_kind(checkpoint: &Checkpoint, request: &Request, inputs: &Inputs) -> Re
     if checkpoint.family() == Family::Refiner && !begun {
         return Err(Error::file(
             checkpoint.root(),
-            "this is a refiner, which finishes a picture and cannot start one from a prompt; give \
-             a base checkpoint as the model and this one with --refiner, or a picture with \
-             --init-image",
+            "this is a refiner, which finishes a picture and cannot start one from a prompt",
+        )
+        .with_hint(
+            "give a base checkpoint as the model and this one with `refiner`, or a picture with \
+             `init_image`",
         ));
     }
     let (channels, latents) = (checkpoint.unet.in_channels, checkpoint.vae.latent_channels);
@@ -103,21 +105,20 @@ fn check_kind(checkpoint: &Checkpoint, request: &Request, inputs: &Inputs) -> Re
     if channels == latents || channels == 2 * latents + 1 && inputs.init_image.is_some() && masked {
         return Ok(());
     }
-    Err(Error::file(
-        checkpoint.config_path(Part::UNet),
-        if channels == 2 * latents + 1 {
-            format!(
-                "in_channels is {channels}, not the {latents} of the latents: an inpainting model, \
-                 which cannot make a picture from a prompt alone; give --init-image and --mask"
-            )
-        } else {
-            format!(
-                "in_channels is {channels}; this program knows {latents} (the latents) and {} (with \
-                 a mask and a masked picture)",
-                2 * latents + 1
-            )
-        },
-    ))
+    let wrong = |message: String| Error::file(checkpoint.config_path(Part::UNet), message);
+    Err(if channels == 2 * latents + 1 {
+        wrong(format!(
+            "in_channels is {channels}, not the {latents} of the latents: an inpainting model, \
+             which cannot make a picture from a prompt alone"
+        ))
+        .with_hint("give `init_image` and `mask`")
+    } else {
+        wrong(format!(
+            "in_channels is {channels}; this program knows {latents} (the latents) and {} (with a \
+             mask and a masked picture)",
+            2 * latents + 1
+        ))
+    })
 }
 
 /// Refuses latents of another shape than the run's, naming both in torch's axis order.
@@ -130,10 +131,13 @@ fn check_latents(checkpoint: &Checkpoint, request: &Request, latents: &Latents) 
         return Ok(());
     }
     let ([n, h, w, c], [images, height, width, channels]) = (latents.shape(), shape);
-    Err(Error::request(format!(
-        "latents: [{n}, {c}, {h}, {w}] given, but {images} pictures of {size} start from [{images}, \
-         {channels}, {height}, {width}]"
-    )))
+    Err(Error::request(
+        "latents",
+        format!(
+            "[{n}, {c}, {h}, {w}] given, but {images} pictures of {size} start from [{images}, \
+             {channels}, {height}, {width}]"
+        ),
+    ))
 }
 
 fn check_clip_skip(checkpoint: &Checkpoint, request: &Request) -> Result<()> {
@@ -144,10 +148,10 @@ fn check_clip_skip(checkpoint: &Checkpoint, request: &Request) -> Result<()> {
     for config in encoders.into_iter().flatten() {
         let (skip, layers) = (request.clip_skip.unwrap_or(0), config.num_hidden_layers);
         if skip >= layers {
-            return Err(Error::request(format!(
-                "clip_skip: {skip} given, but a text encoder has {layers} layers; use up to {}",
-                layers - 1
-            )));
+            let message = format!("{skip} given, but a text encoder has {layers} layers");
+            return Err(
+                Error::request("clip_skip", message).with_hint(format!("use up to {}", layers - 1))
+            );
         }
     }
     Ok(())

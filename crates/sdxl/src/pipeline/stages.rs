@@ -117,10 +117,11 @@ pub fn stages(
         // picture's.
         let [ours, theirs] = [&stages[0], &second].map(|s| s.scheduler.info().class);
         if ours != theirs {
-            return Err(Error::request(format!(
-                "scheduler: the base's is {ours} and the refiner's {theirs}, which cannot take over \
-                 its latents; choose one for both with --scheduler"
-            )));
+            let message = format!(
+                "the base's is {ours} and the refiner's {theirs}, which cannot take over its latents"
+            );
+            return Err(Error::request("scheduler", message)
+                .with_hint("choose one for both with `scheduler`"));
         }
         stages.push(second);
     }
@@ -130,20 +131,18 @@ pub fn stages(
             strength: Some(request.upscale_strength),
             ..Cut::default()
         };
-        stages.push(stage(
-            Network::Base,
-            Begin::Enlarged,
-            size,
-            checkpoint,
-            cut,
-        )?);
+        let second = stage(Network::Base, Begin::Enlarged, size, checkpoint, cut)
+            .map_err(|error| error.of_field("strength", "upscale_strength"))?;
+        stages.push(second);
     }
     if let (Some(refiner), Some(_)) = (refiner, request.refiner_strength) {
         let cut = Cut {
             strength: request.refiner_strength,
             ..Cut::default()
         };
-        stages.push(stage(Network::Refiner, Begin::Again, size, refiner, cut)?);
+        let again = stage(Network::Refiner, Begin::Again, size, refiner, cut)
+            .map_err(|error| error.of_field("strength", "refiner_strength"))?;
+        stages.push(again);
     }
     Ok(stages)
 }
@@ -164,7 +163,9 @@ pub fn evaluations(
 
 /// How a run begins, after refusing what contradicts itself.
 fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
-    let no = |message: &str| Err(Error::request(message));
+    let no = |field, message: &str, hint: &str| -> Result<Begin> {
+        Err(Error::request(field, message).with_hint(hint))
+    };
     let cut_short = request.denoising_end.is_some_and(|end| end < 1.0);
     if refiner {
         if request.refiner_strength.is_some()
@@ -173,8 +174,10 @@ fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
                 || cut_short)
         {
             return no(
-                "refiner_strength lets the refiner go over the finished picture, denoising_fraction \
-                 (denoising_end, denoising_start) hands it an unfinished one; give one of them",
+                "refiner_strength",
+                "it lets the refiner go over the finished picture, denoising_fraction \
+                 (denoising_end, denoising_start) hands it an unfinished one",
+                "give one of them",
             );
         }
     } else {
@@ -183,43 +186,53 @@ fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
             ("refiner_strength", request.refiner_strength.is_some()),
         ] {
             if given {
-                return Err(Error::request(format!(
-                    "{name}: there is no refiner; give one with --refiner DIR"
-                )));
+                return no(name, "there is no refiner", "give one with `refiner DIR`");
             }
         }
         if cut_short && request.upscale.is_some() {
             return no(
-                "upscale: denoising_end leaves noise, which cannot be enlarged; leave one of them out",
+                "upscale",
+                "denoising_end leaves noise, which cannot be enlarged",
+                "leave one of them out",
             );
         }
     }
     let (picture, latents) = (inputs.init_image.is_some(), inputs.latents.is_some());
     if picture && latents {
-        return no("init_image and latents are both given; a run starts from one of them");
+        return no(
+            "init_image",
+            "init_image and latents are both given",
+            "a run starts from one of them",
+        );
     }
     if inputs.mask.is_some() && request.upscale.is_some() {
         return no(
-            "upscale: a second pass would also go over what the mask keeps; leave one of them out",
+            "upscale",
+            "a second pass would also go over what the mask keeps",
+            "leave one of them out",
         );
     }
     let go_on = request.denoising_start.is_some() && !refiner;
     if go_on && request.strength.is_some() {
         return no(
-            "strength has no meaning beside denoising_start, which says where the run begins; leave \
-             one of them out",
+            "strength",
+            "it has no meaning beside denoising_start, which says where the run begins",
+            "leave one of them out",
         );
     }
     match (picture || latents, go_on) {
         (true, true) => Ok(Begin::GoOn),
         (false, true) => no(
-            "denoising_start: there is nothing to go on with; give the noisy latents of another run \
-             with --latents, or a refiner to hand over to",
+            "denoising_start",
+            "there is nothing to go on with",
+            "give the noisy latents of another run with `latents`, or a refiner to hand over to",
         ),
         (true, false) if picture || request.strength.is_some() => Ok(Begin::Picture),
-        (false, false) if request.strength.is_some() => {
-            no("strength: there is no picture to start from; give init_image (or latents)")
-        }
+        (false, false) if request.strength.is_some() => no(
+            "strength",
+            "there is no picture to start from",
+            "give `init_image` (or `latents`)",
+        ),
         _ => Ok(Begin::Noise),
     }
 }

@@ -27,7 +27,7 @@ pub struct Work {
 }
 
 fn seed_error(error: NoiseError) -> Error {
-    Error::request(format!("seed: {error}"))
+    Error::request("seed", error.to_string())
 }
 
 /// The run's source of noise.

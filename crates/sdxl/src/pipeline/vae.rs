@@ -49,11 +49,11 @@ pub fn decode(
     let mut bytes = Vec::with_capacity(count);
     for mut values in decoded.iter().map(Tensor::to_f32_vec) {
         if values.iter().any(|v| !v.is_finite()) {
-            return Err(Error::Machine(format!(
-                "the VAE's numbers left the range of {}, which would be a black picture; try \
-                 --precision f32",
+            let message = format!(
+                "the VAE's numbers left the range of {}, which would be a black picture",
                 pipeline.precision
-            )));
+            );
+            return Err(Error::machine(message).with_hint("try `precision f32`"));
         }
         for picture in values.chunks_exact_mut(pixels) {
             // Before rounding, as the reference does it.
@@ -98,11 +98,11 @@ impl Posterior {
             });
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
-                    return Err(Error::Machine(format!(
-                        "the VAE's numbers left the range of {} on the input picture; try \
-                         --precision f32",
+                    let message = format!(
+                        "the VAE's numbers left the range of {} on the input picture",
                         pipeline.precision
-                    )));
+                    );
+                    return Err(Error::machine(message).with_hint("try `precision f32`"));
                 }
                 mean.extend_from_slice(&moments[..channels]);
                 let spread = |log: &f32| (0.5 * log.clamp(-30.0, 20.0)).exp();

@@ -120,13 +120,12 @@ impl Files {
 
 /// What is said of a single file without a part.
 pub(super) fn missing_part(path: &Path, part: Part) -> Error {
-    let what = match part {
-        Part::TextEncoder | Part::TextEncoder2 => "it lacks a text encoder",
-        Part::UNet => "it has no UNet",
-        Part::Vae => {
-            "it has no VAE baked in; give one with --vae, such as the file of \
-                      madebyollin/sdxl-vae-fp16-fix or the vae/ folder of the base model"
-        }
-    };
-    Error::file(path, what)
+    match part {
+        Part::TextEncoder | Part::TextEncoder2 => Error::file(path, "it lacks a text encoder"),
+        Part::UNet => Error::file(path, "it has no UNet"),
+        Part::Vae => Error::file(path, "it has no VAE baked in").with_hint(
+            "give one with `vae`, such as the file of madebyollin/sdxl-vae-fp16-fix or the vae/ \
+             folder of the base model",
+        ),
+    }
 }

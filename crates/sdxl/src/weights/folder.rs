@@ -526,10 +526,10 @@ pub(super) fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Re
                 root,
                 format!(
                     "no part has weights of variant `{variant}` (such as \
-                         unet/diffusion_pytorch_model.{variant}.safetensors); leave out --variant \
-                         to use the plain files"
+                         unet/diffusion_pytorch_model.{variant}.safetensors)"
                 ),
-            ));
+            )
+            .with_hint("leave out `variant` to use the plain files"));
         }
     }
     if let Some(files) = files_of(&folder, part.file_stem(), None)? {
@@ -540,7 +540,7 @@ pub(super) fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Re
     {
         return Ok(files);
     }
-    Err(Error::file(&folder, missing_weights(&folder, part)))
+    Err(missing_weights(&folder, part))
 }
 
 fn variant_exists(root: &Path, variant: &str) -> bool {
@@ -576,7 +576,7 @@ pub fn missing_files(root: &Path) -> Vec<String> {
             .into_iter()
             .any(|variant| !matches!(files_of(&folder, part.file_stem(), variant), Ok(None)));
         if !found {
-            missing.push(Error::file(&folder, missing_weights(&folder, part)).to_string());
+            missing.push(missing_weights(&folder, part).to_string());
         }
     }
     let absent = wanted.iter().filter(|path| !path.is_file());
@@ -698,25 +698,29 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-fn missing_weights(folder: &Path, part: Part) -> String {
+fn missing_weights(folder: &Path, part: Part) -> Error {
     let wanted = format!("{}.safetensors", part.file_stem());
     let names = names_in(folder);
     if names.is_empty() {
-        return format!("this part of the checkpoint is missing; {wanted} should be in it");
+        return Error::file(folder, "this part of the checkpoint is missing")
+            .with_hint(format!("{wanted} should be in it"));
     }
     if let Some(pickle) = names
         .iter()
         .find(|n| refuse_pickle(Path::new(n.as_str())).is_err())
     {
-        return format!(
-            "it has only the pickle file {pickle}, which can run any program when opened and is \
-             never read; get {wanted}"
-        );
+        return Error::file(
+            folder,
+            format!(
+                "it has only the pickle file {pickle}, which can run any program when opened and \
+                 is never read"
+            ),
+        )
+        .with_hint(format!("get {wanted}"));
     }
-    format!(
-        "{wanted} is missing (found: {}); for files such as *.fp16.safetensors add --variant fp16",
-        names.join(", ")
-    )
+    let message = format!("{wanted} is missing (found: {})", names.join(", "));
+    Error::file(folder, message)
+        .with_hint("for files such as *.fp16.safetensors add `variant fp16`")
 }
 
 /// The one `.safetensors` file of a folder that has one.
