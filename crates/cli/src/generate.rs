@@ -15,6 +15,7 @@ use sdxl::request::aspect;
 use sdxl::{Event, Inputs, Request, latents_file};
 
 use crate::args::{self, GenerateArgs};
+use crate::flags;
 use crate::model::Chosen;
 use crate::output::{self, Destination};
 use crate::pictures::{Hashing, Pictures};
@@ -111,27 +112,21 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
              reference's numbers)"
         ));
     }
-    if let Some(remark) = precision.remark() {
-        progress.say(remark);
-    }
     let mut warnings: Vec<String> = Vec::new();
-    for text in checkpoint.files().adapters().warnings() {
-        progress.say(&format!("warning: {text}"));
-        warnings.push(text.clone());
+    let native = checkpoint.unet.native_pixels();
+    let known = (precision.warning().into_iter())
+        .chain(checkpoint.files().adapters().warnings().iter().cloned())
+        .chain(aspect::warning(request.picture_size(), native))
+        .chain(plan.warnings());
+    for warning in known {
+        progress.say(&flags::of_warning(&warning));
+        warnings.push(warning.to_string());
     }
     if let Some(was) = &replayed {
         for text in differences(was, latents_sha256.as_deref(), &inputs) {
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
         }
-    }
-    let native = checkpoint.unet.native_pixels();
-    if let Some(text) = aspect::hint(request.picture_size(), native) {
-        progress.say(&format!("hint: {text}"));
-        warnings.push(text);
-    }
-    for text in plan.remarks() {
-        progress.say(&text);
     }
     let interrupted = interrupt_flag()?;
     let mut pictures = Pictures {
@@ -158,8 +153,8 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
     let pipeline = chosen.open(plan.residence)?;
     let mut failed = None;
     let mut observe = |event: Event<'_>| {
-        if let Event::Warning(text) = event {
-            warnings.push(text.to_string());
+        if let Event::Warning(warning) = event {
+            warnings.push(warning.to_string());
         }
         if let (Event::Step { .. }, Some(hashing)) = (&event, &mut pictures.hashing) {
             hashing.begin();

@@ -9,6 +9,7 @@ use sdxl::{Checkpoint, Family, Part};
 use serde::Serialize;
 
 use crate::Reported;
+use crate::flags;
 use crate::model::Model;
 
 /// `sdxl info`
@@ -103,7 +104,8 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    let text = format!("not usable as it is:\n  {}", problems.join("\n  "));
+    let told: Vec<String> = problems.iter().map(|text| flags::named(text)).collect();
+    let text = format!("not usable as it is:\n  {}", told.join("\n  "));
     Err(anyhow::Error::new(Reported(text)))
 }
 
@@ -114,7 +116,8 @@ fn cannot_open(args: &InfoArgs, error: &sdxl::Error) -> anyhow::Error {
     if args.json {
         out!("{}", serde_json::json!({ "problems": problems }));
     }
-    let text = format!("not usable as it is:\n  {}", problems.join("\n  "));
+    let told: Vec<String> = problems.iter().map(|text| flags::named(text)).collect();
+    let text = format!("not usable as it is:\n  {}", told.join("\n  "));
     anyhow::Error::new(Reported(text))
 }
 

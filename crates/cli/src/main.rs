@@ -26,6 +26,7 @@ macro_rules! err {
 mod args;
 mod aspects;
 mod bench;
+mod flags;
 mod generate;
 mod hashes;
 mod info;
@@ -47,6 +48,7 @@ mod watermark;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use sdxl::error::Class;
 
 /// Stable Diffusion XL on this machine, with the numbers of diffusers.
 #[derive(Parser)]
@@ -143,11 +145,27 @@ fn main() -> ExitCode {
     };
     let code = exit_code(&error);
     if json && !error.is::<Reported>() {
-        let object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code });
-        out!("{object}");
+        out!("{}", in_json(&error, code));
     }
-    err!("sdxl: {error:#}");
+    err!("sdxl: {}", flags::of_chain(&error));
     ExitCode::from(code)
+}
+
+/// An error for programs, which know fields and no flags.
+fn in_json(error: &anyhow::Error, code: u8) -> serde_json::Value {
+    let ours = error.downcast_ref::<sdxl::Error>();
+    let class = match (ours, code) {
+        (Some(error), _) => error.class(),
+        (None, 2) => Class::Request,
+        (None, _) => Class::Machine,
+    };
+    serde_json::json!({
+        "error": format!("{error:#}"),
+        "class": class,
+        "field": ours.and_then(|error| error.field()),
+        "hint": ours.and_then(|error| error.hint()),
+        "exit_code": code,
+    })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

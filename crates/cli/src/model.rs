@@ -14,6 +14,7 @@ use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, Recipe, Request};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::args::{Offload, PictureArgs};
+use crate::flags;
 use crate::pulling::Bars;
 use crate::usage;
 
@@ -268,7 +269,8 @@ impl Chosen {
     /// so, layers are read as they work, which `say` is told.
     pub fn pipeline(&self, say: &mut dyn FnMut(&str)) -> sdxl::Result<Pipeline> {
         match self.open(self.residence.unwrap_or(Residence::Whole)) {
-            Err(Error::Machine(why)) if self.residence.is_none() => {
+            Err(error @ Error::Machine { .. }) if self.residence.is_none() => {
+                let why = flags::of_error(&error);
                 say(&format!(
                     "{why}; so layers are read from the files as they work, which takes longer \
                      (as with --offload sequential)"

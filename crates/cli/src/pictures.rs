@@ -104,8 +104,8 @@ impl Pictures<'_> {
         self.recipe.image_index = index;
         let texts = self.recipe.texts();
         let file = self.encoding.encode(&picture.pixels, &texts)?;
-        for text in file.warnings {
-            warn(text);
+        for warning in file.warnings {
+            warn(warning.to_string());
         }
         let number = self.files.len();
         let (count, seed) = (self.count, picture.seed);
@@ -197,7 +197,7 @@ mod tests {
             // The second file is refused.
             sign: Some(Box::new(|_, file, _| {
                 match String::from_utf8_lossy(file).contains("\"image_index\": 1") {
-                    true => Err(sdxl::Error::Machine("the key is gone".into())),
+                    true => Err(sdxl::Error::machine("the key is gone")),
                     false => Ok(b"signed".to_vec()),
                 }
             })),

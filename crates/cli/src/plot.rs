@@ -17,10 +17,11 @@ use clap::{ArgMatches, Args};
 use sdxl::image::{Texts, png, xmp};
 use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe, RefinerRecipe};
-use sdxl::{Event, Inputs, Pixels, Request, image};
+use sdxl::{Event, Inputs, Pixels, Request, Warning, image};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
+use crate::flags;
 use crate::generate::interrupt_flag;
 use crate::hashes::Known;
 use crate::model::Chosen;
@@ -121,8 +122,8 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let combined = combinations(&base, &axes)?;
     let requests: Vec<&Request> = combined.iter().map(|(_, request)| request).collect();
     let chosen = Chosen::new(args, None, replayed.as_ref(), &requests, true)?;
-    for text in chosen.checkpoint.files().adapters().warnings() {
-        err!("warning: {text}");
+    for warning in chosen.checkpoint.files().adapters().warnings() {
+        err!("{}", flags::of_warning(warning));
     }
     let (checkpoint, refiner) = (&chosen.checkpoint, chosen.refiner());
     let precision = chosen.precision;
@@ -390,15 +391,15 @@ fn make(
     progress.begin("loading");
     let pipeline = chosen.pipeline(&mut |text| progress.say(text))?;
     let (mut done, mut made) = (0, 0);
-    let mut warned: Vec<String> = Vec::new();
+    let mut warned: Vec<Warning> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {
         progress.say(&format!("picture {} of {count}: {}", made + 1, cell.name));
         let result = pipeline.generate_from(&cell.recipe.request, &cell.inputs, &mut |event| {
             match event {
                 // Every picture of a prompt has the same.
-                Event::Warning(text) if warned.iter().any(|w| w == text) => {}
-                Event::Warning(text) => {
-                    warned.push(text.to_string());
+                Event::Warning(warning) if warned.contains(warning) => {}
+                Event::Warning(warning) => {
+                    warned.push(warning.clone());
                     progress.show(event);
                 }
                 // Counted over all pictures, so that the time left is that of the sheet.

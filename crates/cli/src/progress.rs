@@ -7,6 +7,8 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use sdxl::Event;
 
+use crate::flags;
+
 /// Shows the events of one run.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -53,7 +55,7 @@ impl Progress {
     /// Shows one event.
     pub fn show(&mut self, event: Event<'_>) {
         match event {
-            Event::Warning(text) => self.say(&format!("warning: {text}")),
+            Event::Warning(warning) => self.say(&flags::of_warning(warning)),
             Event::Encoding => match &self.bar {
                 Some(bar) => bar.set_prefix("encoding"),
                 None => err!("encoding the prompt"),

@@ -9,10 +9,11 @@ use sdxl::text::chunks::{Chunk, Layout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
 use sdxl::weights::folder::TextParts;
-use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request};
+use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request, Warning};
 use serde_json::{Value, json};
 
 use crate::args::{PooledWord, SyntaxWord, WeightingWord};
+use crate::flags;
 use crate::model::Model;
 use crate::output;
 use crate::usage;
@@ -70,14 +71,14 @@ pub struct PromptArgs {
 pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
     let syntax = args.prompt_syntax.syntax();
     let prompt = Prompt::parse(&args.prompt, syntax)?;
-    if let Some(hint) = Prompt::hint(&args.prompt, syntax) {
-        err!("hint: {hint}");
+    if let Some(warning) = Prompt::warning(&args.prompt, syntax) {
+        err!("{}", flags::of_warning(&warning));
     }
     let translation = args.to.map(|to| prompt.translate(to.syntax()));
     if let (Some(translation), false) = (&translation, args.json) {
         out!("{}", translation.text);
-        for remark in &translation.lost {
-            err!("{remark}");
+        for lost in &translation.lost {
+            err!("{lost}");
         }
         return Ok(());
     }
@@ -573,7 +574,7 @@ fn write_embeddings(
         raw: &args.prompt,
         parts: &resolved.parts,
     };
-    let mut warn = |text: String| err!("warning: {text}");
+    let mut warn = |warning: Warning| err!("{}", flags::of_warning(&warning));
     let made = text.encode(input, input, options, &mut warn)?;
     let channels = text.channels();
     let bytes = embeds_file::to_bytes(&[&made], channels)?;

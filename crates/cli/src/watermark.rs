@@ -7,6 +7,7 @@ use sdxl::image::read::read;
 use sdxl::image::{Encoding, Format, Texts};
 use sdxl::{Pixels, watermark};
 
+use crate::flags;
 use crate::output;
 use crate::usage;
 
@@ -127,8 +128,8 @@ fn embed(file: &Path, to: &Path, encoding: Encoding, overwrite: bool) -> anyhow:
     watermark::embed(&mut values, width, height);
     let marked = Pixels::new(width, height, 3, sdxl::image::to_u8(&values));
     let written = encoding.encode(&marked, &texts)?;
-    for text in written.warnings {
-        err!("warning: {text}");
+    for warning in written.warnings {
+        err!("{}", flags::of_warning(&warning));
     }
     output::write_file(to, &written.bytes, overwrite)?;
     out!("{}", to.display());

@@ -34,6 +34,7 @@ pub mod schedule;
 pub mod scheduler;
 pub mod tensor;
 pub mod text;
+pub mod warning;
 pub mod watermark;
 pub mod weights;
 
@@ -48,6 +49,7 @@ pub use request::{
     Margins, PooledFrom, PromptSyntax, PromptWeighting, Request, ResizeMode, Size, Tiling,
     UpscaleMethod,
 };
+pub use warning::{Warning, WarningKind};
 pub use weights::Precision;
 pub use weights::folder::{Checkpoint, Family, OpenOptions, Part};
 pub use weights::inversion::InversionFile;

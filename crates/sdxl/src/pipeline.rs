@@ -36,6 +36,7 @@ use crate::model::unet::UNet;
 use crate::model::vae::Vae;
 use crate::request::Request;
 use crate::text::TextEncoders;
+use crate::warning::Warning;
 use crate::weights::folder::{Checkpoint, Part};
 use crate::weights::{Loader, Precision};
 use held::Held;
@@ -62,7 +63,7 @@ pub fn default_precision() -> Precision {
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// Something the user should know, such as a prompt that was cut.
-    Warning(&'a str),
+    Warning(&'a Warning),
     /// The prompts are being encoded.
     Encoding,
     /// A network's weights are being read.

@@ -4,6 +4,7 @@
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
 pub mod aspect;
+mod json;
 mod loras;
 mod picture;
 mod wildcards;
@@ -361,7 +362,7 @@ fn numbers(text: &str, ays: &[f64]) -> std::result::Result<Vec<f64>, String> {
 
 /// What JSON may hold where a list of numbers can have a name.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a list of numbers, or the name `ays`")]
 enum ListOrName {
     List(Vec<f64>),
     Name(String),

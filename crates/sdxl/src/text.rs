@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::prompt::{Content, Part as PromptPart, Span};
 use crate::request::{PooledFrom, PromptSyntax, PromptWeighting, Request};
 use crate::tensor::Tensor;
+use crate::warning::{Warning, WarningKind};
 use crate::weights::Precision;
 use crate::weights::folder::{Part, TextParts};
 use chunks::{Layout, Splitting};
@@ -129,7 +130,7 @@ const CACHE_BYTES: usize = 64 << 20;
 #[derive(Clone)]
 struct Known {
     conditioning: Arc<Conditioning>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 /// The text encoders of a checkpoint: two for a base model, the second for a refiner.
@@ -206,7 +207,7 @@ impl TextEncoders {
         input: TextInput<'_>,
         input_2: TextInput<'_>,
         options: &TextOptions,
-        warn: &mut dyn FnMut(String),
+        warn: &mut dyn FnMut(Warning),
     ) -> Result<Arc<Conditioning>> {
         // Debug writes every number so that it reads back the same.
         let key = format!("{input:?} {input_2:?} {options:?}");
@@ -257,12 +258,12 @@ impl TextEncoders {
         let mut warnings = Vec::new();
         let mut say = |encoder: &Encoder, cut: &[u32]| {
             if !cut.is_empty() {
-                let text = format!(
+                let message = format!(
                     "the prompt is longer than the text encoder's {} tokens; this was cut off: {}",
                     encoder.tokenizer().max_length(),
                     encoder.tokenizer().decode(cut)
                 );
-                warnings.push(text);
+                warnings.push(Warning::new(WarningKind::PromptCut, "prompt", message));
             }
         };
         say(&self.second, &second.cut);

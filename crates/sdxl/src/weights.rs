@@ -32,6 +32,7 @@ use sdxl_kernels::{Counted, Kind, PackedConv, PackedMatrix, WeightFormat, Weight
 use crate::error::{Error, Result};
 use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
+use crate::warning::{Warning, WarningKind};
 use folder::Part;
 use kept::Key;
 use packed::Packed;
@@ -87,12 +88,16 @@ impl Precision {
     }
 
     /// What to know of this precision on this processor, if anything.
-    pub fn remark(self) -> Option<&'static str> {
+    pub fn warning(self) -> Option<Warning> {
         let native = sdxl_kernels::Isa::current() == sdxl_kernels::Isa::Avx512Bf16;
-        (self == Precision::Int8 && !native).then_some(
-            "int8: this processor has no instructions for products of bytes, so int8 saves memory \
-             here and no time",
-        )
+        (self == Precision::Int8 && !native).then(|| {
+            Warning::new(
+                WarningKind::Precision,
+                "precision",
+                "int8: this processor has no instructions for products of bytes, so int8 saves \
+                 memory here and no time",
+            )
+        })
     }
 
     /// Bytes of memory per weight.

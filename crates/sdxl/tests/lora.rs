@@ -474,7 +474,7 @@ fn what_is_left_out_is_named() {
         "2 of its modules",
         "lora_te2_text_model_encoder_layers_9_mlp_fc1",
     ] {
-        assert!(warning.contains(word), "{warning}");
+        assert!(warning.message.contains(word), "{warning}");
     }
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 use sdxl::weights::doctor;
 
 use crate::Reported;
+use crate::flags;
 use crate::model::Model;
 
 /// `sdxl models doctor`
@@ -31,7 +32,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     } else {
         for finding in &found {
             let kind = if finding.problem { "problem" } else { "note" };
-            out!("{kind}: {}", finding.text);
+            out!("{kind}: {}", flags::named(&finding.text));
         }
         if problems == 0 {
             out!("nothing is wrong with {}", args.path.display());

@@ -10,6 +10,7 @@ use sdxl::weights::safetensors::TensorSet;
 use sdxl::{Checkpoint, Family, Part};
 use serde_json::json;
 
+use crate::flags;
 use crate::info::{PartInfo, count, describe};
 use crate::model::Model;
 
@@ -126,5 +127,5 @@ fn other(args: &InspectArgs, kind: Kind, tensors: &TensorSet) {
     }
     out!("  tensors     {}", tensors.iter().count());
     out!("  parameters  {}  {}", count(parameters), dtypes.join("+"));
-    out!("  to use it   {}", kind.advice());
+    out!("  to use it   {}", flags::named(kind.advice()));
 }

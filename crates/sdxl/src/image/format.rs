@@ -21,6 +21,7 @@ use img_parts::{Bytes, ImageEXIF};
 use super::texts::Texts;
 use super::{Pixels, exif, png, xmp};
 use crate::error::{Error, Result};
+use crate::warning::{Warning, WarningKind};
 
 /// Quality of a JPEG where none is asked for.
 pub const JPEG_QUALITY: u8 = 90;
@@ -125,7 +126,7 @@ pub struct Encoded {
     /// The whole file.
     pub bytes: Vec<u8>,
     /// What the format had no room for.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
 }
 
 impl Encoding {
@@ -191,10 +192,11 @@ impl Encoding {
         let mut jpeg = Jpeg::from_bytes(plain.into()).map_err(|e| failed(&e))?;
         let mut warnings = Vec::new();
         let no_room = |what: &str| {
-            format!(
-                "the JPEG holds no {what}, which is longer than the 64 KiB that a JPEG has for it; \
-                 a PNG or WebP would"
-            )
+            let message = format!(
+                "the JPEG holds no {what}, which is longer than the 64 KiB that a JPEG has for it"
+            );
+            Warning::new(WarningKind::TextLeftOut, "format", message)
+                .with_hint("a PNG or WebP would")
         };
         // Behind the header with which every JPEG begins: EXIF, then XMP.
         let mut packet = packet(texts);
@@ -320,7 +322,7 @@ mod tests {
                 },
             ] {
                 let file = encoding.encode(&picture(), &texts).unwrap();
-                assert_eq!(file.warnings, Vec::<String>::new());
+                assert_eq!(file.warnings, Vec::<Warning>::new());
                 let (_dir, path) = saved(&file.bytes);
                 assert_eq!(Format::of_file(&path).unwrap(), Some(format));
                 assert_eq!(Texts::read(&path).unwrap(), Some(texts), "{encoding:?}");

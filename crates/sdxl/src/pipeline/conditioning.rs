@@ -8,6 +8,7 @@ use crate::prompt::{Content, Join, Part, Prompt, Resolved, Span};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
+use crate::warning::{Warning, WarningKind};
 use crate::weights::folder::Checkpoint;
 
 /// A conditioning and how much its prediction counts.
@@ -138,7 +139,7 @@ pub fn encode(
     request: &Request,
     embeds: Option<&Embeds>,
     steps: usize,
-    warn: &mut dyn FnMut(String),
+    warn: &mut dyn FnMut(Warning),
 ) -> Result<Vec<PromptPair>> {
     let text = &*model.text.get()?;
     let options = TextOptions::of(request);
@@ -156,7 +157,18 @@ pub fn encode(
     for (i, prompt) in request.prompt.iter().enumerate() {
         let mut side = |text_1: &str, text_2: Option<&str>, options: &TextOptions, negative| {
             let texts = (text_1, text_2.filter(|t| !t.is_empty()));
-            encode_side(text, request, texts, options, negative, steps, warn)
+            let field = if negative {
+                "negative_prompt"
+            } else {
+                "prompt"
+            };
+            let mut warn = |warning: Warning| {
+                warn(Warning {
+                    field: Some(field),
+                    ..warning
+                });
+            };
+            encode_side(text, request, texts, options, negative, steps, &mut warn)
         };
         let mut positive = match embeds {
             Some(embeds) => given(&embeds.positive, i).ok_or_else(|| {
@@ -212,50 +224,53 @@ fn texts(request: &Request) -> impl Iterator<Item = (&'static str, &String)> {
     (lists.into_iter()).flat_map(|(field, list)| list.iter().map(move |text| (field, text)))
 }
 
-/// What there is to say about LoRAs and textual inversions that do nothing: those that no prompt
-/// asks for, mostly for a slip in a name, and those that a prompt asks for in vain.
+/// Warnings of LoRAs and textual inversions that do nothing: those that no prompt asks for, mostly
+/// for a slip in a name, and those that a prompt asks for in vain.
 ///
 /// # Errors
 /// Prompts that cannot be read.
-pub fn remarks(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<String>> {
-    let mut said = Vec::new();
+pub fn warnings(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<Warning>> {
+    let mut warnings = Vec::new();
     for word in checkpoint.files().inversions().words() {
         let token = word.token.to_lowercase();
         if !texts(request).any(|(_, text)| text.to_lowercase().contains(&token)) {
-            said.push(format!(
+            let message = format!(
                 "{}: no prompt says `{}`, so this textual inversion does nothing",
                 word.file.display(),
                 word.token
-            ));
+            );
+            let kind = WarningKind::EmbeddingUnused;
+            warnings.push(Warning::new(kind, "embeddings", message));
         }
     }
     let syntax = request.prompt_syntax;
     let loaded = checkpoint.files().adapters().loras();
-    for text in request.prompt.iter().chain(&request.prompt_2) {
+    for (field, text) in texts(request) {
         for lora in Prompt::parse(text, syntax)?.loras() {
-            if !loaded.iter().any(|l| l.name.as_ref() == Some(&lora.name)) {
-                said.push(format!(
-                    "the prompt asks for the LoRA `{}`, which the checkpoint was opened without",
-                    lora.name
-                ));
+            let name = &lora.name;
+            if field.starts_with("negative") {
+                let message = format!(
+                    "the negative prompt asks for the LoRA `{name}`: LoRAs change the whole \
+                     picture and are taken from the prompt only"
+                );
+                let kind = WarningKind::LoraInNegativePrompt;
+                warnings.push(Warning::new(kind, field, message));
+            } else if !loaded.iter().any(|l| l.name.as_ref() == Some(name)) {
+                let message = format!(
+                    "the prompt asks for the LoRA `{name}`, which the checkpoint was opened without"
+                );
+                warnings.push(Warning::new(WarningKind::LoraMissing, field, message));
             }
         }
     }
-    for text in request
-        .negative_prompt
-        .iter()
-        .chain(&request.negative_prompt_2)
-    {
-        for lora in Prompt::parse(text, syntax)?.loras() {
-            said.push(format!(
-                "the negative prompt asks for the LoRA `{}`: LoRAs change the whole picture and are \
-                 taken from the prompt only",
-                lora.name
-            ));
-        }
-    }
-    said.extend(texts(request).find_map(|(_, text)| Prompt::hint(text, syntax)));
-    Ok(said)
+    warnings.extend(texts(request).find_map(|(field, text)| {
+        let warning = Prompt::warning(text, syntax)?;
+        Some(Warning {
+            field: Some(field),
+            ..warning
+        })
+    }));
+    Ok(warnings)
 }
 
 /// The text for prompt `index`: a list holds none, one for all, or one each.
@@ -274,7 +289,7 @@ fn encode_side(
     options: &TextOptions,
     negative: bool,
     steps: usize,
-    warn: &mut dyn FnMut(String),
+    warn: &mut dyn FnMut(Warning),
 ) -> Result<Side> {
     let syntax = request.prompt_syntax;
     let prompt = Prompt::parse(texts.0, syntax)?;
@@ -313,7 +328,7 @@ fn encode_variant(
     (raw, raw_2): (&str, Option<&str>),
     (resolved, resolved_2): (&Resolved, Option<&Resolved>),
     options: &TextOptions,
-    warn: &mut dyn FnMut(String),
+    warn: &mut dyn FnMut(Warning),
 ) -> Result<Vec<Weighted>> {
     let resolved_2 = resolved_2.unwrap_or(resolved);
     let raw_2 = raw_2.unwrap_or(raw);

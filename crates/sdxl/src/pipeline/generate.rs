@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use super::canvas::Canvas;
-use super::conditioning::{self, PromptPair, remarks};
+use super::conditioning::{self, PromptPair, warnings};
 use super::denoise::denoise;
 use super::plan::Plan;
 use super::predict::Rows;
@@ -17,6 +17,7 @@ use crate::inputs::Inputs;
 use crate::profile;
 use crate::request::{Request, UpscaleMethod};
 use crate::tensor::release_buffers;
+use crate::warning::{Warning, WarningKind};
 
 /// Sees what happens in a run.
 type Observe<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
@@ -40,12 +41,12 @@ pub fn run(
     let canvas = Canvas::new(request, inputs)?;
 
     proceed(observe(Event::Encoding))?;
-    let mut said = match inputs.embeds {
-        None => remarks(&pipeline.checkpoint, request)?,
+    let mut warned = match inputs.embeds {
+        None => warnings(&pipeline.checkpoint, request)?,
         Some(_) => Vec::new(),
     };
-    for text in &said {
-        let _ = observe(Event::Warning(text));
+    for warning in &warned {
+        let _ = observe(Event::Warning(warning));
     }
     let models: Vec<&Pipeline> = (stages.iter())
         .map(|stage| match (stage.network, refiner) {
@@ -56,11 +57,11 @@ pub fn run(
     // Prompts to conditioning, which may differ from step to step; what another stage has
     // encoded is remembered.
     let mut encode = |model: &Pipeline, course: &Course, observe: &mut Observe| {
-        let mut warn = |text: String| {
-            if !said.contains(&text) {
+        let mut warn = |warning: Warning| {
+            if !warned.contains(&warning) {
                 // Warnings cannot stop a run; the next event can.
-                let _ = observe(Event::Warning(&text));
-                said.push(text);
+                let _ = observe(Event::Warning(&warning));
+                warned.push(warning);
             }
         };
         profile::scope("text_encoders", || {
@@ -134,9 +135,11 @@ pub fn run(
     let grid = [latents.height(), latents.width()];
     let passes = Passes::of(plan.tile, plan.sliced, grid, images);
     if plan.short && passes.tile.is_some() {
+        let message = "memory is short, so the VAE works tile by tile, which shows a little in the \
+                       picture";
+        let warning = Warning::new(WarningKind::Tiled, "vae_tiling", message);
         let _ = observe(Event::Warning(
-            "memory is short, so the VAE works tile by tile, which shows a little in the picture \
-             (vae_tiling: off forbids it)",
+            &warning.with_hint("`vae_tiling off` forbids it"),
         ));
     }
     for first in (0..images).step_by(passes.group) {

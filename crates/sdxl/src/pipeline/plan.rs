@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::memory::{Budget, Effort, Speed, bytes};
 use crate::request::{Request, Tiling};
+use crate::warning::{Warning, WarningKind};
 use crate::weights::Precision;
 use crate::weights::folder::Checkpoint;
 use planner::Planner;
@@ -148,18 +149,23 @@ impl Plan {
             .any(|(rows, all)| rows < all)
     }
 
-    /// What was decided for want of memory and changes no number, in words.
-    pub fn remarks(&self) -> Vec<String> {
-        let mut said = Vec::new();
+    /// Warnings of what was decided for want of memory and changes no number.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let slow = |field, message| Warning::new(WarningKind::Slow, field, message);
+        let mut warnings = Vec::new();
         if self.residence == Residence::Streamed {
-            said.push("layers are read from the files as they work, which takes longer".into());
+            warnings.push(slow(
+                "offload",
+                "layers are read from the files as they work, which takes longer",
+            ));
         }
         if self.is_sequential() {
-            said.push(
-                "the two sides of the guidance go through the UNet one after the other".into(),
-            );
+            warnings.push(slow(
+                "memory",
+                "the two sides of the guidance go through the UNet one after the other",
+            ));
         }
-        said
+        warnings
     }
 
     /// The side in pixels of the tiles by which finished pictures are decoded, where they are.

@@ -97,7 +97,15 @@ pub fn stages(
             network,
             begin,
             size,
-            scheduler: scheduler_for(checkpoint, request, &cut)?,
+            scheduler: scheduler_for(checkpoint, request, &cut).map_err(|error| {
+                // It stands for both.
+                match request.denoising_fraction {
+                    Some(_) => error
+                        .of_field("denoising_end", "denoising_fraction")
+                        .of_field("denoising_start", "denoising_fraction"),
+                    None => error,
+                }
+            })?,
         })
     };
 
