@@ -114,6 +114,19 @@ fn json_is_one_object_and_nothing_else() {
     assert_eq!(refused.status.code(), Some(2));
     let object: Value = serde_json::from_slice(&refused.stdout).unwrap();
     assert!(object["error"].as_str().unwrap().contains("steps"));
+    assert_eq!(
+        (&object["class"], &object["field"], &object["exit_code"]),
+        (&"request".into(), &"steps".into(), &2.into())
+    );
+    assert_eq!(object["hint"], "use 1 to 1000");
+
+    // Programs are told of fields and people of flags.
+    let words = ["a cat", "--json", "--denoising-start", "0.5"];
+    let refused = generate(dir.path(), &words);
+    let object: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(object["field"], "denoising_start");
+    assert!(object["hint"].as_str().unwrap().contains("`latents`"));
+    assert!(text(&refused.stderr).contains("with --latents, or a refiner"));
 }
 
 #[test]

@@ -5,7 +5,9 @@ mod support;
 use std::collections::BTreeSet;
 
 use sdxl::error::Class;
-use sdxl::{Checkpoint, Error, Inputs, Request};
+use sdxl::prompt::Prompt;
+use sdxl::request::aspect;
+use sdxl::{Checkpoint, Error, Inputs, PromptSyntax, Request, Size, WarningKind};
 use serde_json::{Value, json};
 use support::golden;
 
@@ -249,4 +251,29 @@ fn classes_have_words_that_stay() {
     );
     assert_eq!(Error::Cancelled.class(), Class::Cancelled);
     assert!(!Error::Cancelled.is_usage());
+}
+
+#[test]
+fn warnings_have_the_same_parts() {
+    let size = Size {
+        width: 4096,
+        height: 4096,
+    };
+    let warning = aspect::warning(size, 1024 * 1024).unwrap();
+    assert_eq!(
+        (warning.kind, warning.field),
+        (WarningKind::Size, Some("width"))
+    );
+    let text = warning.to_string();
+    assert!(text.starts_with(&warning.message) && text.ends_with("with `upscale`"));
+    let json = serde_json::to_value(&warning).unwrap();
+    assert_eq!(
+        (&json["kind"], &json["field"]),
+        (&"size".into(), &"width".into())
+    );
+
+    let warning = Prompt::warning("a <lora:x:1>", PromptSyntax::Compel).unwrap();
+    assert_eq!(warning.kind.to_string(), "lora-syntax");
+    assert!(warning.hint.unwrap().contains("`prompt_syntax a1111`"));
+    assert_eq!(Prompt::warning("a cat", PromptSyntax::Compel), None);
 }

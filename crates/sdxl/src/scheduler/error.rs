@@ -217,7 +217,7 @@ impl SchedulerError {
                 takers,
             } => (
                 format!("{class} does not take custom {what}"),
-                Some(format!("use `steps`, or one of {takers}")),
+                Some(format!("use steps, or one of {takers}")),
             ),
             Self::NothingLeft {
                 what,
