@@ -386,14 +386,9 @@ pub struct PictureArgs {
     /// Where the LoRAs are that prompts ask for by name (<lora:NAME:0.8> in A1111's language,
     /// withLora(NAME, 0.8) in Compel's): NAME.safetensors, also in folders inside it. That of
     /// A1111's web UI is models/Lora
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "SDXL_LORA_DIR",
-        default_value = "loras",
-        help_heading = "Checkpoint and machine"
-    )]
-    pub lora_dir: PathBuf,
+    /// [default: the folder that SDXL_LORA_DIR names, else loras]
+    #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
+    pub lora_dir: Option<PathBuf>,
     /// A textual inversion (with clip_l and clip_g) and the word that stands for it in prompts
     /// [default: the word it was trained for, else the file's name]; may be given several times
     #[arg(

@@ -6,21 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use clap::ArgMatches;
-use sdxl::image::Format;
 use sdxl::memory;
 use sdxl::pipeline;
 use sdxl::profile;
-use sdxl::recipe::{self, Recipe};
+use sdxl::recipe::Recipe;
 use sdxl::request::aspect;
 use sdxl::{Event, Inputs, Request, latents_file};
+use sdxl_kit::{Destination, PictureWriter, Written, destination, files, replay};
 
 use crate::args::{self, GenerateArgs};
-use crate::model::Chosen;
-use crate::output::{self, Destination};
-use crate::pictures::{Hashing, Pictures};
 use crate::plan;
 use crate::profile_report;
 use crate::progress::Progress;
+use crate::session;
 use crate::usage;
 
 /// Runs the command; if `dry`, up to the point where weights would be read.
@@ -33,56 +31,42 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
         .map_or_else(Request::default, |r| r.request.clone());
     let request = own.request(base, matches)?;
     request.check()?;
-    let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
+    let encoding = destination::encoding(own.output.as_deref(), own.format, own.quality)?;
     #[cfg(feature = "c2pa")]
-    let sign = own
-        .c2pa
-        .signer()?
-        .map(|signer| -> Box<crate::pictures::Sign> {
-            Box::new(move |format, file, composite| signer.sign(format, file, composite))
-        });
-    #[cfg(not(feature = "c2pa"))]
-    let sign = None;
+    let signer = own.c2pa.signer()?;
     let refiner = own.start.refiner.as_deref();
-    let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request], !dry)?;
-    let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
+    let session = session::open(args, refiner, replayed.as_ref(), &[&request], !dry)?;
+    let (checkpoint, precision) = (session.checkpoint(), session.precision());
     let mut inputs = Inputs::read(&request)?;
-    inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;
-    let latents_sha256 = own
-        .latents
-        .as_deref()
-        .map(|path| recipe::hash_file(path).map(|(_, hash)| hash))
-        .transpose()?;
-    if let (None, Some(was)) = (
-        &latents_sha256,
-        replayed.as_ref().and_then(|r| r.latents_sha256.as_ref()),
-    ) {
-        return Err(usage(format!(
-            "this picture was started from a latents file (SHA-256 {was}); give it with --latents"
-        )));
+    let mut latents_sha256 = None;
+    if let Some(path) = &own.latents {
+        let (latents, sha256) = replay::read_latents(path)?;
+        (inputs.latents, latents_sha256) = (Some(latents), Some(sha256));
     }
     if let Some(was) = &replayed {
-        refuse_changed_inputs(was, &inputs, &|field| args::given(matches, field))?;
+        let renamed = |field: &str| args::given(matches, field);
+        replay::check_inputs(was, latents_sha256.as_deref(), &inputs.files, &renamed)?;
     }
-    let refiner = chosen.refiner();
+    let refiner = session.refiner();
     let request = pipeline::resolve(checkpoint, refiner, &request, &inputs)?;
     let scheduler = pipeline::build_scheduler(checkpoint, &request)?;
     let evaluations = pipeline::evaluations(checkpoint, refiner, &request, &inputs)?;
     // A replay writes the one picture that the recipe is of, unless other pictures
     // were asked for beside it.
-    let only = replayed
-        .as_ref()
-        .filter(|r| r.request.prompt == request.prompt)
-        .filter(|r| r.request.num_images == request.num_images)
-        .map(|r| r.image_index)
-        .filter(|i| *i < request.images());
-    let written = if only.is_some() { 1 } else { request.images() };
-    check_sides(encoding.format(), &request, &inputs)?;
+    let only = (replayed.as_ref()).and_then(|was| replay::only_picture(was, &request));
+    let images = if only.is_some() { 1 } else { request.images() };
     let format = encoding.format();
+    destination::check_sides(format, &request, &inputs)?;
     let (output, overwrite) = (own.output.as_deref(), args.overwrite);
-    let destination = Destination::new(output, format, written, overwrite, !dry)?;
+    let destination = match dry {
+        true => {
+            Destination::check_only(output, format, images, overwrite)?;
+            None
+        }
+        false => Some(Destination::new(output, format, images, overwrite)?),
+    };
     if let Some(path) = &own.output_latents {
-        output::check_file(path, args.overwrite)?;
+        files::check_file("output_latents", path, args.overwrite)?;
         if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
@@ -92,20 +76,20 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
     }
 
     if let Some(path) = &own.svg {
-        output::check_file(path, args.overwrite)?;
+        files::check_file("svg", path, args.overwrite)?;
     }
 
-    let plan = plan::plan(&chosen, &request, &inputs, own.memory)?;
-    if dry {
+    let plan = plan::plan(&session, &request, &inputs, own.memory)?;
+    let Some(destination) = destination else {
         plan::show(&plan, &request, own.memory.is_some(), args.json);
         return Ok(());
-    }
+    };
 
     let mut progress = Progress::new(evaluations);
-    if let Some(notice) = chosen.notice {
+    if let Some(notice) = session::notice(&session) {
         progress.say(notice);
     }
-    if args.precision.is_none() && replayed.is_none() {
+    if session.precision_is_default() {
         progress.say(&format!(
             "precision: {precision}, the default on this processor (--precision f32 gives the \
              reference's numbers)"
@@ -120,7 +104,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
         warnings.push(text.clone());
     }
     if let Some(was) = &replayed {
-        for text in differences(was, latents_sha256.as_deref(), &inputs) {
+        for text in replay::differences(was, latents_sha256.as_deref(), &inputs.files) {
             progress.say(&format!("warning: {text}"));
             warnings.push(text);
         }
@@ -134,35 +118,32 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
         progress.say(&text);
     }
     let interrupted = interrupt_flag()?;
-    let mut pictures = Pictures {
-        destination: &destination,
-        encoding: &encoding,
-        sign,
-        recipe: Recipe {
-            latents_sha256,
-            inputs: inputs.files.clone(),
-            scheduler_class: scheduler.info().class.to_string(),
-            ..chosen.recipe(request.clone())
-        },
-        hashing: Some(Hashing::new(checkpoint, refiner)),
-        replayed: replayed.as_ref(),
-        only,
-        count: written,
-        files: Vec::new(),
-        unsigned: None,
+    let mut recipe = Recipe {
+        latents_sha256,
+        ..session.recipe(request.clone(), scheduler.info().class, &inputs)
     };
     if let (true, Some(side)) = (plan.short, plan.tile_size(&request)) {
-        pictures.recipe.request.vae_tile_size = Some(side);
+        recipe.request.vae_tile_size = Some(side);
+    }
+    let mut pictures = PictureWriter::new(destination, encoding, recipe).with_hashes_of(&session);
+    if let Some(was) = &replayed {
+        pictures = pictures.replaying(was);
+    }
+    #[cfg(feature = "c2pa")]
+    if let Some(signer) = signer {
+        pictures = pictures.signed_by(Box::new(move |format, file, composite| {
+            signer.sign(format, file, composite)
+        }));
     }
     progress.begin("loading");
-    let pipeline = chosen.open(plan.residence)?;
+    let pipeline = session.load_as(plan.residence)?;
     let mut failed = None;
     let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {
             warnings.push(text.to_string());
         }
-        if let (Event::Step { .. }, Some(hashing)) = (&event, &mut pictures.hashing) {
-            hashing.begin();
+        if let Event::Step { .. } = event {
+            pictures.begin_hashing();
         }
         progress.show(event);
         if let Event::Picture {
@@ -172,13 +153,17 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
             ..
         } = event
         {
-            let mut warn = |text: String| {
+            let mut warn = |text: &str| {
                 progress.say(&format!("warning: {text}"));
-                warnings.push(text);
+                warnings.push(text.to_string());
             };
-            if let Err(error) = pictures.write(index - 1, picture, vae_tiled, &mut warn) {
-                failed = Some(error);
-                return ControlFlow::Break(());
+            match pictures.write(index - 1, picture, vae_tiled) {
+                Ok(Some(written)) => written.warnings.iter().for_each(|text| warn(text)),
+                Ok(None) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
             }
         }
         if interrupted.load(Ordering::SeqCst) {
@@ -197,136 +182,76 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
         Ok(made) => made,
         Err(error) => {
             progress.finish();
-            if !pictures.files.is_empty() && !args.json {
+            if !pictures.written().is_empty() && !args.json {
                 err!("stopped; these pictures were finished:");
-                show_paths(&pictures.files);
+                show_paths(pictures.written());
             }
-            return Err(failed.unwrap_or(error.into()));
+            return Err(failed.map_or_else(|| error.into(), Into::into));
         }
     };
     let seconds = progress.finish();
     if let Some(path) = &own.output_latents {
         let bytes = latents_file::to_bytes(&made.latents)?;
-        output::write_file(path, &bytes, args.overwrite)?;
+        files::write_file(path, &bytes, args.overwrite)?;
     }
     if let (Some(profile), Some(path)) = (&profile, &own.svg) {
         let svg = profile_report::svg(profile);
-        output::write_file(path, svg.as_bytes(), args.overwrite)?;
+        files::write_file(path, svg.as_bytes(), args.overwrite)?;
     }
     if let (Some(profile), true) = (&profile, own.profile) {
         err!("{}", profile_report::tables(profile).trim_end());
     }
     if args.json {
         let object = serde_json::json!({
-            "images": pictures.files,
+            "images": pictures.written(),
             "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
             "seconds": seconds,
             "planned_peak_bytes": plan.peak(),
             "peak_rss_bytes": memory::peak(),
             "precision": precision,
-            "isa": pictures.recipe.isa,
+            "isa": pictures.recipe().isa,
             "warnings": warnings,
-            "request": pictures.recipe.request,
+            "request": pictures.recipe().request,
         });
         out!("{object}");
     } else {
         // Only now, when every file is written: a reader that has gone ends the program.
-        show_paths(&pictures.files);
+        show_paths(pictures.written());
     }
-    if let Some((why, paths)) = pictures.unsigned {
-        bail!(
-            "{why}; what could not be signed is kept without Content Credentials: {}",
-            paths.join(", ")
-        );
-    }
+    report_shortcomings(pictures.written())?;
     if interrupted.load(Ordering::SeqCst) {
         return Err(sdxl::Error::Cancelled.into());
     }
     Ok(())
 }
 
-fn show_paths(files: &[serde_json::Value]) {
-    for file in files {
-        out!("{}", file["path"].as_str().unwrap_or_default());
+fn show_paths(written: &[Written]) {
+    for picture in written {
+        out!("{}", picture.path.display());
     }
 }
 
-/// Refuses, before the work, pictures that are larger than their format allows.
-fn check_sides(format: Format, request: &Request, inputs: &Inputs) -> anyhow::Result<()> {
-    let made = request.upscaled_size();
-    // What is made may be laid into the input picture.
-    let input = (inputs.init_image.as_ref()).map_or(0, |p| p.width.max(p.height));
-    let side = made.width.max(made.height).max(input);
-    if side > format.max_side() {
-        return Err(usage(format!(
-            "a side of {side} pixels: a {format} has up to {}; write a PNG",
-            format.max_side()
-        )));
+/// Fails where pictures were made and not as they were asked for.
+fn report_shortcomings(written: &[Written]) -> anyhow::Result<()> {
+    let paths = |which: &dyn Fn(&Written) -> bool| -> Vec<String> {
+        let found = written.iter().filter(|picture| which(picture));
+        found
+            .map(|picture| picture.path.display().to_string())
+            .collect()
+    };
+    if let Some(why) = written.iter().find_map(|picture| picture.unsigned.as_ref()) {
+        bail!(
+            "{why}; what could not be signed is kept without Content Credentials: {}",
+            paths(&|picture| picture.unsigned.is_some()).join(", ")
+        );
     }
-    Ok(())
-}
-
-/// What here is unlike the machine or the files that a recipe was made with.
-fn differences(was: &Recipe, latents_sha256: Option<&str>, inputs: &Inputs) -> Vec<String> {
-    let mut found = Vec::new();
-    let isa = sdxl_kernels::Isa::current().to_string();
-    let version = env!("CARGO_PKG_VERSION");
-    if was.isa != isa {
-        found.push(format!(
-            "the recipe was made with {} instructions and this is {isa}: the last bits may differ",
-            was.isa
-        ));
-    }
-    if was.version != version {
-        found.push(format!(
-            "the recipe was made by version {} and this is {version}: the picture may differ",
-            was.version
-        ));
-    }
-    if let Some(now) = latents_sha256
-        && was.latents_sha256.as_deref() != Some(now)
-    {
-        found.push("these are not the latents that the recipe started from".to_string());
-    }
-    for now in &inputs.files {
-        let before = was.inputs.iter().find(|f| f.field == now.field);
-        if before.is_none_or(|f| f.sha256 != now.sha256) {
-            let field = &now.field;
-            found.push(format!(
-                "this is not the {field} that the recipe was made with"
-            ));
-        }
-    }
-    found
-}
-
-/// Refuses a recipe's picture whose file has changed since, unless another one was `named`.
-fn refuse_changed_inputs(
-    was: &Recipe,
-    inputs: &Inputs,
-    named: &dyn Fn(&str) -> bool,
-) -> anyhow::Result<()> {
-    for before in &was.inputs {
-        let now = inputs.files.iter().find(|now| now.field == before.field);
-        let flag = before.field.replace('_', "-");
-        match now {
-            Some(now) if now.sha256 == before.sha256 || named(&before.field) => {}
-            Some(now) => {
-                return Err(usage(format!(
-                    "{}: this is not the file that the recipe was made with (its SHA-256 was {}); \
-                     give that one, or another on purpose, with --{flag}",
-                    now.path.display(),
-                    before.sha256
-                )));
-            }
-            // Its path is in the recipe's request too, unless somebody wrote the recipe by hand.
-            None => {
-                return Err(usage(format!(
-                    "this recipe was made with a {} and does not name it; give it with --{flag}",
-                    before.field
-                )));
-            }
-        }
+    let temporary = paths(&|picture| picture.is_temporary);
+    if !temporary.is_empty() {
+        bail!(
+            "what could not be written where it was to be is kept in the folder for temporary \
+             files, from where it should be moved: {}",
+            temporary.join(", ")
+        );
     }
     Ok(())
 }

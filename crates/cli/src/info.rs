@@ -6,10 +6,10 @@ use clap::Args;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::folder::missing_files;
 use sdxl::{Checkpoint, Family, Part};
+use sdxl_kit::Model;
 use serde::Serialize;
 
 use crate::Reported;
-use crate::model::Model;
 
 /// `sdxl info`
 #[derive(Args)]
@@ -43,7 +43,7 @@ pub struct PartInfo {
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.dir))?;
-    let checkpoint = match Checkpoint::open(model.folder(), args.variant.as_deref()) {
+    let checkpoint = match Checkpoint::open(model.path(), args.variant.as_deref()) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return Err(cannot_open(args, &error)),
     };

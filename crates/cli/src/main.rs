@@ -26,13 +26,11 @@ macro_rules! err {
 mod args;
 mod aspects;
 mod bench;
+mod flags;
 mod generate;
-mod hashes;
 mod info;
-mod model;
 mod models;
 mod output;
-mod pictures;
 mod plan;
 mod plot;
 mod profile_report;
@@ -41,6 +39,7 @@ mod prompt;
 mod pulling;
 mod schedule_plot;
 mod schedulers;
+mod session;
 mod show;
 mod watermark;
 
@@ -142,18 +141,23 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let code = exit_code(&error);
+    let text = flags::in_error(&error);
     if json && !error.is::<Reported>() {
-        let object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code });
+        let object = serde_json::json!({ "error": text, "exit_code": code });
         out!("{object}");
     }
-    err!("sdxl: {error:#}");
+    err!("sdxl: {text}");
     ExitCode::from(code)
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<sdxl::Error>() {
-        Some(sdxl::Error::Cancelled) => 130,
-        Some(error) if error.is_usage() => 2,
+    let library = error.downcast_ref::<sdxl::Error>();
+    let kit = error.downcast_ref::<sdxl_kit::Error>();
+    match (library, kit) {
+        (Some(sdxl::Error::Cancelled), _) => 130,
+        (_, Some(error)) if error.is_cancelled() => 130,
+        (Some(error), _) if error.is_usage() => 2,
+        (_, Some(error)) if error.is_usage() => 2,
         _ if error.is::<Usage>() || error.is::<Reported>() => 2,
         _ => 1,
     }

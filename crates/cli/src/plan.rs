@@ -3,29 +3,29 @@
 use sdxl::memory::{Budget, Speed, bytes};
 use sdxl::pipeline::{Asked, Plan, Residence};
 use sdxl::{Inputs, Precision, Request};
+use sdxl_kit::Session;
 use serde_json::{Value, json};
 
 use crate::args::Offload;
-use crate::model::Chosen;
 
 /// Plans a run, or says what is wrong: what a smaller precision would change is only said.
 ///
 /// # Errors
 /// Those of [`Plan::new`].
 pub fn plan(
-    chosen: &Chosen,
+    session: &Session,
     request: &Request,
     inputs: &Inputs,
     memory: Option<Budget>,
 ) -> sdxl::Result<Plan> {
-    let residences: &[Residence] = match &chosen.residence {
-        Some(asked) => &[*asked],
+    let residences: &[Residence] = match session.residence() {
+        Some(asked) => &[asked],
         None => &[Residence::InTurn, Residence::Streamed],
     };
     let asked = Asked {
-        checkpoint: &chosen.checkpoint,
-        refiner: chosen.refiner(),
-        precision: chosen.precision,
+        checkpoint: session.checkpoint(),
+        refiner: session.refiner(),
+        precision: session.precision(),
         request,
         inputs,
         residences,
@@ -36,7 +36,7 @@ pub fn plan(
         Ok(plan) => plan.residence != residences[0],
         Err(error) => !error.is_usage() || memory.is_some(),
     };
-    if short && chosen.precision_open && chosen.precision != Precision::Int8 {
+    if short && session.precision_is_default() && session.precision() != Precision::Int8 {
         let smaller = Plan::new(&Asked {
             precision: Precision::Int8,
             ..asked

@@ -18,14 +18,15 @@ use sdxl::image::{Texts, png, xmp};
 use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe, RefinerRecipe};
 use sdxl::{Event, Inputs, Pixels, Request, image};
+use sdxl_kit::{Session, files};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
+use crate::flags;
 use crate::generate::interrupt_flag;
-use crate::hashes::Known;
-use crate::model::Chosen;
 use crate::output;
 use crate::progress::Progress;
+use crate::session;
 use crate::usage;
 use axes::Axis;
 use sheet::{Grid, Sheet};
@@ -120,13 +121,13 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_output(own)?;
     let combined = combinations(&base, &axes)?;
     let requests: Vec<&Request> = combined.iter().map(|(_, request)| request).collect();
-    let chosen = Chosen::new(args, None, replayed.as_ref(), &requests, true)?;
-    for text in chosen.checkpoint.files().adapters().warnings() {
+    let session = session::open(args, None, replayed.as_ref(), &requests, true)?;
+    for text in session.checkpoint().files().adapters().warnings() {
         err!("warning: {text}");
     }
-    let (checkpoint, refiner) = (&chosen.checkpoint, chosen.refiner());
-    let precision = chosen.precision;
-    let mut shared = chosen.recipe(base);
+    let (checkpoint, refiner) = (session.checkpoint(), session.refiner());
+    let precision = session.precision();
+    let mut shared = session.recipe(base, "", &Inputs::default());
     let mut cells = Vec::new();
     for (name, request) in combined {
         let said = || format!("picture `{name}`");
@@ -152,13 +153,8 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_size(own, &axes, &cells)?;
 
     let interrupted = interrupt_flag()?;
-    let known = Known::of_user();
-    let hash = |path: &Path| known.hash_file(path);
-    shared.files = recipe::hash_weights(checkpoint, &hash)?;
-    if let (Some(recipe), Some(checkpoint)) = (&mut shared.refiner, refiner) {
-        recipe.files = recipe::hash_weights(checkpoint, &hash)?;
-    }
-    let configs = hash_configs(chosen.model.folder())?;
+    session.hash_weights(&mut shared)?;
+    let configs = hash_configs(session.model().path())?;
     let folder = own.output.with_extension("cells");
     for cell in &mut cells {
         cell.recipe.files = shared.files.clone();
@@ -167,10 +163,10 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         cell.picture = read(cell);
     }
     let kept: Vec<bool> = cells.iter().map(|c| c.picture.is_some()).collect();
-    if let Some(notice) = chosen.notice {
+    if let Some(notice) = session::notice(&session) {
         err!("{notice}");
     }
-    make(&mut cells, &chosen, &folder, &interrupted)?;
+    make(&mut cells, &session, &folder, &interrupted)?;
 
     let title = title(&shared, &axes, &cells);
     let drawn = arrange(own.cell_size, title, &axes, &cells).draw();
@@ -282,7 +278,11 @@ fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
             own.output.display()
         )));
     }
-    output::check_file(&own.output, own.picture.overwrite)
+    Ok(files::check_file(
+        "output",
+        &own.output,
+        own.picture.overwrite,
+    )?)
 }
 
 fn check_size(own: &PlotArgs, axes: &[Axis], cells: &[Cell]) -> anyhow::Result<()> {
@@ -363,7 +363,7 @@ fn read(cell: &Cell) -> Option<Pixels> {
 /// Makes the pictures that are not there yet, and keeps each as soon as it is done.
 fn make(
     cells: &mut [Cell],
-    chosen: &Chosen,
+    session: &Session,
     folder: &Path,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<()> {
@@ -377,7 +377,7 @@ fn make(
     };
     std::fs::create_dir_all(folder)
         .map_err(|e| usage(format!("{}: it cannot be made: {e}", folder.display())))?;
-    output::check_file(&first.path, true)?;
+    files::check_file("output", &first.path, true)?;
     let mut progress = Progress::new(evaluations);
     if count < total {
         progress.say(&format!(
@@ -388,7 +388,7 @@ fn make(
     let precision = first.recipe.precision;
     progress.say(&format!("precision: {precision}"));
     progress.begin("loading");
-    let pipeline = chosen.pipeline(&mut |text| progress.say(text))?;
+    let pipeline = session.load(&mut |text| progress.say(&flags::in_text(text)))?;
     let (mut done, mut made) = (0, 0);
     let mut warned: Vec<String> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {
@@ -432,7 +432,11 @@ fn make(
         let mut bytes = Vec::new();
         png::write(&mut bytes, &picture.pixels, &cell.recipe.texts())?;
         // Whatever is there under this name is a broken copy of the same.
-        output::write_file(&cell.path, &bytes, true)?;
+        let saved = files::save_picture(&cell.path, &bytes, true)?;
+        if let Some(text) = saved.warning {
+            progress.say(&format!("warning: {text}"));
+        }
+        cell.path = saved.path;
         cell.picture = Some(picture.pixels);
         done += cell.evaluations;
         made += 1;
@@ -547,5 +551,9 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyh
     };
     let mut bytes = Vec::new();
     png::write(&mut bytes, drawn, &texts)?;
-    output::write_file(&own.output, &bytes, own.picture.overwrite)
+    Ok(files::write_file(
+        &own.output,
+        &bytes,
+        own.picture.overwrite,
+    )?)
 }

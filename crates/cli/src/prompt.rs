@@ -10,11 +10,10 @@ use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
 use sdxl::weights::folder::TextParts;
 use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request};
+use sdxl_kit::{Model, files};
 use serde_json::{Value, json};
 
 use crate::args::{PooledWord, SyntaxWord, WeightingWord};
-use crate::model::Model;
-use crate::output;
 use crate::usage;
 
 /// `sdxl prompt`
@@ -82,7 +81,7 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(path) = &args.output_embeddings {
-        output::check_file(path, args.overwrite)?;
+        files::check_file("output_embeddings", path, args.overwrite)?;
     }
     let request = Request {
         prompt_syntax: syntax,
@@ -104,7 +103,7 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
                 embeddings: args.embedding.clone(),
                 ..OpenOptions::default()
             };
-            TextParts::open_with(model.folder(), &options)
+            TextParts::open_with(model.path(), &options)
         })
         .transpose()?;
     let readings = match &parts {
@@ -577,7 +576,7 @@ fn write_embeddings(
     let made = text.encode(input, input, options, &mut warn)?;
     let channels = text.channels();
     let bytes = embeds_file::to_bytes(&[&made], channels)?;
-    output::write_file(path, &bytes, args.overwrite)?;
+    files::write_file(path, &bytes, args.overwrite)?;
     Ok(json!({
         "path": path.to_string_lossy(),
         "prompt_embeds": [1, made.tokens(channels), channels],

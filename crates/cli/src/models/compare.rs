@@ -8,10 +8,10 @@ use clap::Args;
 use sdxl::pipeline::Residence;
 use sdxl::weights::folder::OpenOptions;
 use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, Request};
+use sdxl_kit::Model;
 use serde_json::json;
 
 use crate::generate::interrupt_flag;
-use crate::model::Model;
 use crate::output::ends_in;
 use crate::progress::Progress;
 
@@ -80,7 +80,7 @@ impl Side {
             variant,
             ..OpenOptions::default()
         };
-        let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
+        let checkpoint = Checkpoint::open_with(model.path(), &options)?;
         let bytes =
             (checkpoint.tensors(Part::UNet)?.iter()).any(|(_, t)| t.element().to_string() == "I8");
         Ok(Side {
@@ -101,8 +101,8 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         variant: args.variant.clone(),
         ..OpenOptions::default()
     };
-    let other = Side::open(&args.other, Some((model.folder(), &options)))?;
-    let original = Side::of(Checkpoint::open_with(model.folder(), &options)?);
+    let other = Side::open(&args.other, Some((model.path(), &options)))?;
+    let original = Side::of(Checkpoint::open_with(model.path(), &options)?);
     report(&original, &other, args.json)
 }
 
