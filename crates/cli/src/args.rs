@@ -8,13 +8,14 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::device;
 use sdxl::image::Format;
 use sdxl::memory::Budget;
-use sdxl::pipeline::Residence;
 use sdxl::request::Aspect;
 use sdxl::weights::lora::Lora;
 use sdxl::{
-    InversionFile, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng, Size, Tiling,
+    InversionFile, Offload, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request, Rng,
+    Size, Tiling,
 };
 use serde_json::Value;
 
@@ -113,53 +114,6 @@ impl PooledWord {
     }
 }
 
-/// What is taken out of memory while it does not work, in diffusers' words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Offload {
-    /// Nothing
-    None,
-    /// Networks (`enable_model_cpu_offload`)
-    Model,
-    /// Layers (`enable_sequential_cpu_offload`)
-    Sequential,
-}
-
-impl Offload {
-    /// The library's word.
-    pub fn residence(self) -> Residence {
-        match self {
-            Offload::None => Residence::Whole,
-            Offload::Model => Residence::InTurn,
-            Offload::Sequential => Residence::Streamed,
-        }
-    }
-
-    /// The word for it.
-    pub fn of(residence: Residence) -> Offload {
-        match residence {
-            Residence::Whole => Offload::None,
-            Residence::InTurn => Offload::Model,
-            Residence::Streamed => Offload::Sequential,
-        }
-    }
-
-    /// As it is typed.
-    pub fn word(self) -> &'static str {
-        match self {
-            Offload::None => "none",
-            Offload::Model => "model",
-            Offload::Sequential => "sequential",
-        }
-    }
-}
-
-/// Where the networks run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// This machine's processor
-    Cpu,
-}
-
 /// Numbers with commas between them, or the name of a list.
 #[derive(Debug, Clone)]
 pub struct Numbers(pub Vec<f64>);
@@ -221,6 +175,14 @@ pub struct GenerateArgs {
     /// fits, see `sdxl plan` [default: what is free]
     #[arg(long, value_name = "SIZE", help_heading = "Checkpoint and machine")]
     pub memory: Option<Budget>,
+    /// Keep the run in this file while it goes on: the same command takes it up again after a crash, and
+    /// the file goes when the pictures are written
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub state: Option<PathBuf>,
+    /// Write the state after every N evaluations
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "state",
+          value_parser = at_least_one, help_heading = "Output")]
+    pub state_every: usize,
     /// Check everything and say what the run would take, as `sdxl plan` does, and make nothing
     #[arg(long, help_heading = "Output")]
     pub dry_run: bool,
@@ -386,14 +348,9 @@ pub struct PictureArgs {
     /// Where the LoRAs are that prompts ask for by name (<lora:NAME:0.8> in A1111's language,
     /// withLora(NAME, 0.8) in Compel's): NAME.safetensors, also in folders inside it. That of
     /// A1111's web UI is models/Lora
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "SDXL_LORA_DIR",
-        default_value = "loras",
-        help_heading = "Checkpoint and machine"
-    )]
-    pub lora_dir: PathBuf,
+    /// [default: the folder that SDXL_LORA_DIR names, else loras]
+    #[arg(long, value_name = "DIR", help_heading = "Checkpoint and machine")]
+    pub lora_dir: Option<PathBuf>,
     /// A textual inversion (with clip_l and clip_g) and the word that stands for it in prompts
     /// [default: the word it was trained for, else the file's name]; may be given several times
     #[arg(
@@ -410,16 +367,20 @@ pub struct PictureArgs {
     /// `sequential`, of that one the layer at work, read from the files at every step: the least
     /// memory (with --vae-tile-size 512), and some seconds more a step. No number changes. [default:
     /// model for one run, none for many; sequential where the rest does not fit]
-    #[arg(long, value_enum, help_heading = "Checkpoint and machine")]
-    pub offload: Option<Offload>,
-    /// Where the networks run
     #[arg(
         long,
-        value_enum,
-        default_value = "cpu",
+        value_name = "none|model|sequential",
         help_heading = "Checkpoint and machine"
     )]
-    pub device: Device,
+    pub offload: Option<Offload>,
+    /// Device that the networks run on: `auto` (the fastest there is) or `cpu`
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value_t,
+        help_heading = "Checkpoint and machine"
+    )]
+    pub device: device::Choice,
     /// Decode tile by tile: bounded memory, faint differences between tiles
     #[arg(
         long,
@@ -454,6 +415,13 @@ pub struct PictureArgs {
     /// Print one JSON object about the result, and nothing else, on standard output
     #[arg(long, help_heading = "Output")]
     pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("`{text}` is not a number of evaluations from 1")),
+        Ok(number) => Ok(number),
+    }
 }
 
 fn crop(text: &str) -> Result<[usize; 2], String> {

@@ -3,8 +3,7 @@
 use clap::Args;
 use sdxl::request::aspect::{self, Aspect};
 use sdxl::{Checkpoint, Size};
-
-use crate::model::Model;
+use sdxl_kit::Model;
 
 /// Shapes beside one another.
 const COLUMNS: usize = 5;
@@ -28,7 +27,7 @@ pub fn run(args: &AspectsArgs) -> anyhow::Result<()> {
         None => 1024 * 1024,
         Some(named) => {
             let model = Model::find(Some(named))?;
-            Checkpoint::open(model.folder(), None)?.unet.native_pixels()
+            Checkpoint::open(model.path(), None)?.unet.native_pixels()
         }
     };
     let sizes: Vec<(Size, Size)> = aspect::buckets(native).collect();

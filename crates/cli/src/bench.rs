@@ -13,6 +13,7 @@ use sdxl::pipeline::default_precision;
 use sdxl::profile::{self, Profile};
 use sdxl::{Precision, Size, memory};
 use sdxl_kernels::{Arithmetic, Isa, WeightFormat, peak_flops};
+use sdxl_kit::files;
 
 use crate::profile_report;
 use subject::Subject;
@@ -108,7 +109,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             .context("the threads cannot be started")?;
     }
     if let Some(path) = &args.svg {
-        crate::output::check_file(path, true)?;
+        files::check_file("svg", path, true)?;
     }
     let (what, steps) = (args.what, args.steps);
     let precision = args.precision.unwrap_or(match what {
@@ -182,7 +183,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.svg {
         let svg = profile_report::svg(&report.profile);
-        crate::output::write_file(path, svg.as_bytes(), true)?;
+        files::write_file(path, svg.as_bytes(), true)?;
     }
     Ok(())
 }

@@ -1,26 +1,24 @@
-//! `sdxl generate`: check everything, load, run, write.
+//! `sdxl generate`: prepare a run, make its pictures, write them.
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ArgMatches;
-use sdxl::image::Format;
 use sdxl::memory;
-use sdxl::pipeline;
-use sdxl::profile;
-use sdxl::recipe::{self, Recipe};
-use sdxl::request::aspect;
-use sdxl::{Event, Inputs, Request, latents_file};
+use sdxl::profile::{self, Profile};
+use sdxl::recipe::Recipe;
+use sdxl::{Event, Run, Warning, WarningKind, latents_file};
+use sdxl_kit::{
+    Destination, PictureWriter, Session, StateFile, Written, destination, files, replay,
+};
 
 use crate::args::{self, GenerateArgs};
-use crate::model::Chosen;
-use crate::output::{self, Destination};
-use crate::pictures::{Hashing, Pictures};
+use crate::flags;
+use crate::interrupt;
 use crate::plan;
 use crate::profile_report;
 use crate::progress::Progress;
+use crate::session;
 use crate::usage;
 
 /// Runs the command; if `dry`, up to the point where weights would be read.
@@ -28,61 +26,77 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
     let args = &own.picture;
     // Everything that can be refused is refused before any weights are read.
     let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
-    let base = replayed
-        .as_ref()
-        .map_or_else(Request::default, |r| r.request.clone());
-    let request = own.request(base, matches)?;
+    let base = replayed.as_ref().map(|was| was.request.clone());
+    let request = own.request(base.unwrap_or_default(), matches)?;
     request.check()?;
-    let encoding = output::encoding(own.output.as_deref(), own.format, own.quality)?;
-    #[cfg(feature = "c2pa")]
-    let sign = own
-        .c2pa
-        .signer()?
-        .map(|signer| -> Box<crate::pictures::Sign> {
-            Box::new(move |format, file, composite| signer.sign(format, file, composite))
-        });
-    #[cfg(not(feature = "c2pa"))]
-    let sign = None;
-    let refiner = own.start.refiner.as_deref();
-    let chosen = Chosen::new(args, refiner, replayed.as_ref(), &[&request], !dry)?;
-    let (checkpoint, precision) = (&chosen.checkpoint, chosen.precision);
-    let mut inputs = Inputs::read(&request)?;
-    inputs.latents = own.latents.as_deref().map(latents_file::read).transpose()?;
-    let latents_sha256 = own
-        .latents
-        .as_deref()
-        .map(|path| recipe::hash_file(path).map(|(_, hash)| hash))
-        .transpose()?;
-    if let (None, Some(was)) = (
-        &latents_sha256,
-        replayed.as_ref().and_then(|r| r.latents_sha256.as_ref()),
-    ) {
-        return Err(usage(format!(
-            "this picture was started from a latents file (SHA-256 {was}); give it with --latents"
-        )));
-    }
-    if let Some(was) = &replayed {
-        refuse_changed_inputs(was, &inputs, &|field| args::given(matches, field))?;
-    }
-    let refiner = chosen.refiner();
-    let request = pipeline::resolve(checkpoint, refiner, &request, &inputs)?;
-    let scheduler = pipeline::build_scheduler(checkpoint, &request)?;
-    let evaluations = pipeline::evaluations(checkpoint, refiner, &request, &inputs)?;
-    // A replay writes the one picture that the recipe is of, unless other pictures
-    // were asked for beside it.
-    let only = replayed
-        .as_ref()
-        .filter(|r| r.request.prompt == request.prompt)
-        .filter(|r| r.request.num_images == request.num_images)
-        .map(|r| r.image_index)
-        .filter(|i| *i < request.images());
-    let written = if only.is_some() { 1 } else { request.images() };
-    check_sides(encoding.format(), &request, &inputs)?;
-    let format = encoding.format();
     let (output, overwrite) = (own.output.as_deref(), args.overwrite);
-    let destination = Destination::new(output, format, written, overwrite, !dry)?;
+    let encoding = destination::encoding(output, own.format, own.quality)?;
+    #[cfg(feature = "c2pa")]
+    let signer = own.c2pa.signer()?;
+    let refiner = own.start.refiner.as_deref();
+    let session = session::open(args, refiner, replayed.as_ref(), &[&request], !dry)?;
+    let inputs = replay::read_inputs(&request, own.latents.as_deref())?;
+    if let Some(was) = &replayed {
+        replay::check_inputs(was, &inputs, &|field| args::given(matches, field))?;
+    }
+    check_files(own)?;
+    let state = own.state.as_deref().filter(|_| !dry);
+    let state = state.map(StateFile::new).transpose()?;
+    let resumes = state.as_ref().is_some_and(StateFile::exists);
+    let mut run = plan::prepare(own, &session, &request, inputs, state.as_ref())?;
+    destination::check_sides(encoding.format(), run.request(), run.inputs())?;
+    let (images, done) = images_written(&run, replayed.as_ref());
+    if dry {
+        Destination::check_only(output, encoding.format(), images, overwrite)?;
+        plan::show(run.plan(), run.request(), own.memory.is_some(), args.json);
+        return Ok(());
+    }
+    let recipe = session.recipe_of(&run);
+    let format = encoding.format();
+    let place = match resumes {
+        true => Destination::resuming(done, output, format, images, overwrite)?,
+        false => Destination::new(output, format, images, overwrite)?,
+    };
+    let pictures = PictureWriter::new(place, encoding, recipe).with_hashes_of(&session);
+    let mut pictures = pictures.resuming(done);
+    if let Some(was) = &replayed {
+        pictures = pictures.replaying(was);
+    }
+    #[cfg(feature = "c2pa")]
+    if let Some(signer) = signer {
+        pictures = pictures.signed_by(Box::new(move |format, file, composite| {
+            signer.sign(format, file, composite)
+        }));
+    }
+    run.set_cancel_token(interrupt::token()?);
+    let mut making = Making {
+        progress: Progress::new(run.evaluations()),
+        pictures,
+        warnings: Vec::new(),
+        state: state.map(|file| (file, own.state_every)),
+    };
+    making.begin(&session, &run, replayed.as_ref());
+    let began = Instant::now();
+    let (result, profile) = match own.profile || own.svg.is_some() {
+        true => {
+            let (result, profile) = profile::record(|| making.all(&mut run));
+            (result, Some(profile))
+        }
+        false => (making.all(&mut run), None),
+    };
+    making.progress.finish();
+    if let Err(error) = result {
+        making.tell_of_finished(args.json);
+        return Err(error.into());
+    }
+    making.report(own, run, began.elapsed().as_secs_f64(), profile.as_ref())
+}
+
+/// Refuses the files beside the pictures that cannot be written.
+fn check_files(own: &GenerateArgs) -> anyhow::Result<()> {
+    let overwrite = own.picture.overwrite;
     if let Some(path) = &own.output_latents {
-        output::check_file(path, args.overwrite)?;
+        files::check_file("output_latents", path, overwrite)?;
         if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
@@ -90,257 +104,190 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
             )));
         }
     }
-
     if let Some(path) = &own.svg {
-        output::check_file(path, args.overwrite)?;
-    }
-
-    let plan = plan::plan(&chosen, &request, &inputs, own.memory)?;
-    if dry {
-        plan::show(&plan, &request, own.memory.is_some(), args.json);
-        return Ok(());
-    }
-
-    let mut progress = Progress::new(evaluations);
-    if let Some(notice) = chosen.notice {
-        progress.say(notice);
-    }
-    if args.precision.is_none() && replayed.is_none() {
-        progress.say(&format!(
-            "precision: {precision}, the default on this processor (--precision f32 gives the \
-             reference's numbers)"
-        ));
-    }
-    if let Some(remark) = precision.remark() {
-        progress.say(remark);
-    }
-    let mut warnings: Vec<String> = Vec::new();
-    for text in checkpoint.files().adapters().warnings() {
-        progress.say(&format!("warning: {text}"));
-        warnings.push(text.clone());
-    }
-    if let Some(was) = &replayed {
-        for text in differences(was, latents_sha256.as_deref(), &inputs) {
-            progress.say(&format!("warning: {text}"));
-            warnings.push(text);
-        }
-    }
-    let native = checkpoint.unet.native_pixels();
-    if let Some(text) = aspect::hint(request.picture_size(), native) {
-        progress.say(&format!("hint: {text}"));
-        warnings.push(text);
-    }
-    for text in plan.remarks() {
-        progress.say(&text);
-    }
-    let interrupted = interrupt_flag()?;
-    let mut pictures = Pictures {
-        destination: &destination,
-        encoding: &encoding,
-        sign,
-        recipe: Recipe {
-            latents_sha256,
-            inputs: inputs.files.clone(),
-            scheduler_class: scheduler.info().class.to_string(),
-            ..chosen.recipe(request.clone())
-        },
-        hashing: Some(Hashing::new(checkpoint, refiner)),
-        replayed: replayed.as_ref(),
-        only,
-        count: written,
-        files: Vec::new(),
-        unsigned: None,
-    };
-    if let (true, Some(side)) = (plan.short, plan.tile_size(&request)) {
-        pictures.recipe.request.vae_tile_size = Some(side);
-    }
-    progress.begin("loading");
-    let pipeline = chosen.open(plan.residence)?;
-    let mut failed = None;
-    let mut observe = |event: Event<'_>| {
-        if let Event::Warning(text) = event {
-            warnings.push(text.to_string());
-        }
-        if let (Event::Step { .. }, Some(hashing)) = (&event, &mut pictures.hashing) {
-            hashing.begin();
-        }
-        progress.show(event);
-        if let Event::Picture {
-            index,
-            picture,
-            vae_tiled,
-            ..
-        } = event
-        {
-            let mut warn = |text: String| {
-                progress.say(&format!("warning: {text}"));
-                warnings.push(text);
-            };
-            if let Err(error) = pictures.write(index - 1, picture, vae_tiled, &mut warn) {
-                failed = Some(error);
-                return ControlFlow::Break(());
-            }
-        }
-        if interrupted.load(Ordering::SeqCst) {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    };
-    let mut generate = || pipeline.generate_planned(&plan, &request, &inputs, &mut observe);
-    let (result, profile) = if own.profile || own.svg.is_some() {
-        let (result, profile) = profile::record(generate);
-        (result, Some(profile))
-    } else {
-        (generate(), None)
-    };
-    let made = match result {
-        Ok(made) => made,
-        Err(error) => {
-            progress.finish();
-            if !pictures.files.is_empty() && !args.json {
-                err!("stopped; these pictures were finished:");
-                show_paths(&pictures.files);
-            }
-            return Err(failed.unwrap_or(error.into()));
-        }
-    };
-    let seconds = progress.finish();
-    if let Some(path) = &own.output_latents {
-        let bytes = latents_file::to_bytes(&made.latents)?;
-        output::write_file(path, &bytes, args.overwrite)?;
-    }
-    if let (Some(profile), Some(path)) = (&profile, &own.svg) {
-        let svg = profile_report::svg(profile);
-        output::write_file(path, svg.as_bytes(), args.overwrite)?;
-    }
-    if let (Some(profile), true) = (&profile, own.profile) {
-        err!("{}", profile_report::tables(profile).trim_end());
-    }
-    if args.json {
-        let object = serde_json::json!({
-            "images": pictures.files,
-            "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
-            "seconds": seconds,
-            "planned_peak_bytes": plan.peak(),
-            "peak_rss_bytes": memory::peak(),
-            "precision": precision,
-            "isa": pictures.recipe.isa,
-            "warnings": warnings,
-            "request": pictures.recipe.request,
-        });
-        out!("{object}");
-    } else {
-        // Only now, when every file is written: a reader that has gone ends the program.
-        show_paths(&pictures.files);
-    }
-    if let Some((why, paths)) = pictures.unsigned {
-        bail!(
-            "{why}; what could not be signed is kept without Content Credentials: {}",
-            paths.join(", ")
-        );
-    }
-    if interrupted.load(Ordering::SeqCst) {
-        return Err(sdxl::Error::Cancelled.into());
+        files::check_file("svg", path, overwrite)?;
     }
     Ok(())
 }
 
-fn show_paths(files: &[serde_json::Value]) {
-    for file in files {
-        out!("{}", file["path"].as_str().unwrap_or_default());
+/// Number of pictures that are written, and of those that were before the run was resumed: a replay
+/// writes the one that the recipe is of, unless other pictures were asked for beside it.
+fn images_written(run: &Run, replayed: Option<&Recipe>) -> (usize, usize) {
+    let done = run.pictures_given_out();
+    let only = replayed.and_then(|was| replay::only_picture(was, run.request()));
+    match only {
+        Some(one) => (1, usize::from(one < done)),
+        None => (run.request().images(), done),
     }
 }
 
-/// Refuses, before the work, pictures that are larger than their format allows.
-fn check_sides(format: Format, request: &Request, inputs: &Inputs) -> anyhow::Result<()> {
-    let made = request.upscaled_size();
-    // What is made may be laid into the input picture.
-    let input = (inputs.init_image.as_ref()).map_or(0, |p| p.width.max(p.height));
-    let side = made.width.max(made.height).max(input);
-    if side > format.max_side() {
-        return Err(usage(format!(
-            "a side of {side} pixels: a {format} has up to {}; write a PNG",
-            format.max_side()
-        )));
-    }
-    Ok(())
+/// A run whose pictures are being made and written.
+struct Making {
+    progress: Progress,
+    pictures: PictureWriter,
+    warnings: Vec<Warning>,
+    /// The file of the run's state, and the evaluations after which it is written.
+    state: Option<(StateFile, usize)>,
 }
 
-/// What here is unlike the machine or the files that a recipe was made with.
-fn differences(was: &Recipe, latents_sha256: Option<&str>, inputs: &Inputs) -> Vec<String> {
-    let mut found = Vec::new();
-    let isa = sdxl_kernels::Isa::current().to_string();
-    let version = env!("CARGO_PKG_VERSION");
-    if was.isa != isa {
-        found.push(format!(
-            "the recipe was made with {} instructions and this is {isa}: the last bits may differ",
-            was.isa
-        ));
-    }
-    if was.version != version {
-        found.push(format!(
-            "the recipe was made by version {} and this is {version}: the picture may differ",
-            was.version
-        ));
-    }
-    if let Some(now) = latents_sha256
-        && was.latents_sha256.as_deref() != Some(now)
-    {
-        found.push("these are not the latents that the recipe started from".to_string());
-    }
-    for now in &inputs.files {
-        let before = was.inputs.iter().find(|f| f.field == now.field);
-        if before.is_none_or(|f| f.sha256 != now.sha256) {
-            let field = &now.field;
-            found.push(format!(
-                "this is not the {field} that the recipe was made with"
+impl Making {
+    /// Says everything there is to say before the work begins.
+    fn begin(&mut self, session: &Session, run: &Run, replayed: Option<&Recipe>) {
+        if let Some(notice) = session::notice(session) {
+            self.progress.say(notice);
+        }
+        if session.precision_is_default() {
+            self.progress.say(&format!(
+                "precision: {}, the default on this processor (--precision f32 gives the \
+                 reference's numbers)",
+                session.precision()
+            ));
+        }
+        run.warnings().iter().for_each(|warning| self.warn(warning));
+        let of_replay = replayed.map(|was| replay::differences(was, run.inputs()));
+        of_replay
+            .iter()
+            .flatten()
+            .for_each(|warning| self.warn(warning));
+        let (done, pictures) = (run.evaluations_done(), run.pictures_given_out());
+        if done > 0 {
+            self.progress.say(&format!(
+                "going on after {done} of {} evaluations, {pictures} of {} pictures done",
+                run.evaluations(),
+                run.request().images()
             ));
         }
     }
-    found
-}
 
-/// Refuses a recipe's picture whose file has changed since, unless another one was `named`.
-fn refuse_changed_inputs(
-    was: &Recipe,
-    inputs: &Inputs,
-    named: &dyn Fn(&str) -> bool,
-) -> anyhow::Result<()> {
-    for before in &was.inputs {
-        let now = inputs.files.iter().find(|now| now.field == before.field);
-        let flag = before.field.replace('_', "-");
-        match now {
-            Some(now) if now.sha256 == before.sha256 || named(&before.field) => {}
-            Some(now) => {
-                return Err(usage(format!(
-                    "{}: this is not the file that the recipe was made with (its SHA-256 was {}); \
-                     give that one, or another on purpose, with --{flag}",
-                    now.path.display(),
-                    before.sha256
-                )));
+    fn warn(&mut self, warning: &Warning) {
+        self.progress.say(&flags::of_warning(warning));
+        self.warnings.push(warning.clone());
+    }
+
+    /// Makes all pictures and writes each as it comes.
+    fn all(&mut self, run: &mut Run) -> sdxl_kit::Result<()> {
+        self.save(run)?;
+        let mut evaluations = 0;
+        while let Some(event) = run.step()? {
+            self.progress.show(event);
+            let save = match event {
+                Event::Step(_) => {
+                    self.pictures.begin_hashing();
+                    evaluations += 1;
+                    (self.state.as_ref()).is_some_and(|(_, every)| evaluations % every == 0)
+                }
+                Event::Picture(made) => {
+                    let written =
+                        self.pictures
+                            .write(made.index - 1, made.picture, made.vae_tiled)?;
+                    let warnings = written.map_or_else(Vec::new, |w| w.warnings.clone());
+                    warnings.iter().for_each(|warning| self.warn(warning));
+                    true
+                }
+                _ => false,
+            };
+            if save && let Err(error) = self.save(run) {
+                // The run is worth more than its state.
+                let message = format!("the state is not kept any more: {error}");
+                self.warn(&Warning::new(
+                    WarningKind::StateNotWritten,
+                    "state",
+                    message,
+                ));
+                self.state = None;
             }
-            // Its path is in the recipe's request too, unless somebody wrote the recipe by hand.
-            None => {
-                return Err(usage(format!(
-                    "this recipe was made with a {} and does not name it; give it with --{flag}",
-                    before.field
-                )));
-            }
+        }
+        Ok(())
+    }
+
+    fn save(&self, run: &Run) -> sdxl_kit::Result<()> {
+        match &self.state {
+            Some((file, _)) => file.write(run),
+            None => Ok(()),
         }
     }
-    Ok(())
+
+    /// Says which pictures were finished before a run ended early.
+    fn tell_of_finished(&self, json: bool) {
+        if !self.pictures.written().is_empty() && !json {
+            err!("stopped; these pictures were finished:");
+            show_paths(self.pictures.written());
+        }
+    }
+
+    /// Writes what belongs beside the pictures, and says what was made.
+    fn report(
+        self,
+        own: &GenerateArgs,
+        run: Run,
+        seconds: f64,
+        profile: Option<&Profile>,
+    ) -> anyhow::Result<()> {
+        let (pictures, overwrite) = (&self.pictures, own.picture.overwrite);
+        let planned_peak = run.plan().peak();
+        if let Some(path) = &own.output_latents {
+            let made = run.output(Vec::new());
+            files::write_file(path, &latents_file::to_bytes(&made.latents)?, overwrite)?;
+        }
+        if let (Some(profile), Some(path)) = (profile, &own.svg) {
+            let svg = profile_report::svg(profile);
+            files::write_file(path, svg.as_bytes(), overwrite)?;
+        }
+        if let Some((file, _)) = &self.state {
+            file.remove()?;
+        }
+        if let (Some(profile), true) = (profile, own.profile) {
+            err!("{}", profile_report::tables(profile).trim_end());
+        }
+        if own.picture.json {
+            let warnings: Vec<String> = self.warnings.iter().map(Warning::to_string).collect();
+            let object = serde_json::json!({
+                "images": pictures.written(),
+                "latents": own.output_latents.as_ref().map(|p| p.to_string_lossy()),
+                "seconds": seconds,
+                "planned_peak_bytes": planned_peak,
+                "peak_rss_bytes": memory::peak(),
+                "precision": pictures.recipe().precision,
+                "isa": pictures.recipe().isa,
+                "warnings": warnings,
+                "request": pictures.recipe().request,
+            });
+            out!("{object}");
+        } else {
+            // Only now, when every file is written: a reader that has gone ends the program.
+            show_paths(pictures.written());
+        }
+        report_shortcomings(pictures.written())
+    }
 }
 
-/// A flag that Ctrl-C raises; a second Ctrl-C ends the program at once.
-pub fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
-    ctrlc::set_handler(move || {
-        if raised.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        err!("\nstopping after this step; press Ctrl-C again to stop at once");
-    })
-    .context("Ctrl-C cannot be watched")?;
-    Ok(flag)
+fn show_paths(written: &[Written]) {
+    for picture in written {
+        out!("{}", picture.path.display());
+    }
+}
+
+/// Fails where pictures were made and not as they were asked for.
+fn report_shortcomings(written: &[Written]) -> anyhow::Result<()> {
+    let paths = |which: &dyn Fn(&Written) -> bool| -> Vec<String> {
+        let found = written.iter().filter(|picture| which(picture));
+        found
+            .map(|picture| picture.path.display().to_string())
+            .collect()
+    };
+    if let Some(why) = written.iter().find_map(|picture| picture.unsigned.as_ref()) {
+        bail!(
+            "{why}; what could not be signed is kept without Content Credentials: {}",
+            paths(&|picture| picture.unsigned.is_some()).join(", ")
+        );
+    }
+    let temporary = paths(&|picture| picture.is_temporary);
+    if !temporary.is_empty() {
+        bail!(
+            "what could not be written where it was to be is kept in the folder for temporary \
+             files, from where it should be moved: {}",
+            temporary.join(", ")
+        );
+    }
+    Ok(())
 }

@@ -6,10 +6,11 @@ use clap::Args;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::folder::missing_files;
 use sdxl::{Checkpoint, Family, Part};
+use sdxl_kit::Model;
 use serde::Serialize;
 
 use crate::Reported;
-use crate::model::Model;
+use crate::flags;
 
 /// `sdxl info`
 #[derive(Args)]
@@ -43,7 +44,7 @@ pub struct PartInfo {
 /// Runs the command.
 pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.dir))?;
-    let checkpoint = match Checkpoint::open(model.folder(), args.variant.as_deref()) {
+    let checkpoint = match Checkpoint::open(model.path(), args.variant.as_deref()) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return Err(cannot_open(args, &error)),
     };
@@ -103,7 +104,8 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    let text = format!("not usable as it is:\n  {}", problems.join("\n  "));
+    let told: Vec<String> = problems.iter().map(|text| flags::named(text)).collect();
+    let text = format!("not usable as it is:\n  {}", told.join("\n  "));
     Err(anyhow::Error::new(Reported(text)))
 }
 
@@ -114,7 +116,8 @@ fn cannot_open(args: &InfoArgs, error: &sdxl::Error) -> anyhow::Error {
     if args.json {
         out!("{}", serde_json::json!({ "problems": problems }));
     }
-    let text = format!("not usable as it is:\n  {}", problems.join("\n  "));
+    let told: Vec<String> = problems.iter().map(|text| flags::named(text)).collect();
+    let text = format!("not usable as it is:\n  {}", told.join("\n  "));
     anyhow::Error::new(Reported(text))
 }
 

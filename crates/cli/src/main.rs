@@ -26,13 +26,12 @@ macro_rules! err {
 mod args;
 mod aspects;
 mod bench;
+mod flags;
 mod generate;
-mod hashes;
 mod info;
-mod model;
+mod interrupt;
 mod models;
 mod output;
-mod pictures;
 mod plan;
 mod plot;
 mod profile_report;
@@ -41,12 +40,14 @@ mod prompt;
 mod pulling;
 mod schedule_plot;
 mod schedulers;
+mod session;
 mod show;
 mod watermark;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use sdxl::error::Class;
 
 /// Stable Diffusion XL on this machine, with the numbers of diffusers.
 #[derive(Parser)]
@@ -143,17 +144,43 @@ fn main() -> ExitCode {
     };
     let code = exit_code(&error);
     if json && !error.is::<Reported>() {
-        let object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code });
-        out!("{object}");
+        out!("{}", in_json(&error, code));
     }
-    err!("sdxl: {error:#}");
+    err!("sdxl: {}", flags::of_chain(&error));
     ExitCode::from(code)
 }
 
+/// An error for programs, which know fields and no flags.
+fn in_json(error: &anyhow::Error, code: u8) -> serde_json::Value {
+    let library = error.downcast_ref::<sdxl::Error>();
+    let kit = error.downcast_ref::<sdxl_kit::Error>();
+    let class = match (library, kit, code) {
+        (Some(error), ..) => error.class(),
+        (_, Some(error), _) => error.class(),
+        (None, None, 2) => Class::Request,
+        (None, None, _) => Class::Machine,
+    };
+    let field = library
+        .and_then(sdxl::Error::field)
+        .or(kit.and_then(sdxl_kit::Error::field));
+    let hint = library.and_then(|e| e.hint().map(|hint| hint.into_owned()));
+    serde_json::json!({
+        "error": format!("{error:#}"),
+        "class": class,
+        "field": field,
+        "hint": hint.or_else(|| kit.and_then(sdxl_kit::Error::hint)),
+        "exit_code": code,
+    })
+}
+
 fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<sdxl::Error>() {
-        Some(sdxl::Error::Cancelled) => 130,
-        Some(error) if error.is_usage() => 2,
+    let library = error.downcast_ref::<sdxl::Error>();
+    let kit = error.downcast_ref::<sdxl_kit::Error>();
+    match (library, kit) {
+        (Some(sdxl::Error::Cancelled), _) => 130,
+        (_, Some(error)) if error.is_cancelled() => 130,
+        (Some(error), _) if error.is_usage() => 2,
+        (_, Some(error)) if error.is_usage() => 2,
         _ if error.is::<Usage>() || error.is::<Reported>() => 2,
         _ => 1,
     }

@@ -1,65 +1,65 @@
 //! `sdxl plan` and `--dry-run`: what a run would take, and how it would be arranged.
 
-use sdxl::memory::{Budget, Speed, bytes};
-use sdxl::pipeline::{Asked, Plan, Residence};
-use sdxl::{Inputs, Precision, Request};
+use sdxl::memory::{Speed, bytes};
+use sdxl::pipeline::{Offload, Plan};
+use sdxl::{Inputs, Precision, Request, Run};
+use sdxl_kit::{Session, StateFile};
 use serde_json::{Value, json};
 
-use crate::args::Offload;
-use crate::model::Chosen;
+use crate::args::GenerateArgs;
 
-/// Plans a run, or says what is wrong: what a smaller precision would change is only said.
+/// Prepares a run, or takes up the one of a state, or says what is wrong: the memory that a smaller
+/// precision would take is only said.
 ///
 /// # Errors
-/// Those of [`Plan::new`].
-pub fn plan(
-    chosen: &Chosen,
+/// Those of [`sdxl::Pipeline::prepare`] and [`StateFile::prepare`].
+pub fn prepare(
+    own: &GenerateArgs,
+    session: &Session,
     request: &Request,
-    inputs: &Inputs,
-    memory: Option<Budget>,
-) -> sdxl::Result<Plan> {
-    let residences: &[Residence] = match &chosen.residence {
-        Some(asked) => &[*asked],
-        None => &[Residence::InTurn, Residence::Streamed],
+    inputs: Inputs,
+    state: Option<&StateFile>,
+) -> sdxl_kit::Result<Run> {
+    let opening = || {
+        let opening = session.pipeline();
+        match own.memory {
+            Some(budget) => opening.memory(budget),
+            None => opening,
+        }
     };
-    let asked = Asked {
-        checkpoint: &chosen.checkpoint,
-        refiner: chosen.refiner(),
-        precision: chosen.precision,
-        request,
-        inputs,
-        residences,
-        budget: memory.unwrap_or_else(Budget::free),
+    let pipeline = opening().lazy()?;
+    let run = match state {
+        Some(state) => state.prepare(&pipeline, request, inputs.clone()),
+        None => pipeline
+            .prepare(request, inputs.clone())
+            .map_err(Into::into),
     };
-    let plan = Plan::new(&asked);
-    let short = match &plan {
-        Ok(plan) => plan.residence != residences[0],
-        Err(error) => !error.is_usage() || memory.is_some(),
+    let best = own.picture.offload.unwrap_or(Offload::Model);
+    let short = match &run {
+        Ok(run) => run.plan().offload > best,
+        Err(error) => !error.is_usage() || error.field() == Some("memory"),
     };
-    if short && chosen.precision_open && chosen.precision != Precision::Int8 {
-        let smaller = Plan::new(&Asked {
-            precision: Precision::Int8,
-            ..asked
-        });
-        if let Ok(smaller) = smaller
-            && plan.as_ref().is_err() | (smaller.residence == residences[0])
+    if short && session.precision_is_default() && session.precision() != Precision::Int8 {
+        let smaller = opening().precision(Precision::Int8).lazy()?;
+        if let Ok(smaller) = smaller.prepare(request, inputs)
+            && (run.is_err() || smaller.plan().offload <= best)
         {
             err!(
                 "hint: --precision int8 would take {}, {}",
-                bytes(smaller.peak()),
-                networks(smaller.residence)
+                bytes(smaller.plan().peak()),
+                networks(smaller.plan().offload)
             );
         }
     }
-    plan
+    run
 }
 
-/// When networks are in memory, in words.
-fn networks(residence: Residence) -> &'static str {
-    match residence {
-        Residence::Whole => "all networks in memory at once",
-        Residence::InTurn => "each network in memory while it works",
-        Residence::Streamed => "layers read from the files as they work",
+/// Which networks are in memory, in words.
+fn networks(offload: Offload) -> &'static str {
+    match offload {
+        Offload::None => "all networks in memory at once",
+        Offload::Model => "each network in memory while it works",
+        Offload::Sequential => "layers read from the files as they work",
     }
 }
 
@@ -85,8 +85,8 @@ pub fn show(plan: &Plan, request: &Request, given: bool, json: bool) {
     out!("precision  {}", plan.precision);
     out!(
         "networks   {} (--offload {})",
-        networks(plan.residence),
-        Offload::of(plan.residence).word()
+        networks(plan.offload),
+        plan.offload
     );
     let rows: Vec<String> = plan.rows.iter().map(usize::to_string).collect();
     let how = match plan.is_sequential() {
@@ -94,6 +94,9 @@ pub fn show(plan: &Plan, request: &Request, given: bool, json: bool) {
         false => "guidance and prompt of a picture together",
     };
     out!("UNet       rows at once: {} ({how})", rows.join(", "));
+    if request.images() > plan.group {
+        out!("pictures   {} at a time, from noise to file", plan.group);
+    }
     match plan.tile_size(request) {
         Some(side) => out!("VAE        tiles of {side}x{side}: they show a little in the picture"),
         None => out!("VAE        whole pictures"),
@@ -120,8 +123,9 @@ fn object(plan: &Plan, request: &Request, speed: &mut Speed) -> Value {
         "seconds": plan.seconds(speed),
         "budget_bytes": plan.budget,
         "precision": plan.precision,
-        "offload": Offload::of(plan.residence).word(),
+        "offload": plan.offload,
         "unet_rows": plan.rows,
+        "pictures_at_a_time": plan.group,
         "sequential_guidance": plan.is_sequential(),
         "vae_tile_size": plan.tile_size(request),
         "parts": parts,

@@ -9,23 +9,22 @@ mod sheet;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::{ArgMatches, Args};
 use sdxl::image::{Texts, png, xmp};
-use sdxl::pipeline;
 use sdxl::recipe::{self, Recipe, RefinerRecipe};
-use sdxl::{Event, Inputs, Pixels, Request, image};
+use sdxl::{Cancel, Event, Inputs, Pixels, Request, Warning, image};
+use sdxl_kit::{Session, files};
 use sha2::{Digest, Sha256};
 
 use crate::args::PictureArgs;
-use crate::generate::interrupt_flag;
-use crate::hashes::Known;
-use crate::model::Chosen;
+use crate::flags;
+use crate::interrupt;
 use crate::output;
 use crate::progress::Progress;
+use crate::session;
 use crate::usage;
 use axes::Axis;
 use sheet::{Grid, Sheet};
@@ -120,27 +119,30 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     check_output(own)?;
     let combined = combinations(&base, &axes)?;
     let requests: Vec<&Request> = combined.iter().map(|(_, request)| request).collect();
-    let chosen = Chosen::new(args, None, replayed.as_ref(), &requests, true)?;
-    for text in chosen.checkpoint.files().adapters().warnings() {
-        err!("warning: {text}");
-    }
-    let (checkpoint, refiner) = (&chosen.checkpoint, chosen.refiner());
-    let precision = chosen.precision;
-    let mut shared = chosen.recipe(base);
+    let session = session::open(args, None, replayed.as_ref(), &requests, true)?;
+    let precision = session.precision();
+    let mut shared = session.recipe(base, "", &[]);
+    // Nothing is loaded to prepare the runs.
+    let unloaded = session.pipeline().offload_by_run().lazy()?;
     let mut cells = Vec::new();
+    let mut warned: Vec<Warning> = Vec::new();
     for (name, request) in combined {
         let said = || format!("picture `{name}`");
         let inputs = Inputs::read(&request).with_context(said)?;
-        let request =
-            pipeline::resolve(checkpoint, refiner, &request, &inputs).with_context(said)?;
-        let scheduler = pipeline::build_scheduler(checkpoint, &request).with_context(said)?;
+        let run = (unloaded.prepare(&request, inputs.clone())).with_context(said)?;
+        for warning in run.warnings() {
+            // Every picture of a prompt has the same.
+            if !warned.contains(warning) {
+                err!("{}", flags::of_warning(warning));
+                warned.push(warning.clone());
+            }
+        }
         cells.push(Cell {
-            evaluations: pipeline::evaluations(checkpoint, refiner, &request, &inputs)
-                .with_context(said)?,
+            evaluations: run.evaluations(),
             recipe: Recipe {
-                scheduler_class: scheduler.info().class.to_string(),
+                scheduler_class: run.scheduler().to_string(),
                 inputs: inputs.files.clone(),
-                request,
+                request: run.request().clone(),
                 ..shared.clone()
             },
             path: PathBuf::new(),
@@ -151,14 +153,9 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
     check_size(own, &axes, &cells)?;
 
-    let interrupted = interrupt_flag()?;
-    let known = Known::of_user();
-    let hash = |path: &Path| known.hash_file(path);
-    shared.files = recipe::hash_weights(checkpoint, &hash)?;
-    if let (Some(recipe), Some(checkpoint)) = (&mut shared.refiner, refiner) {
-        recipe.files = recipe::hash_weights(checkpoint, &hash)?;
-    }
-    let configs = hash_configs(chosen.model.folder())?;
+    let cancel = interrupt::token()?;
+    session.hash_weights(&mut shared)?;
+    let configs = hash_configs(session.model().path())?;
     let folder = own.output.with_extension("cells");
     for cell in &mut cells {
         cell.recipe.files = shared.files.clone();
@@ -167,10 +164,10 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         cell.picture = read(cell);
     }
     let kept: Vec<bool> = cells.iter().map(|c| c.picture.is_some()).collect();
-    if let Some(notice) = chosen.notice {
+    if let Some(notice) = session::notice(&session) {
         err!("{notice}");
     }
-    make(&mut cells, &chosen, &folder, &interrupted)?;
+    make(&mut cells, &session, &folder, &cancel)?;
 
     let title = title(&shared, &axes, &cells);
     let drawn = arrange(own.cell_size, title, &axes, &cells).draw();
@@ -282,7 +279,11 @@ fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
             own.output.display()
         )));
     }
-    output::check_file(&own.output, own.picture.overwrite)
+    Ok(files::check_file(
+        "output",
+        &own.output,
+        own.picture.overwrite,
+    )?)
 }
 
 fn check_size(own: &PlotArgs, axes: &[Axis], cells: &[Cell]) -> anyhow::Result<()> {
@@ -363,9 +364,9 @@ fn read(cell: &Cell) -> Option<Pixels> {
 /// Makes the pictures that are not there yet, and keeps each as soon as it is done.
 fn make(
     cells: &mut [Cell],
-    chosen: &Chosen,
+    session: &Session,
     folder: &Path,
-    interrupted: &AtomicBool,
+    cancel: &Cancel,
 ) -> anyhow::Result<()> {
     let total = cells.len();
     let missing = || cells.iter().filter(|c| c.picture.is_none());
@@ -377,7 +378,7 @@ fn make(
     };
     std::fs::create_dir_all(folder)
         .map_err(|e| usage(format!("{}: it cannot be made: {e}", folder.display())))?;
-    output::check_file(&first.path, true)?;
+    files::check_file("output", &first.path, true)?;
     let mut progress = Progress::new(evaluations);
     if count < total {
         progress.say(&format!(
@@ -388,32 +389,25 @@ fn make(
     let precision = first.recipe.precision;
     progress.say(&format!("precision: {precision}"));
     progress.begin("loading");
-    let pipeline = chosen.pipeline(&mut |text| progress.say(text))?;
+    let pipeline = session.load(&mut |warning| progress.say(&flags::of_warning(&warning)))?;
     let (mut done, mut made) = (0, 0);
-    let mut warned: Vec<String> = Vec::new();
     for cell in cells.iter_mut().filter(|c| c.picture.is_none()) {
         progress.say(&format!("picture {} of {count}: {}", made + 1, cell.name));
-        let result = pipeline.generate_from(&cell.recipe.request, &cell.inputs, &mut |event| {
-            match event {
-                // Every picture of a prompt has the same.
-                Event::Warning(text) if warned.iter().any(|w| w == text) => {}
-                Event::Warning(text) => {
-                    warned.push(text.to_string());
-                    progress.show(event);
+        let mut make = || {
+            let mut run = pipeline.prepare(&cell.recipe.request, cell.inputs.clone())?;
+            run.set_cancel_token(cancel.clone());
+            run.start(&mut |event| {
+                match event {
+                    // Counted over all pictures, so that the time left is that of the sheet.
+                    Event::Step(step) => {
+                        progress.step(done + step.index, evaluations, step.seconds);
+                    }
+                    _ => progress.show(event),
                 }
-                // Counted over all pictures, so that the time left is that of the sheet.
-                Event::Step { index, seconds, .. } => progress.show(Event::Step {
-                    index: done + index,
-                    total: evaluations,
-                    seconds,
-                }),
-                _ => progress.show(event),
-            }
-            if interrupted.load(Ordering::SeqCst) {
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        });
+                ControlFlow::Continue(())
+            })
+        };
+        let result = make();
         let output = match result {
             Ok(output) => output,
             Err(error) => {
@@ -432,7 +426,11 @@ fn make(
         let mut bytes = Vec::new();
         png::write(&mut bytes, &picture.pixels, &cell.recipe.texts())?;
         // Whatever is there under this name is a broken copy of the same.
-        output::write_file(&cell.path, &bytes, true)?;
+        let saved = files::save_picture(&cell.path, &bytes, true)?;
+        if let Some(text) = saved.warning {
+            progress.say(&format!("warning: {text}"));
+        }
+        cell.path = saved.path;
         cell.picture = Some(picture.pixels);
         done += cell.evaluations;
         made += 1;
@@ -547,5 +545,9 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyh
     };
     let mut bytes = Vec::new();
     png::write(&mut bytes, drawn, &texts)?;
-    output::write_file(&own.output, &bytes, own.picture.overwrite)
+    Ok(files::write_file(
+        &own.output,
+        &bytes,
+        own.picture.overwrite,
+    )?)
 }

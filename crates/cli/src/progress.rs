@@ -2,7 +2,6 @@
 //! Everything goes to standard error, so that standard output stays for results.
 
 use std::io::IsTerminal;
-use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sdxl::Event;
@@ -10,8 +9,9 @@ use sdxl::Event;
 /// Shows the events of one run.
 pub struct Progress {
     bar: Option<ProgressBar>,
-    began: Instant,
-    evaluations: f64,
+    /// Evaluations that were shown, and the time that they took.
+    evaluations: usize,
+    seconds: f64,
 }
 
 impl Progress {
@@ -26,8 +26,8 @@ impl Progress {
         });
         Progress {
             bar,
-            began: Instant::now(),
-            evaluations: 0.0,
+            evaluations: 0,
+            seconds: 0.0,
         }
     }
 
@@ -53,29 +53,14 @@ impl Progress {
     /// Shows one event.
     pub fn show(&mut self, event: Event<'_>) {
         match event {
-            Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::Encoding => match &self.bar {
                 Some(bar) => bar.set_prefix("encoding"),
                 None => err!("encoding the prompt"),
             },
             Event::Loading => self.begin("loading"),
-            Event::Step {
-                index,
-                total,
-                seconds,
-            } => {
-                self.evaluations += seconds;
-                let mean = self.evaluations / index as f64;
-                let left = mean * (total - index) as f64;
-                let pace = format!("{mean:.2} s/step, {} left", clock(left));
-                match &self.bar {
-                    Some(bar) => {
-                        bar.set_prefix("denoising");
-                        bar.set_position(index as u64);
-                        bar.set_message(pace);
-                    }
-                    None => err!("step {index}/{total}, {pace}"),
-                }
+            Event::Step(step) => {
+                let (index, total, seconds) = (step.index, step.total, step.seconds);
+                self.step(index, total, seconds);
             }
             Event::Decoding { index, total } => match &self.bar {
                 Some(bar) => {
@@ -84,16 +69,32 @@ impl Progress {
                 }
                 None => err!("decoding picture {index} of {total}"),
             },
-            Event::Picture { .. } => {}
+            _ => {}
         }
     }
 
-    /// Ends the display and gives the seconds since the start.
-    pub fn finish(self) -> f64 {
+    /// Shows an evaluation that took so many `seconds`.
+    pub fn step(&mut self, index: usize, total: usize, seconds: f64) {
+        self.evaluations += 1;
+        self.seconds += seconds;
+        let mean = self.seconds / self.evaluations as f64;
+        let left = mean * (total - index) as f64;
+        let pace = format!("{mean:.2} s/step, {} left", clock(left));
+        match &self.bar {
+            Some(bar) => {
+                bar.set_prefix("denoising");
+                bar.set_position(index as u64);
+                bar.set_message(pace);
+            }
+            None => err!("step {index}/{total}, {pace}"),
+        }
+    }
+
+    /// Ends the display.
+    pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        self.began.elapsed().as_secs_f64()
     }
 }
 

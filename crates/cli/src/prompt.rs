@@ -9,12 +9,12 @@ use sdxl::text::chunks::{Chunk, Layout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
 use sdxl::weights::folder::TextParts;
-use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request};
+use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request, Warning};
+use sdxl_kit::{Model, files};
 use serde_json::{Value, json};
 
 use crate::args::{PooledWord, SyntaxWord, WeightingWord};
-use crate::model::Model;
-use crate::output;
+use crate::flags;
 use crate::usage;
 
 /// `sdxl prompt`
@@ -70,19 +70,19 @@ pub struct PromptArgs {
 pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
     let syntax = args.prompt_syntax.syntax();
     let prompt = Prompt::parse(&args.prompt, syntax)?;
-    if let Some(hint) = Prompt::hint(&args.prompt, syntax) {
-        err!("hint: {hint}");
+    if let Some(warning) = Prompt::warning(&args.prompt, syntax) {
+        err!("{}", flags::of_warning(&warning));
     }
     let translation = args.to.map(|to| prompt.translate(to.syntax()));
     if let (Some(translation), false) = (&translation, args.json) {
         out!("{}", translation.text);
-        for remark in &translation.lost {
-            err!("{remark}");
+        for lost in &translation.lost {
+            err!("{lost}");
         }
         return Ok(());
     }
     if let Some(path) = &args.output_embeddings {
-        output::check_file(path, args.overwrite)?;
+        files::check_file("output_embeddings", path, args.overwrite)?;
     }
     let request = Request {
         prompt_syntax: syntax,
@@ -104,7 +104,7 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
                 embeddings: args.embedding.clone(),
                 ..OpenOptions::default()
             };
-            TextParts::open_with(model.folder(), &options)
+            TextParts::open_with(model.path(), &options)
         })
         .transpose()?;
     let readings = match &parts {
@@ -573,11 +573,11 @@ fn write_embeddings(
         raw: &args.prompt,
         parts: &resolved.parts,
     };
-    let mut warn = |text: String| err!("warning: {text}");
+    let mut warn = |warning: Warning| err!("{}", flags::of_warning(&warning));
     let made = text.encode(input, input, options, &mut warn)?;
     let channels = text.channels();
     let bytes = embeds_file::to_bytes(&[&made], channels)?;
-    output::write_file(path, &bytes, args.overwrite)?;
+    files::write_file(path, &bytes, args.overwrite)?;
     Ok(json!({
         "path": path.to_string_lossy(),
         "prompt_embeds": [1, made.tokens(channels), channels],

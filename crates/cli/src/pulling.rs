@@ -11,7 +11,7 @@ use sdxl::hub::{Event, size};
 /// Files below this leave no bar behind.
 const SMALL: u64 = 1_000_000;
 
-/// Shows the events of one pull.
+/// Shows the events of pulls, one after the other.
 pub struct Bars {
     terminal: Option<MultiProgress>,
     files: Mutex<HashMap<String, ProgressBar>>,
@@ -29,6 +29,10 @@ impl Bars {
 
     /// Shows one event.
     pub fn show(&self, event: Event<'_>) {
+        if let Event::Begin { .. } = event {
+            // Another model's files have the same names.
+            self.files.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        }
         match event {
             // The index, which says what else there is to fetch.
             Event::Begin {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use sdxl::scheduler::{self, Plan, Randomness, Scheduler, SchedulerConfig, Steps};
 use sdxl::weights::folder::read_json;
+use sdxl_kit::files;
 
 use crate::args::{Numbers, scheduler_option};
 use crate::schedule_plot::{self, Curve};
@@ -150,9 +151,9 @@ fn show(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
                 path.display()
             )));
         }
-        output::check_file(path, args.overwrite)?;
+        files::check_file("svg", path, args.overwrite)?;
         let svg = schedule_plot::svg(&title(args), &runs.iter().map(curve).collect::<Vec<_>>());
-        output::write_file(path, svg.as_bytes(), args.overwrite)?;
+        files::write_file(path, svg.as_bytes(), args.overwrite)?;
     }
     if json {
         let mut objects: Vec<_> = runs.iter().map(|(_, built)| numbers(built)).collect();

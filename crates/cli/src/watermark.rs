@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use sdxl::image::read::read;
 use sdxl::image::{Encoding, Format, Texts};
 use sdxl::{Pixels, watermark};
+use sdxl_kit::{destination, files};
 
-use crate::output;
+use crate::flags;
 use crate::usage;
 
 /// `sdxl watermark`
@@ -65,7 +66,7 @@ pub fn run(args: &WatermarkArgs) -> anyhow::Result<()> {
             quality,
             overwrite,
         } => {
-            let encoding = output::encoding(Some(output), *format, *quality)?;
+            let encoding = destination::encoding(Some(output), *format, *quality)?;
             embed(file, output, encoding, *overwrite)
         }
     }
@@ -111,7 +112,7 @@ fn detect(files: &[PathBuf], json: bool) -> anyhow::Result<()> {
 }
 
 fn embed(file: &Path, to: &Path, encoding: Encoding, overwrite: bool) -> anyhow::Result<()> {
-    output::check_file(to, overwrite)?;
+    files::check_file("output", to, overwrite)?;
     let image = read(file)?;
     let (width, height) = (image.width, image.height);
     if !watermark::fits(width, height) {
@@ -127,10 +128,10 @@ fn embed(file: &Path, to: &Path, encoding: Encoding, overwrite: bool) -> anyhow:
     watermark::embed(&mut values, width, height);
     let marked = Pixels::new(width, height, 3, sdxl::image::to_u8(&values));
     let written = encoding.encode(&marked, &texts)?;
-    for text in written.warnings {
-        err!("warning: {text}");
+    for warning in written.warnings {
+        err!("{}", flags::of_warning(&warning));
     }
-    output::write_file(to, &written.bytes, overwrite)?;
+    files::write_file(to, &written.bytes, overwrite)?;
     out!("{}", to.display());
     Ok(())
 }

@@ -315,7 +315,7 @@ fn loras_that_cannot_be_found_or_agreed_on_are_refused() {
         told["warnings"].to_string()
     };
     let told = warned(&["a <lora:ink:1>"]);
-    assert!(told.contains("--prompt-syntax a1111"), "{told}");
+    assert!(told.contains("prompt_syntax a1111"), "{told}");
     let told = warned(&[
         "a cat",
         "--prompt-syntax",

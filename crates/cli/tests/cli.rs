@@ -114,6 +114,19 @@ fn json_is_one_object_and_nothing_else() {
     assert_eq!(refused.status.code(), Some(2));
     let object: Value = serde_json::from_slice(&refused.stdout).unwrap();
     assert!(object["error"].as_str().unwrap().contains("steps"));
+    assert_eq!(
+        (&object["class"], &object["field"], &object["exit_code"]),
+        (&"request".into(), &"steps".into(), &2.into())
+    );
+    assert_eq!(object["hint"], "use 1 to 1000");
+
+    // Programs are told of fields and people of flags.
+    let words = ["a cat", "--json", "--denoising-start", "0.5"];
+    let refused = generate(dir.path(), &words);
+    let object: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(object["field"], "denoising_start");
+    assert!(object["hint"].as_str().unwrap().contains("`latents`"));
+    assert!(text(&refused.stderr).contains("with --latents, or a refiner"));
 }
 
 #[test]
@@ -299,7 +312,7 @@ fn mistakes_are_named_with_exit_code_2() {
             "use_karras",
         ),
         (&["a cat", "--variant", "fp8"], "fp8"),
-        (&["a cat", "--device", "cuda"], "cuda"),
+        (&["a cat", "--device", "cuda"], "use auto or cpu"),
         (&["a cat", "--recipe", "none.png"], "none.png"),
         (&["a cat", "--clip-skip", "9"], "clip_skip"),
         (
@@ -482,7 +495,7 @@ fn recipes_that_are_changed_or_foreign() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupt_stops_at_a_step_and_exits_130() {
+fn an_interrupt_stops_the_run_and_exits_130() {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
@@ -505,7 +518,8 @@ fn an_interrupt_stops_at_a_step_and_exits_130() {
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(
-        rest.iter().any(|l| l.contains("stopping after this step")),
+        rest.iter()
+            .any(|l| l.contains("stopping; press Ctrl-C again")),
         "{rest:?}"
     );
     assert!(rest.iter().any(|l| l.contains("cancelled")), "{rest:?}");

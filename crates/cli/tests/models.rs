@@ -323,14 +323,14 @@ fn doctor_finds_what_is_wrong_with_a_folder() {
     fs::rename(plain, part.join("diffusion_pytorch_model.fp16.safetensors")).unwrap();
     let (code, found) = doctor(at, "second");
     assert_eq!(code, 2);
-    speaks(&found, true, &["0.18215", "--vae"]);
+    speaks(&found, true, &["0.18215", "`vae`"]);
     speaks(&found, false, &["black", "force_upcast false"]);
     speaks(&found, false, &["predicts v"]);
     speaks(&found, false, &["variant fp16", "only unet"]);
 
     let (code, found) = doctor(at, golden("refiner").to_str().unwrap());
     assert_eq!(code, 0);
-    speaks(&found, false, &["refiner", "--refiner"]);
+    speaks(&found, false, &["refiner", "`refiner`"]);
     let (code, found) = doctor(at, "absent");
     assert_eq!(code, 2);
     speaks(&found, true, &["no such checkpoint"]);
@@ -354,7 +354,7 @@ fn doctor_tells_files_apart() {
     write_zeros(&at.join("lora.safetensors"), &[(down, &[4, 2048])]);
     let (code, found) = doctor(at, "lora.safetensors");
     assert_eq!(code, 0);
-    speaks(&found, false, &["--lora"]);
+    speaks(&found, false, &["`loras`"]);
     let told = ok(at, &["models", "inspect", "lora.safetensors"]);
     assert!(told.contains("Stable Diffusion XL, base"), "{told}");
 
@@ -369,7 +369,7 @@ fn doctor_tells_files_apart() {
         speaks(&found, true, &["Stable Diffusion 1", "768"]);
     }
     // A VAE by itself is no problem, unless it is another family's.
-    for (channels, code_of, words) in [(4, 0, ["--vae", "f16"]), (16, 2, ["16 channels", "SDXL"])] {
+    for (channels, code_of, words) in [(4, 0, ["`vae`", "f16"]), (16, 2, ["16 channels", "SDXL"])] {
         let vae = [("decoder.conv_in.weight", &[512, channels, 3, 3][..])];
         write_zeros(&at.join("vae.safetensors"), &vae);
         let (code, found) = doctor(at, "vae.safetensors");
@@ -382,7 +382,7 @@ fn doctor_tells_files_apart() {
     write_zeros(&at.join("unet.safetensors"), &[unet, label]);
     let (code, found) = doctor(at, "unet.safetensors");
     assert_eq!(code, 0, "{found:?}");
-    speaks(&found, false, &["--unet"]);
+    speaks(&found, false, &["`unet`"]);
     let scale = ("label_emb.0.0.scale_weight", &[1][..]);
     write_zeros(&at.join("unet.safetensors"), &[unet, label, scale]);
     let (code, found) = doctor(at, "unet.safetensors");

@@ -326,7 +326,11 @@ fn what_cannot_be_done_is_refused_before_any_work() {
             &["--denoising-start", "0.5"],
             &["denoising_start", "--latents"],
         ),
-        ("base", &["--strength", "0.5"], &["strength", "init_image"]),
+        (
+            "base",
+            &["--strength", "0.5"],
+            &["strength", "--init-image"],
+        ),
         (
             "base",
             &["--init-image", &square, "--strength", "0.2", "--steps", "4"],
@@ -342,7 +346,7 @@ fn what_cannot_be_done_is_refused_before_any_work() {
             &["--init-image", &square, "--mask", &wide_mask],
             &["mask", "80x48", "64x64"],
         ),
-        ("base", &["--mask", &wide_mask], &["mask", "init_image"]),
+        ("base", &["--mask", &wide_mask], &["mask", "--init-image"]),
         (
             "base",
             &["--init-image", "text.png"],
@@ -369,7 +373,7 @@ fn what_cannot_be_done_is_refused_before_any_work() {
             &["inpainting model", "--mask"],
         ),
         ("inpaint", &[], &["inpainting model", "--mask"]),
-        ("base", &["--extend", "left=8"], &["extend", "init_image"]),
+        ("base", &["--extend", "left=8"], &["extend", "--init-image"]),
         ("base", &["--extend", "middle=8"], &["middle=8"]),
         ("base", &["--upscale", "0.5"], &["upscale", "0.5"]),
         (

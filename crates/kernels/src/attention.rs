@@ -20,14 +20,16 @@
 
 use rayon::prelude::*;
 
+use crate::disjoint::DisjointOut;
 use crate::element::Element;
-
 use crate::isa::Isa;
 use crate::math::exp2;
 use crate::simd::{
-    MAX_LANES, MAX_PANEL, Op, Simd, dispatch, panel_shape, prefetch_read, prefetch_write,
+    MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, TileShape, dispatch, prefetch_read, prefetch_write,
+    tile_shape,
 };
-use crate::tile::{Dot, Kernel, ROWS, Single, TileSums, tile};
+use crate::stop::Stop;
+use crate::tile::{Dot, Kernel, Single};
 
 /// Shapes and layout of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +127,8 @@ fn attention_on<E: Element>(
         "length of the output"
     );
     assert!(s.keys > 0, "no keys");
-    if out.is_empty() {
+    let stop = Stop::here();
+    if out.is_empty() || stop.raised() {
         return;
     }
 
@@ -136,6 +139,9 @@ fn attention_on<E: Element>(
         .par_chunks_mut(layout.head_len())
         .enumerate()
         .for_each(|(head, packed)| {
+            if stop.raised() {
+                return;
+            }
             let first = head / s.heads * s.keys * s.kv_stride + head % s.heads * s.head_dim;
             let pack = Pack {
                 layout: &layout,
@@ -147,10 +153,13 @@ fn attention_on<E: Element>(
             dispatch(isa, pack);
         });
 
-    let chunk = CHUNK_TILES * ROWS;
+    let chunk = CHUNK_TILES * layout.rows;
     let chunks = s.queries.div_ceil(chunk);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
     (0..heads * chunks).into_par_iter().for_each(|task| {
+        if stop.raised() {
+            return;
+        }
         let (head, c) = (task / chunks, task % chunks);
         let task = Chunk {
             q,
@@ -166,13 +175,10 @@ fn attention_on<E: Element>(
     });
 }
 
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; each task writes its own queries of its own head.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
 /// How the keys and values of one head are packed.
 struct Layout {
+    /// Rows of a tile.
+    rows: usize,
     /// Columns of a panel.
     width: usize,
     /// Values of `k` in a step of the product.
@@ -189,7 +195,11 @@ struct Layout {
 
 impl Layout {
     fn new(isa: Isa, s: &AttentionShape, pairs: bool) -> Layout {
-        let (width, lanes) = panel_shape(isa);
+        let TileShape {
+            rows,
+            columns: width,
+            lanes,
+        } = tile_shape(isa);
         let depth = if pairs { 2 } else { 1 };
         let bytes = if pairs { 2 } else { 4 };
         // Keys and values of a block fill half of an L2 cache of 1 MB.
@@ -197,6 +207,7 @@ impl Layout {
         let keys = s.keys.next_multiple_of(lanes);
         let block = (fits / width * width).clamp(width, MAX_BLOCK);
         Layout {
+            rows,
             width,
             depth,
             dim_steps: s.head_dim.next_multiple_of(depth),
@@ -303,7 +314,7 @@ struct Chunk<'a, E> {
     /// Which keys of this sample count; all of them if nothing is said.
     seen: Option<&'a [bool]>,
     queries: std::ops::Range<usize>,
-    out: &'a Shared<E>,
+    out: &'a DisjointOut<'a, E>,
 }
 
 impl<E: Element> Op for Chunk<'_, E> {
@@ -323,12 +334,15 @@ impl<E: Element> Op for Chunk<'_, E> {
 /// A score that counts for nothing, and yet is a number to compute with.
 const MASKED: f32 = -1e30;
 
+/// Rows of a tile in whole vectors.
+const ROW_LANES: usize = MAX_ROWS.next_multiple_of(MAX_LANES);
+
 /// What is known of the softmax of a tile's queries, in lanes, after some blocks of keys.
 struct Running {
     /// The largest score so far, scaled for powers of two.
-    largest: [f32; MAX_LANES],
+    largest: [f32; ROW_LANES],
     /// The sum of exponentials relative to it.
-    total: [f32; MAX_LANES],
+    total: [f32; ROW_LANES],
 }
 
 impl<E: Element> Chunk<'_, E> {
@@ -337,7 +351,7 @@ impl<E: Element> Chunk<'_, E> {
         assert!(E::IS_BF16 == K::A::IS_BF16 && NV == S::PANEL_VECTORS);
         let (shape, layout) = (self.shape, self.layout);
         let width = NV * S::LANES;
-        let tiles = self.queries.len().div_ceil(ROWS);
+        let tiles = self.queries.len().div_ceil(S::ROWS);
         let (sample, head) = (self.head / shape.heads, self.head % shape.heads);
         let keys = self.packed.as_ptr();
         let values = keys.wrapping_add(layout.keys_len());
@@ -348,18 +362,20 @@ impl<E: Element> Chunk<'_, E> {
             let out = (token * shape.heads + head) * shape.head_dim;
             for i in (0..shape.head_dim).step_by(64 / size_of::<E>()) {
                 prefetch_read(q.as_ptr().wrapping_add(i));
-                prefetch_write(self.out.0.wrapping_add(out + i));
+                prefetch_write(self.out.address(out + i));
             }
         }
-        let mut weighted = vec![[0f32; ROWS * MAX_PANEL]; tiles * layout.dim_panels];
+        // The sums of a tile and a panel, row after row.
+        let of_panel = S::ROWS * MAX_PANEL;
+        let mut weighted = vec![0f32; tiles * layout.dim_panels * of_panel];
         let mut running: Vec<Running> = (0..tiles)
             .map(|_| Running {
-                largest: [MASKED; MAX_LANES],
-                total: [0.0; MAX_LANES],
+                largest: [MASKED; ROW_LANES],
+                total: [0.0; ROW_LANES],
             })
             .collect();
-        let mut scores = vec![0f32; ROWS * layout.block];
-        let mut probabilities = vec![K::A::default(); ROWS * layout.block];
+        let mut scores = vec![0f32; S::ROWS * layout.block];
+        let mut probabilities = vec![K::A::default(); S::ROWS * layout.block];
 
         for first_key in (0..shape.keys).step_by(layout.block) {
             // Keys of this block, and with the padding of the last.
@@ -368,11 +384,12 @@ impl<E: Element> Chunk<'_, E> {
             for t in 0..tiles {
                 // The queries of a tile; the last one fills up an incomplete tile.
                 let query =
-                    |r: usize| (self.queries.start + t * ROWS + r).min(self.queries.end - 1);
-                if shape.causal && first_key > query(ROWS - 1) {
+                    |r: usize| (self.queries.start + t * S::ROWS + r).min(self.queries.end - 1);
+                if shape.causal && first_key > query(S::ROWS - 1) {
                     continue;
                 }
-                let mut rows = [std::ptr::null::<K::A>(); ROWS];
+                let mut rows = [std::ptr::null::<K::A>(); MAX_ROWS];
+                let rows = &mut rows[..S::ROWS];
                 for (r, row) in rows.iter_mut().enumerate() {
                     let at = (sample * shape.queries + query(r)) * shape.q_stride;
                     *row = self.q[at + head * shape.head_dim..].as_ptr().cast();
@@ -388,14 +405,14 @@ impl<E: Element> Chunk<'_, E> {
                     // are the same type.
                     unsafe {
                         match (padded - key).min(width) / S::LANES {
-                            1 => tile::<S, K, 1>(s, &rows, 0, len, w, false, out, stride),
-                            2 if NV > 2 => tile::<S, K, 2>(s, &rows, 0, len, w, false, out, stride),
-                            3 => tile::<S, K, 3>(s, &rows, 0, len, w, false, out, stride),
-                            _ => tile::<S, K, NV>(s, &rows, 0, len, w, false, out, stride),
+                            1 => s.tile::<K, 1>(rows, 0, len, w, false, out, stride),
+                            2 if NV > 2 => s.tile::<K, 2>(rows, 0, len, w, false, out, stride),
+                            3 => s.tile::<K, 3>(rows, 0, len, w, false, out, stride),
+                            _ => s.tile::<K, NV>(rows, 0, len, w, false, out, stride),
                         }
                     }
                 }
-                for r in 0..ROWS {
+                for r in 0..S::ROWS {
                     // Keys this query sees, of those in this block.
                     let mut seen = here;
                     if shape.causal {
@@ -411,7 +428,8 @@ impl<E: Element> Chunk<'_, E> {
                         }
                     }
                 }
-                let sums = &mut weighted[t * layout.dim_panels..(t + 1) * layout.dim_panels];
+                let of_tile = layout.dim_panels * of_panel;
+                let sums = &mut weighted[t * of_tile..(t + 1) * of_tile];
                 self.softmax::<S, K>(
                     s,
                     &scores,
@@ -423,24 +441,26 @@ impl<E: Element> Chunk<'_, E> {
                 for (r, row) in rows.iter_mut().enumerate() {
                     *row = probabilities[r * layout.block..].as_ptr();
                 }
-                for (panel, sums) in sums.iter_mut().enumerate() {
+                for (panel, sums) in sums.chunks_exact_mut(of_panel).enumerate() {
                     let at = panel * layout.values_panel_len() + first_key * width;
                     let w = values.wrapping_add(at).cast();
                     // SAFETY: a row of probabilities has a block of elements; the values
                     // were packed with the keys padded to whole vectors.
-                    unsafe { tile::<S, K, NV>(s, &rows, 0, padded, w, true, sums, width) }
+                    unsafe { s.tile::<K, NV>(rows, 0, padded, w, true, sums, width) }
                 }
             }
         }
 
         for (i, query) in self.queries.clone().enumerate() {
-            let (t, r) = (i / ROWS, i % ROWS);
+            let (t, r) = (i / S::ROWS, i % S::ROWS);
             let at = ((sample * shape.queries + query) * shape.heads + head) * shape.head_dim;
-            // SAFETY: the task owns this head of this query.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), shape.head_dim) };
+            // SAFETY: within the output, whose length was checked; this head of this query is
+            // the task's alone.
+            let out = unsafe { self.out.part(at, shape.head_dim) };
             let factor = s.splat(1.0 / running[t].total[r]);
             for j in (0..shape.head_dim).step_by(S::LANES) {
-                let sums = &weighted[t * layout.dim_panels + j / width];
+                let panel = t * layout.dim_panels + j / width;
+                let sums = &weighted[panel * of_panel..][..of_panel];
                 let y = s.mul(s.read(sums, r * width + j % width), factor);
                 s.write(out, j, y);
             }
@@ -457,7 +477,7 @@ impl<E: Element> Chunk<'_, E> {
         keys: usize,
         running: &mut Running,
         probabilities: &mut [K::A],
-        weighted: &mut [TileSums],
+        weighted: &mut [f32],
     ) {
         const UNROLL: usize = 4;
         let block = self.layout.block;
@@ -466,7 +486,7 @@ impl<E: Element> Chunk<'_, E> {
         // Powers of two are cheaper than those of e: the scale of the scores changes it.
         let scale = std::f32::consts::LOG2_E / (self.shape.head_dim as f32).sqrt();
 
-        let mut peaks = [MASKED; MAX_LANES];
+        let mut peaks = [MASKED; ROW_LANES];
         for (r, scores) in scores.chunks_exact(block).enumerate() {
             let mut peak = [s.splat(MASKED); UNROLL];
             for part in scores[..whole].chunks_exact(step) {
@@ -481,8 +501,8 @@ impl<E: Element> Chunk<'_, E> {
             peaks[r] = s.largest(peak);
         }
         // All rows at once, in lanes.
-        let mut fades = [0f32; MAX_LANES];
-        for i in (0..MAX_LANES).step_by(S::LANES) {
+        let mut fades = [0f32; ROW_LANES];
+        for i in (0..ROW_LANES).step_by(S::LANES) {
             let before = s.read(&running.largest, i);
             let now = s.max(before, s.mul(s.read(&peaks, i), s.splat(scale)));
             let fade = exp2(s, s.sub(before, now), false);
@@ -515,10 +535,10 @@ impl<E: Element> Chunk<'_, E> {
             let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
             running.total[r] += s.sum(sum);
         }
-        if fades[..ROWS] != [1.0; ROWS] {
+        if fades[..S::ROWS].iter().any(|fade| *fade != 1.0) {
             let width = S::LANES * S::PANEL_VECTORS;
-            for sums in weighted {
-                for (row, fade) in sums.chunks_exact_mut(width).zip(fades).take(ROWS) {
+            for sums in weighted.chunks_exact_mut(S::ROWS * MAX_PANEL) {
+                for (row, fade) in sums.chunks_exact_mut(width).zip(fades).take(S::ROWS) {
                     for i in (0..width).step_by(S::LANES) {
                         let faded = s.mul(s.read(row, i), s.splat(fade));
                         s.write(row, i, faded);

@@ -12,10 +12,10 @@ use crate::gemm::{self, Epilogue};
 use crate::int8::{Quantised, ZERO};
 use crate::linear::widens;
 use crate::math::Activation;
-use crate::meter::Workspace;
 use crate::norm::GroupNorm;
-use crate::pack::{Form, PackedConv, WeightFormat};
+use crate::pack::{ConvLayout, Form, PackedConv, WeightFormat};
 use crate::tile::Operand;
+use crate::workspace::Workspace;
 use crate::{winograd, winograd_bf16};
 
 /// The shape of a convolution's input and how the kernel moves over it.
@@ -83,11 +83,11 @@ pub fn conv2d<E: Element>(
 }
 
 /// What [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
-pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     if w.form == Form::Points {
         return winograd_bf16::workspace(g, w);
     }
-    let format = w.panels[0].format;
+    let format = w.panel_layout.format;
     if format == WeightFormat::Int8 {
         return Quantised::workspace(g.batch * g.height * g.width, w.c_in, g.height * g.width);
     }
@@ -96,7 +96,7 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &PackedConv) -> Workspa
         let values = g.height * g.width * w.c_in + height * width * w.c_out;
         let narrow = conv2d_workspace::<f32>(g, w);
         return Workspace {
-            passing: narrow.passing + g.batch * values * size_of::<f32>(),
+            temporary: narrow.temporary + g.batch * values * size_of::<f32>(),
             ..narrow
         };
     }
@@ -107,7 +107,7 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &PackedConv) -> Workspa
 }
 
 /// Whether [`normed_conv2d`] is there for elements of this type.
-pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &PackedConv) -> bool {
+pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     match E::IS_BF16 {
         true => w.form == Form::Points,
         false => winograd::suits(g, w),

@@ -28,13 +28,15 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
+use crate::disjoint::DisjointOut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
 use crate::pack::WeightFormat;
 use crate::panels::Panels;
 use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
-use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, ROWS, Single, TileSums, tile};
+use crate::stop::Stop;
+use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, Single};
 
 /// What is done to the sums on their way out.
 #[derive(Clone, Copy)]
@@ -84,14 +86,14 @@ impl<'a, E> Epilogue<'a, E> {
     }
 }
 
-/// A tile to compute; see [`tile`].
+/// A tile to compute; see [`tile`](crate::tile::tile).
 struct Tile<'a, K: Kernel, const NV: usize> {
     rows: &'a [*const K::A],
     offset: usize,
     len: usize,
     w: *const K::W,
     add: bool,
-    out: &'a mut TileSums,
+    out: &'a mut [f32],
 }
 
 impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
@@ -103,8 +105,7 @@ impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
         }
         // SAFETY: `multiply`, which alone makes these, passes its promises on.
         unsafe {
-            tile::<S, K, NV>(
-                s,
+            s.tile::<K, NV>(
                 self.rows,
                 self.offset,
                 self.len,
@@ -168,8 +169,8 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
 /// weights.
 ///
 /// # Safety
-/// As for [`tile`]: `rows` point to elements of the block's segments; `w` is the weights of
-/// the block in a panel of `vectors` vectors.
+/// As for [`tile`](crate::tile::tile): `rows` point to elements of the block's segments; `w` is
+/// the weights of the block in a panel of `vectors` vectors.
 unsafe fn multiply<A: Operand>(
     weights: &Panels,
     vectors: usize,
@@ -177,7 +178,7 @@ unsafe fn multiply<A: Operand>(
     block: &Block,
     w: *const u8,
     add: bool,
-    out: &mut TileSums,
+    out: &mut [f32],
 ) {
     fn with<A: Operand, K: Kernel>(
         isa: Isa,
@@ -186,7 +187,7 @@ unsafe fn multiply<A: Operand>(
         block: &Block,
         w: *const u8,
         add: bool,
-        out: &mut TileSums,
+        out: &mut [f32],
     ) {
         assert_eq!(TypeId::of::<A>(), TypeId::of::<K::A>());
         // SAFETY: A and K::A are the same type.
@@ -229,11 +230,6 @@ unsafe fn multiply<A: Operand>(
 /// begin.
 pub(crate) type Source<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
 
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; `product` gives disjoint tiles to its tasks.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
 /// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
 ///
 /// # Safety
@@ -260,13 +256,17 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
 
     // Tasks: a group of panels times a chunk of rows. The chunks of a group follow each
     // other, so that a thread meets each panel's weights once.
-    let chunk = 32 * ROWS;
+    let chunk = 32 * w.tile_rows;
     let chunks = rows.div_ceil(chunk);
     let panels = w.count();
     let group = if chunks >= 16 { 8 } else { 1 }.min(panels);
     let groups = panels.div_ceil(group);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
+    let stop = Stop::here();
     (0..groups * chunks).into_par_iter().for_each(|task| {
+        if stop.raised() {
+            return;
+        }
         let (g, c) = (task / chunks, task % chunks);
         let task = Task {
             w,
@@ -290,7 +290,7 @@ struct Task<'a, E> {
     blocks: &'a [Block],
     epilogue: &'a Epilogue<'a, E>,
     rows: Range<usize>,
-    out: &'a Shared<E>,
+    out: &'a DisjointOut<'a, E>,
     outputs: usize,
 }
 
@@ -298,16 +298,16 @@ impl<E: Element> Task<'_, E> {
     /// The row pointers: for each tile, for each segment, those of its rows. The rows
     /// missing from the last tile repeat the last row.
     fn table<A: Operand>(&self, source: &Source<A>) -> Vec<*const A> {
-        let segments = self.w.segments;
-        let tiles = self.rows.len().div_ceil(ROWS);
-        let mut table = vec![std::ptr::null(); tiles * segments * ROWS];
+        let (segments, height) = (self.w.segments, self.w.tile_rows);
+        let tiles = self.rows.len().div_ceil(height);
+        let mut table = vec![std::ptr::null(); tiles * segments * height];
         let mut of_row = vec![std::ptr::null(); segments];
-        for (t, tile) in table.chunks_exact_mut(segments * ROWS).enumerate() {
-            for r in 0..ROWS {
-                let row = (self.rows.start + t * ROWS + r).min(self.rows.end - 1);
+        for (t, tile) in table.chunks_exact_mut(segments * height).enumerate() {
+            for r in 0..height {
+                let row = (self.rows.start + t * height + r).min(self.rows.end - 1);
                 source(row, &mut of_row);
                 for (segment, pointer) in of_row.iter().enumerate() {
-                    tile[segment * ROWS + r] = *pointer;
+                    tile[segment * height + r] = *pointer;
                 }
             }
         }
@@ -318,11 +318,11 @@ impl<E: Element> Task<'_, E> {
     /// writing it waits for memory.
     fn prefetch(&self, tile: usize, panel: usize) {
         let width = self.epilogue.columns(self.w);
-        let first = self.rows.start + tile * ROWS;
-        for row in first..self.rows.end.min(first + ROWS) {
+        let first = self.rows.start + tile * self.w.tile_rows;
+        for row in first..self.rows.end.min(first + self.w.tile_rows) {
             for column in (0..width).step_by(64 / size_of::<E>()) {
                 let at = self.epilogue.place(row) * self.outputs + panel * width + column;
-                prefetch_write(self.out.0.wrapping_add(at));
+                prefetch_write(self.out.address(at));
             }
         }
     }
@@ -330,17 +330,18 @@ impl<E: Element> Task<'_, E> {
     /// # Safety
     /// The pointers in `table` must be to whole segments.
     unsafe fn panel<A: Operand>(&self, table: &[*const A], panel: usize) {
-        let segments = self.w.segments;
+        let (segments, height) = (self.w.segments, self.w.tile_rows);
         let vectors = self.w.panel_vectors(panel);
-        let tiles = table.len() / (segments * ROWS);
+        let tiles = table.len() / (segments * height);
         let single = self.blocks.len() == 1;
-        let mut sums = vec![[0f32; ROWS * MAX_PANEL]; if single { 1 } else { tiles }];
+        let of_tile = height * MAX_PANEL;
+        let mut sums = vec![0f32; if single { 1 } else { tiles } * of_tile];
         for (b, block) in self.blocks.iter().enumerate() {
             let w = self.w.panel(panel, block.k);
             for t in 0..tiles {
-                let at = (t * segments + block.first_segment) * ROWS;
-                let rows = &table[at..at + block.segments * ROWS];
-                let sums = &mut sums[if single { 0 } else { t }];
+                let at = (t * segments + block.first_segment) * height;
+                let rows = &table[at..at + block.segments * height];
+                let sums = &mut sums[if single { 0 } else { t } * of_tile..][..of_tile];
                 if b + 1 == self.blocks.len() {
                     self.prefetch(t, panel);
                 }
@@ -348,10 +349,10 @@ impl<E: Element> Task<'_, E> {
                 // promises; the panel was packed with these segments and this width.
                 unsafe { multiply(self.w, vectors, rows, block, w, b > 0, sums) }
                 if b + 1 == self.blocks.len() {
-                    let first = self.rows.start + t * ROWS;
+                    let first = self.rows.start + t * height;
                     let finish = Finish {
                         task: self,
-                        rows: first..self.rows.end.min(first + ROWS),
+                        rows: first..self.rows.end.min(first + height),
                         panel,
                         sums,
                     };
@@ -367,7 +368,7 @@ struct Finish<'a, E> {
     task: &'a Task<'a, E>,
     rows: Range<usize>,
     panel: usize,
-    sums: &'a TileSums,
+    sums: &'a [f32],
 }
 
 impl<E: Element> Op for Finish<'_, E> {
@@ -401,15 +402,10 @@ impl<'a, E: Element> Finish<'a, E> {
     /// The given columns of an output row.
     #[inline(always)]
     fn out(&self, row: usize, columns: &Range<usize>) -> &'a mut [E] {
-        let to = self
-            .task
-            .out
-            .0
-            .wrapping_add(row * self.task.outputs + columns.start);
-        // SAFETY: within the output, whose length `product` checked and which is borrowed
-        // for longer than this task; these columns of these rows are the task's alone, and
-        // it asks for each of them once.
-        unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }
+        let at = row * self.task.outputs + columns.start;
+        // SAFETY: within the output, whose length `product` checked; these columns of these
+        // rows are the task's alone, and it asks for each of them once.
+        unsafe { self.task.out.part(at, columns.len()) }
     }
 
     /// The sums of a row as floats: those of int8 are integers, in which the activations'

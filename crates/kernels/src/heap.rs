@@ -17,7 +17,7 @@ pub fn give_back_large_buffers() {
         unsafe extern "C" {
             fn mallopt(param: i32, value: i32) -> i32;
         }
-        /// The parameter's number in glibc's `malloc.h`.
+        /// The setting's number in glibc's `malloc.h`.
         const M_MMAP_THRESHOLD: i32 = -3;
         // SAFETY: glibc's `mallopt` takes two integers and changes nothing but the allocator's
         // settings; where it refuses a value it says so and goes on as before.

@@ -10,10 +10,10 @@ use rayon::prelude::*;
 
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::meter::Workspace;
 use crate::pack::Weights;
 use crate::scratch::Scratch;
 use crate::simd::{Op, Simd, dispatch};
+use crate::workspace::Workspace;
 
 /// The byte that stands for zero.
 pub(crate) const ZERO: u8 = 128;
@@ -62,7 +62,7 @@ impl Quantised {
     /// The memory of [`Self::new`] for `rows` of `len` elements.
     pub(crate) fn workspace(rows: usize, len: usize, together: usize) -> Workspace {
         Workspace {
-            passing: rows.div_ceil(together) * size_of::<f32>(),
+            temporary: rows.div_ceil(together) * size_of::<f32>(),
             scratch: vec![rows * len.next_multiple_of(4)],
         }
     }

@@ -3,12 +3,14 @@
 //! Activations are `f32` or `bf16` ([`Element`]) and channel-last: `[batch, height, width,
 //! channels]`, which is also `[batch, tokens, channels]`. Weights are packed once
 //! ([`PackedMatrix`], [`PackedConv`]) for the instruction set in use ([`Isa`]). Work is
-//! spread over rayon's current thread pool; results do not depend on its size.
+//! spread over rayon's current thread pool; results do not depend on its size. Kernels that take
+//! long can be stopped from another thread ([`stoppable`]).
 //!
 //! A slice of the wrong length is a programming error: every function panics on it.
 
 mod attention;
 mod conv;
+mod disjoint;
 mod element;
 mod elementwise;
 mod gemm;
@@ -17,18 +19,19 @@ mod int8;
 mod isa;
 mod linear;
 mod math;
-mod meter;
 mod norm;
 mod pack;
 mod panels;
 mod peak;
 mod scratch;
 mod simd;
+mod stop;
 #[cfg(test)]
 mod test;
 mod tile;
 mod winograd;
 mod winograd_bf16;
+mod workspace;
 
 pub use attention::{AttentionShape, attention, attention_workspace, masked_attention};
 pub use conv::{ConvGeometry, conv2d, conv2d_workspace, normed_conv2d, norms_on_the_way};
@@ -39,8 +42,9 @@ pub use int8::quantise_rows;
 pub use isa::Isa;
 pub use linear::{linear, linear_geglu, linear_workspace};
 pub use math::Activation;
-pub use meter::{Counted, Kind, Meter, Workspace};
 pub use norm::{GroupNorm, group_norm, layer_norm};
-pub use pack::{PackedConv, PackedMatrix, WeightFormat, Weights};
+pub use pack::{ConvLayout, MatrixLayout, PackedConv, PackedMatrix, WeightFormat, Weights};
 pub use peak::{Arithmetic, peak_flops};
 pub use scratch::release_scratch;
+pub use stop::{is_stopped, stoppable};
+pub use workspace::Workspace;

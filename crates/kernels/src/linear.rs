@@ -7,8 +7,8 @@ use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
 use crate::int8::Quantised;
 use crate::math::Activation;
-use crate::meter::Workspace;
-use crate::pack::{PackedMatrix, WeightFormat};
+use crate::pack::{MatrixLayout, PackedMatrix, WeightFormat};
+use crate::workspace::Workspace;
 
 /// `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
 /// `[rows, n]`.
@@ -69,12 +69,13 @@ pub fn linear_geglu<E: Element>(
 }
 
 /// What [`linear`] and [`linear_geglu`] work in on `rows` rows of `E`.
-pub fn linear_workspace<E: Element>(rows: usize, w: &PackedMatrix) -> Workspace {
-    if w.panels.format == WeightFormat::Int8 {
+pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace {
+    let format = w.panel_layout.format;
+    if format == WeightFormat::Int8 {
         return Quantised::workspace(rows, w.k(), 1);
     }
     Workspace {
-        passing: match widens::<E>(w.panels.format) {
+        temporary: match widens::<E>(format) {
             true => rows * (w.k() + w.n()) * size_of::<f32>(),
             false => 0,
         },

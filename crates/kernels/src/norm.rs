@@ -13,6 +13,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::math;
 use crate::simd::{Op, Simd, dispatch};
+use crate::stop::Stop;
 
 /// Elements of a part.
 const PART: usize = 1 << 15;
@@ -92,9 +93,13 @@ impl GroupNorm {
             "{groups} groups of {c} channels"
         );
         let parts = hw.div_ceil(pixels_of_part(c));
+        let stop = Stop::here();
         let moments: Vec<Vec<Moments>> = (0..b * parts)
             .into_par_iter()
             .map(|i| {
+                if stop.raised() {
+                    return vec![Moments::default(); groups];
+                }
                 let x = &x[part(i / parts, i % parts, hw, c)];
                 dispatch(isa, GroupMoments { x, c, groups })
             })
@@ -144,6 +149,7 @@ impl GroupNorm {
         let hw = x.len() / self.scale.len();
         assert_eq!(x.len(), images * hw * self.c, "length of the input");
         let pixels = pixels_of_part(self.c);
+        let stop = Stop::here();
         out.par_chunks_mut(hw * self.c)
             .enumerate()
             .for_each(|(image, out)| {
@@ -151,6 +157,9 @@ impl GroupNorm {
                 out.par_chunks_mut(pixels * self.c)
                     .enumerate()
                     .for_each(|(i, out)| {
+                        if stop.raised() {
+                            return;
+                        }
                         let x = &x[part(image, i, hw, self.c)];
                         let silu = self.silu;
                         let affine = Affine {

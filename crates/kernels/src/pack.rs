@@ -1,14 +1,14 @@
 //! Weights as they are stored and as the layers keep them.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::conv::ConvGeometry;
 use crate::isa::Isa;
-use crate::meter::Meter;
-use crate::panels::Panels;
-use crate::simd::panel_shape;
+use crate::panels::{PanelLayout, Panels};
+use crate::simd::tile_shape;
 
 /// Weights as they are stored in a file.
 #[derive(Clone, Copy, Debug)]
@@ -27,14 +27,6 @@ pub enum Weights<'a> {
         /// As many as there are rows, finite and not negative.
         scales: &'a [f32],
     },
-    /// Weights of which only the number is known: packed, they have their size, which `meter`
-    /// counts, and no values.
-    Unread {
-        /// How many.
-        len: usize,
-        /// Who counts.
-        meter: &'a Meter,
-    },
 }
 
 impl Weights<'_> {
@@ -45,7 +37,6 @@ impl Weights<'_> {
             Weights::F16(w) => w.len(),
             Weights::Bf16(w) => w.len(),
             Weights::Int8 { bytes, .. } => bytes.len(),
-            Weights::Unread { len, .. } => *len,
         }
     }
 
@@ -57,7 +48,6 @@ impl Weights<'_> {
             Weights::Int8 { bytes, scales } => {
                 f32::from(bytes[i]) * scales[i / (bytes.len() / scales.len())]
             }
-            Weights::Unread { .. } => panic!("weights that were not read"),
         }
     }
 
@@ -101,13 +91,82 @@ impl WeightFormat {
     }
 }
 
+/// Order and sizes of a packed matrix: everything about a [`PackedMatrix`] but its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixLayout {
+    pub(crate) panel_layout: PanelLayout,
+    pub(crate) geglu: bool,
+    n: usize,
+}
+
+impl MatrixLayout {
+    /// The layout that [`PackedMatrix::pack`] gives `n` rows of `k` weights.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn new(n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+        MatrixLayout::on(Isa::current(), n, k, format)
+    }
+
+    /// The layout that [`PackedMatrix::pack_geglu`] gives two times `inner` rows of `k` weights.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn geglu(inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+        MatrixLayout::geglu_on(Isa::current(), inner, k, format)
+    }
+
+    fn on(isa: Isa, n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+        assert!(n > 0 && k > 0, "an empty matrix");
+        MatrixLayout {
+            panel_layout: PanelLayout::new(isa, format, n, 1, k),
+            geglu: false,
+            n,
+        }
+    }
+
+    fn geglu_on(isa: Isa, inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+        assert!(inner > 0 && k > 0, "an empty matrix");
+        // The left half of each panel is hidden, the right half the gate of the same
+        // outputs, so that one tile holds both.
+        let width = tile_shape(isa).columns;
+        let columns = inner.div_ceil(width / 2) * width;
+        MatrixLayout {
+            panel_layout: PanelLayout::new(isa, format, columns, 1, k),
+            geglu: true,
+            n: 2 * inner,
+        }
+    }
+
+    /// Rows of the matrix as given: outputs, or for GEGLU twice the outputs.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Length of an input row.
+    pub fn k(&self) -> usize {
+        self.panel_layout.segment_len
+    }
+
+    /// Memory the packed weights take.
+    pub fn bytes(&self) -> usize {
+        self.panel_layout.bytes()
+    }
+}
+
 /// A matrix `[n, k]` of a linear layer (torch's order: outputs first), packed for
 /// [`linear`](crate::linear) or, by [`PackedMatrix::pack_geglu`], for
 /// [`linear_geglu`](crate::linear_geglu).
 pub struct PackedMatrix {
+    layout: MatrixLayout,
     pub(crate) panels: Panels,
-    pub(crate) geglu: bool,
-    n: usize,
+}
+
+impl Deref for PackedMatrix {
+    type Target = MatrixLayout;
+    fn deref(&self) -> &MatrixLayout {
+        &self.layout
+    }
 }
 
 impl PackedMatrix {
@@ -136,13 +195,11 @@ impl PackedMatrix {
         format: WeightFormat,
     ) -> PackedMatrix {
         assert_eq!(w.len(), n * k, "weights of a {n} x {k} matrix");
-        assert!(n > 0 && k > 0, "an empty matrix");
+        let layout = MatrixLayout::on(isa, n, k, format);
         let row_of = |column| (column < n).then_some(column);
-        let panels = Panels::pack(isa, format, n, 1, k, row_of, w);
         PackedMatrix {
-            panels,
-            geglu: false,
-            n,
+            layout,
+            panels: Panels::pack(layout.panel_layout, row_of, w),
         }
     }
 
@@ -154,10 +211,8 @@ impl PackedMatrix {
         format: WeightFormat,
     ) -> PackedMatrix {
         assert_eq!(w.len(), 2 * inner * k, "weights of a GEGLU layer");
-        assert!(inner > 0 && k > 0, "an empty matrix");
-        // The left half of each panel is hidden, the right half the gate of the same
-        // outputs, so that one tile holds both.
-        let (width, _) = panel_shape(isa);
+        let layout = MatrixLayout::geglu_on(isa, inner, k, format);
+        let width = layout.panel_layout.width;
         let half = width / 2;
         let row_of = |column: usize| {
             let (panel, column) = (column / width, column % width);
@@ -168,33 +223,10 @@ impl PackedMatrix {
                 inner + output
             })
         };
-        let columns = inner.div_ceil(half) * width;
-        let panels = Panels::pack(isa, format, columns, 1, k, row_of, w);
         PackedMatrix {
-            panels,
-            geglu: true,
-            n: 2 * inner,
+            layout,
+            panels: Panels::pack(layout.panel_layout, row_of, w),
         }
-    }
-
-    /// Rows of the matrix as given: outputs, or for GEGLU twice the outputs.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Length of an input row.
-    pub fn k(&self) -> usize {
-        self.panels.segment_len
-    }
-
-    /// Memory the packed weights take.
-    pub fn bytes(&self) -> usize {
-        self.panels.bytes()
-    }
-
-    /// Who counts these weights, where they have no values.
-    pub fn meter(&self) -> Option<&Meter> {
-        self.panels.meter()
     }
 }
 
@@ -209,15 +241,120 @@ pub(crate) enum Form {
     Points,
 }
 
-/// The weights of a convolution, packed for [`conv2d`](crate::conv2d).
-pub struct PackedConv {
+/// Order and sizes of the packed weights of a convolution: everything about a [`PackedConv`] but
+/// their values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvLayout {
     pub(crate) form: Form,
-    /// One, or one for each phase.
-    pub(crate) panels: Vec<Panels>,
+    /// The layout of its panels: of one set of them, or of each phase's.
+    pub(crate) panel_layout: PanelLayout,
     pub(crate) c_out: usize,
     pub(crate) c_in: usize,
     pub(crate) kh: usize,
     pub(crate) kw: usize,
+}
+
+impl ConvLayout {
+    /// The layout that [`PackedConv::pack`] gives weights `[c_out, c_in, kh, kw]`.
+    pub fn new(shape: [usize; 4], format: WeightFormat) -> ConvLayout {
+        ConvLayout::on(Isa::current(), shape, format)
+    }
+
+    /// The layout that [`PackedConv::pack_winograd`] gives weights `[c_out, c_in, 3, 3]`.
+    pub fn winograd(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
+        match format {
+            WeightFormat::Bf16 => ConvLayout::winograd_on(Isa::current(), [c_out, c_in]),
+            _ => ConvLayout::new([c_out, c_in, 3, 3], format),
+        }
+    }
+
+    /// The layout that [`PackedConv::pack_upsampled`] gives weights `[c_out, c_in, 3, 3]`.
+    pub fn upsampled(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
+        ConvLayout::upsampled_on(Isa::current(), [c_out, c_in], format)
+    }
+
+    fn on(isa: Isa, [c_out, c_in, kh, kw]: [usize; 4], format: WeightFormat) -> ConvLayout {
+        ConvLayout {
+            form: Form::Taps,
+            panel_layout: PanelLayout::new(isa, format, c_out, kh * kw, c_in),
+            c_out,
+            c_in,
+            kh,
+            kw,
+        }
+    }
+
+    fn winograd_on(isa: Isa, [c_out, c_in]: [usize; 2]) -> ConvLayout {
+        ConvLayout {
+            form: Form::Points,
+            panel_layout: PanelLayout::of_points(isa, c_out, c_in),
+            c_out,
+            c_in,
+            kh: 3,
+            kw: 3,
+        }
+    }
+
+    fn upsampled_on(isa: Isa, [c_out, c_in]: [usize; 2], format: WeightFormat) -> ConvLayout {
+        if matches!(format, WeightFormat::F32 | WeightFormat::F16) {
+            return ConvLayout::on(isa, [c_out, c_in, 3, 3], format);
+        }
+        ConvLayout {
+            form: Form::Phases,
+            panel_layout: PanelLayout::new(isa, format, c_out, 4, c_in),
+            c_out,
+            c_in,
+            kh: 3,
+            kw: 3,
+        }
+    }
+
+    /// Output channels.
+    pub fn c_out(&self) -> usize {
+        self.c_out
+    }
+
+    /// Input channels.
+    pub fn c_in(&self) -> usize {
+        self.c_in
+    }
+
+    /// Height and width of the output.
+    ///
+    /// # Panics
+    /// As [`ConvGeometry::output_size`].
+    pub fn output_size(&self, g: &ConvGeometry) -> (usize, usize) {
+        g.output_size(self.kh, self.kw)
+    }
+
+    /// Memory the packed weights take.
+    pub fn bytes(&self) -> usize {
+        let phases = if self.form == Form::Phases { 4 } else { 1 };
+        phases * self.panel_layout.bytes()
+    }
+
+    /// Bytes that packing works in, beside the weights as given and as packed.
+    pub fn packing_bytes(&self) -> usize {
+        match self.form {
+            // The sums of a phase.
+            Form::Phases => self.c_out * self.c_in * 4 * size_of::<f32>(),
+            Form::Taps | Form::Points => 0,
+        }
+    }
+}
+
+/// The weights of a convolution, packed for [`conv2d`](crate::conv2d).
+pub struct PackedConv {
+    layout: ConvLayout,
+    /// One, or one for each phase.
+    pub(crate) panels: Vec<Panels>,
+}
+
+impl Deref for PackedConv {
+    type Target = ConvLayout;
+    fn deref(&self) -> &ConvLayout {
+        &self.layout
+    }
 }
 
 impl PackedConv {
@@ -244,16 +381,11 @@ impl PackedConv {
     ) -> PackedConv {
         assert_eq!(w.len(), c_out * c_in * kh * kw, "weights of a convolution");
         assert!(!w.is_empty(), "an empty convolution");
-        let taps = kh * kw;
+        let layout = ConvLayout::on(isa, [c_out, c_in, kh, kw], format);
         let row_of = |column| (column < c_out).then_some(column);
-        let panels = Panels::pack(isa, format, c_out, taps, c_in, row_of, w);
         PackedConv {
-            form: Form::Taps,
-            panels: vec![panels],
-            c_out,
-            c_in,
-            kh,
-            kw,
+            layout,
+            panels: vec![Panels::pack(layout.panel_layout, row_of, w)],
         }
     }
 
@@ -278,13 +410,10 @@ impl PackedConv {
     pub(crate) fn pack_winograd_for(isa: Isa, w: Weights, [c_out, c_in]: [usize; 2]) -> PackedConv {
         assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
         assert!(!w.is_empty(), "an empty convolution");
+        let layout = ConvLayout::winograd_on(isa, [c_out, c_in]);
         PackedConv {
-            form: Form::Points,
-            panels: vec![Panels::pack_points(isa, c_out, c_in, w)],
-            c_out,
-            c_in,
-            kh: 3,
-            kw: 3,
+            layout,
+            panels: vec![Panels::pack_points(layout.panel_layout, w)],
         }
     }
 
@@ -315,7 +444,8 @@ impl PackedConv {
         [c_out, c_in]: [usize; 2],
         format: WeightFormat,
     ) -> PackedConv {
-        if matches!(format, WeightFormat::F32 | WeightFormat::F16) {
+        let layout = ConvLayout::upsampled_on(isa, [c_out, c_in], format);
+        if layout.form != Form::Phases {
             return PackedConv::pack_for(isa, w, [c_out, c_in, 3, 3], format);
         }
         assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
@@ -324,14 +454,7 @@ impl PackedConv {
         // The taps that fall on the first and on the second pixel of an even and an odd row.
         const TAPS: [[Range<usize>; 2]; 2] = [[0..1, 1..3], [0..2, 2..3]];
         let phases = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(py, px)| {
-            let len = c_out * c_in * 4;
-            if let Weights::Unread { meter, .. } = w {
-                let w = Weights::Unread { len, meter };
-                let panels = Panels::pack(isa, format, c_out, 4, c_in, row_of, w);
-                meter.passing(len * size_of::<f32>());
-                return panels;
-            }
-            let mut sums = vec![0f32; len];
+            let mut sums = vec![0f32; c_out * c_in * 4];
             sums.par_chunks_mut(4).enumerate().for_each(|(i, sums)| {
                 for (tap, sum) in sums.iter_mut().enumerate() {
                     for y in TAPS[py][tap / 2].clone() {
@@ -341,15 +464,11 @@ impl PackedConv {
                     }
                 }
             });
-            Panels::pack(isa, format, c_out, 4, c_in, row_of, Weights::F32(&sums))
+            Panels::pack(layout.panel_layout, row_of, Weights::F32(&sums))
         });
         PackedConv {
-            form: Form::Phases,
+            layout,
             panels: phases.into(),
-            c_out,
-            c_in,
-            kh: 3,
-            kw: 3,
         }
     }
 
@@ -364,26 +483,6 @@ impl PackedConv {
         assert_eq!(self.form, Form::Points, "what the weights were packed for");
         &self.panels[0]
     }
-
-    /// Output channels.
-    pub fn c_out(&self) -> usize {
-        self.c_out
-    }
-
-    /// Input channels.
-    pub fn c_in(&self) -> usize {
-        self.c_in
-    }
-
-    /// Memory the packed weights take.
-    pub fn bytes(&self) -> usize {
-        self.panels.iter().map(Panels::bytes).sum()
-    }
-
-    /// Who counts these weights, where they have no values.
-    pub fn meter(&self) -> Option<&Meter> {
-        self.panels[0].meter()
-    }
 }
 
 #[cfg(test)]
@@ -392,21 +491,37 @@ mod tests {
     use crate::test::noise;
 
     #[test]
-    fn unread_convolutions_have_the_size_of_others() {
+    fn layouts_are_those_of_packed_weights() {
         let (c_out, c_in) = (70, 33);
         let w = noise(1, c_out * c_in * 9);
-        let (read, len) = (Weights::F32(&w), w.len());
-        let meter = Meter::default();
-        let unread = Weights::Unread { len, meter: &meter };
+        let bytes = |w: &PackedConv| w.panels.iter().map(|p| p.bytes()).sum::<usize>();
         for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
-            let plain = |w| PackedConv::pack(w, c_out, c_in, 3, 3, format);
-            let doubled = |w| PackedConv::pack_upsampled(w, c_out, c_in, format);
-            assert_eq!(plain(unread).bytes(), plain(read).bytes());
-            assert_eq!(doubled(unread).bytes(), doubled(read).bytes());
-            let winograd = |w| PackedConv::pack_winograd(w, c_out, c_in, format);
-            assert_eq!(winograd(unread).bytes(), winograd(read).bytes());
-            assert!(plain(unread).meter().is_some() && plain(read).meter().is_none());
+            let w = Weights::F32(&w);
+            for (packed, layout) in [
+                (
+                    PackedConv::pack(w, c_out, c_in, 3, 3, format),
+                    ConvLayout::new([c_out, c_in, 3, 3], format),
+                ),
+                (
+                    PackedConv::pack_upsampled(w, c_out, c_in, format),
+                    ConvLayout::upsampled(c_out, c_in, format),
+                ),
+                (
+                    PackedConv::pack_winograd(w, c_out, c_in, format),
+                    ConvLayout::winograd(c_out, c_in, format),
+                ),
+            ] {
+                assert_eq!(*packed, layout);
+                assert_eq!(bytes(&packed), layout.bytes());
+            }
+            let (n, k) = (66, c_out * c_in * 9 / 66);
+            let w = noise(2, n * k);
+            let packed = PackedMatrix::pack(Weights::F32(&w), n, k, format);
+            assert_eq!(*packed, MatrixLayout::new(n, k, format));
+            assert_eq!(packed.panels.bytes(), packed.bytes());
+            let packed = PackedMatrix::pack_geglu(Weights::F32(&w), n / 2, k, format);
+            assert_eq!(*packed, MatrixLayout::geglu(n / 2, k, format));
+            assert_eq!(packed.panels.bytes(), packed.bytes());
         }
-        assert_eq!(meter.weights(), 0);
     }
 }

@@ -9,19 +9,21 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Deref;
+
 use half::{bf16, f16};
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use crate::int8::ZERO;
 use crate::isa::Isa;
-use crate::meter::{Counted, Kind, Meter};
 use crate::pack::{WeightFormat, Weights};
-use crate::simd::{Op, Simd, dispatch, panel_shape};
+use crate::simd::{Op, Simd, TileShape, dispatch, tile_shape};
 use crate::winograd_bf16::{POINTS, kernel_points};
 
-/// Packed weights: see the head of this file.
-pub(crate) struct Panels {
+/// Sizes of packed weights: everything about [`Panels`] but the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PanelLayout {
     pub(crate) isa: Isa,
     pub(crate) format: WeightFormat,
     /// Output columns; for GEGLU those of hidden and gate together.
@@ -29,12 +31,17 @@ pub(crate) struct Panels {
     pub(crate) segments: usize,
     /// Length of a segment before padding.
     pub(crate) segment_len: usize,
+    /// Rows of the tiles that its kernels multiply with a panel.
+    pub(crate) tile_rows: usize,
     /// Columns of a full panel.
     pub(crate) width: usize,
     lanes: usize,
-    /// `None` while packing, and where the weights were not read.
-    data: Option<MmapMut>,
-    unread: Option<Counted>,
+}
+
+/// Packed weights: see the head of this file.
+pub(crate) struct Panels {
+    layout: PanelLayout,
+    data: MmapMut,
     /// For int8, by column as packed: the scale of the weights.
     pub(crate) scales: Vec<f32>,
     /// For int8, by column as packed: what the activations' offset of 128 adds to the sum,
@@ -42,92 +49,35 @@ pub(crate) struct Panels {
     pub(crate) offsets: Vec<f32>,
 }
 
-impl Panels {
-    /// Packs a matrix whose rows have `segment_len` times `segments` weights: the segment is
-    /// the faster index, as the taps of torch's convolutions are. `row_of` tells which row
-    /// becomes a column; columns without one are zero.
-    pub(crate) fn pack(
+impl PanelLayout {
+    pub(crate) fn new(
         isa: Isa,
         format: WeightFormat,
         n: usize,
         segments: usize,
         segment_len: usize,
-        row_of: impl Fn(usize) -> Option<usize> + Sync,
-        w: Weights,
-    ) -> Panels {
-        let segments = [segments, segments];
-        Panels::pack_segments(isa, format, n, segments, segment_len, row_of, w)
-    }
-
-    /// Packs the `n` kernels of 3 x 3 taps of a convolution, whose values at the points of
-    /// `winograd_bf16.rs` become the segments.
-    pub(crate) fn pack_points(isa: Isa, n: usize, c_in: usize, w: Weights) -> Panels {
-        let row_of = |column| (column < n).then_some(column);
-        Panels::pack_segments(isa, WeightFormat::Bf16, n, [9, POINTS], c_in, row_of, w)
-    }
-
-    /// As [`Panels::pack`], with so many segments of the rows and as many as they become.
-    fn pack_segments(
-        isa: Isa,
-        format: WeightFormat,
-        n: usize,
-        [given, segments]: [usize; 2],
-        segment_len: usize,
-        row_of: impl Fn(usize) -> Option<usize> + Sync,
-        w: Weights,
-    ) -> Panels {
-        let (width, lanes) = panel_shape(isa);
-        let mut panels = Panels {
+    ) -> PanelLayout {
+        let TileShape {
+            rows: tile_rows,
+            columns: width,
+            lanes,
+        } = tile_shape(isa);
+        PanelLayout {
             isa,
             format,
             n,
             segments,
             segment_len,
+            tile_rows,
             width,
             lanes,
-            data: None,
-            unread: None,
-            scales: Vec::new(),
-            offsets: Vec::new(),
-        };
-        let panel_bytes = panels.padded_k() * width * format.bytes();
-        let last = panels.padded_k() * panels.panel_width(panels.count() - 1) * format.bytes();
-        let bytes = (panels.count() - 1) * panel_bytes + last;
-        if let Weights::Unread { meter, .. } = w {
-            let scales = match format {
-                WeightFormat::Int8 => panels.count() * width * size_of::<[f32; 2]>(),
-                _ => 0,
-            };
-            panels.unread = Some(meter.count(Kind::Weights, bytes + scales));
-            return panels;
         }
-        // Fresh pages of the system: zero, aligned, and given back when dropped. Huge ones
-        // where it has them are faster to get.
-        let mut data = MmapMut::map_anon(bytes).expect("memory for packed weights");
-        #[cfg(target_os = "linux")]
-        let _ = data.advise(memmap2::Advice::HugePage);
-        let mut quantised = vec![Column::default(); panels.count() * width];
-        data.par_chunks_mut(panel_bytes)
-            .zip(quantised.par_chunks_mut(width))
-            .enumerate()
-            .for_each(|(panel, (out, quantised))| {
-                let columns = 0..panels.panel_width(panel);
-                let pack = PackPanel {
-                    panels: &panels,
-                    given,
-                    rows: columns.map(|c| row_of(panel * width + c)).collect(),
-                    w,
-                    quantised,
-                    out,
-                };
-                dispatch(isa, pack);
-            });
-        if format == WeightFormat::Int8 {
-            panels.scales = quantised.iter().map(|c| c.scale).collect();
-            panels.offsets = quantised.iter().map(|c| c.offset()).collect();
-        }
-        panels.data = Some(data);
-        panels
+    }
+
+    /// The layout of the `n` kernels of 3 x 3 taps of a convolution, whose values at the points
+    /// of `winograd_bf16.rs` become the segments.
+    pub(crate) fn of_points(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
+        PanelLayout::new(isa, WeightFormat::Bf16, n, POINTS, c_in)
     }
 
     /// Length of `k` with every segment padded to whole steps.
@@ -150,6 +100,96 @@ impl Panels {
         self.panel_width(panel) / self.lanes
     }
 
+    /// Bytes of a full panel.
+    fn panel_bytes(&self) -> usize {
+        self.padded_k() * self.width * self.format.bytes()
+    }
+
+    /// Bytes of all panels; the last is as wide as it needs.
+    fn data_bytes(&self) -> usize {
+        let last = self.padded_k() * self.panel_width(self.count() - 1) * self.format.bytes();
+        (self.count() - 1) * self.panel_bytes() + last
+    }
+
+    /// Memory that weights packed so take, with their scales.
+    pub(crate) fn bytes(&self) -> usize {
+        let scales = match self.format {
+            WeightFormat::Int8 => self.count() * self.width * size_of::<[f32; 2]>(),
+            _ => 0,
+        };
+        self.data_bytes() + scales
+    }
+}
+
+impl Deref for Panels {
+    type Target = PanelLayout;
+    fn deref(&self) -> &PanelLayout {
+        &self.layout
+    }
+}
+
+impl Panels {
+    /// Packs a matrix whose rows have `segment_len` times `segments` weights: the segment is
+    /// the faster index, as the taps of torch's convolutions are. `row_of` tells which row
+    /// becomes a column; columns without one are zero.
+    pub(crate) fn pack(
+        layout: PanelLayout,
+        row_of: impl Fn(usize) -> Option<usize> + Sync,
+        w: Weights,
+    ) -> Panels {
+        Panels::pack_segments(layout, layout.segments, row_of, w)
+    }
+
+    /// Packs the kernels of 3 x 3 taps of a convolution as the values at its points, by a layout
+    /// that is [`PanelLayout::of_points`].
+    pub(crate) fn pack_points(layout: PanelLayout, w: Weights) -> Panels {
+        let row_of = |column| (column < layout.n).then_some(column);
+        Panels::pack_segments(layout, 9, row_of, w)
+    }
+
+    /// As [`Panels::pack`], where the rows have `given` segments, which become the layout's.
+    fn pack_segments(
+        layout: PanelLayout,
+        given: usize,
+        row_of: impl Fn(usize) -> Option<usize> + Sync,
+        w: Weights,
+    ) -> Panels {
+        let width = layout.width;
+        // Fresh pages of the system: zero, aligned, and given back when dropped. Huge ones
+        // where it has them are faster to get.
+        let bytes = layout.data_bytes();
+        let mut data = MmapMut::map_anon(bytes).expect("memory for packed weights");
+        #[cfg(target_os = "linux")]
+        let _ = data.advise(memmap2::Advice::HugePage);
+        let mut quantised = vec![Column::default(); layout.count() * width];
+        data.par_chunks_mut(layout.panel_bytes())
+            .zip(quantised.par_chunks_mut(width))
+            .enumerate()
+            .for_each(|(panel, (out, quantised))| {
+                let columns = 0..layout.panel_width(panel);
+                let pack = PackPanel {
+                    layout: &layout,
+                    given,
+                    rows: columns.map(|c| row_of(panel * width + c)).collect(),
+                    w,
+                    quantised,
+                    out,
+                };
+                dispatch(layout.isa, pack);
+            });
+        let (mut scales, mut offsets) = (Vec::new(), Vec::new());
+        if layout.format == WeightFormat::Int8 {
+            scales = quantised.iter().map(|c| c.scale).collect();
+            offsets = quantised.iter().map(|c| c.offset()).collect();
+        }
+        Panels {
+            layout,
+            data,
+            scales,
+            offsets,
+        }
+    }
+
     /// The weights of a panel from padded `k` on.
     pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
         let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
@@ -159,19 +199,7 @@ impl Panels {
     }
 
     fn data(&self) -> &[u8] {
-        self.data.as_deref().unwrap_or_default()
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        match &self.unread {
-            Some(counted) => counted.bytes(),
-            None => self.data().len() + (self.scales.len() + self.offsets.len()) * 4,
-        }
-    }
-
-    /// Who counts these weights, where they were not read.
-    pub(crate) fn meter(&self) -> Option<&Meter> {
-        self.unread.as_ref().map(Counted::meter)
+        &self.data
     }
 }
 
@@ -191,7 +219,7 @@ impl Column {
 
 /// Packing a panel: blocks of each row are converted with vectors, then transposed.
 struct PackPanel<'a> {
-    panels: &'a Panels,
+    layout: &'a PanelLayout,
     /// Segments of a row: as many as the panel has, or the taps that its points are made of.
     given: usize,
     /// The rows that become columns.
@@ -209,7 +237,7 @@ impl Op for PackPanel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let panels = self.panels;
+        let panels = self.layout;
         if panels.format == WeightFormat::Int8 {
             self.find_scales(s);
         }
@@ -284,7 +312,7 @@ impl PackPanel<'_> {
     #[inline(always)]
     fn find_scales<S: Simd>(&mut self, s: S) {
         const PIECE: usize = 512;
-        let k = self.panels.segments * self.panels.segment_len;
+        let k = self.layout.segments * self.layout.segment_len;
         let mut wide = [0f32; PIECE];
         for (row, column) in self.rows.iter().zip(self.quantised.iter_mut()) {
             let Some(row) = row else { continue };
@@ -339,7 +367,6 @@ impl Weights<'_> {
                     *out = f32::from(*byte) * scale;
                 }
             }
-            Weights::Unread { .. } => unreachable!("they are never packed with values"),
         }
     }
 }
@@ -415,7 +442,8 @@ mod tests {
             for (n, k) in [(1, 1), (70, 67), (130, 640), (33, 1000)] {
                 let w = noise(3, n * k);
                 let row_of = |column| (column < n).then_some(column);
-                let pack = |w| Panels::pack(isa, WeightFormat::Int8, n, 1, k, row_of, w);
+                let layout = PanelLayout::new(isa, WeightFormat::Int8, n, 1, k);
+                let pack = |w| Panels::pack(layout, row_of, w);
                 let floats = pack(Weights::F32(&w));
                 let (bytes, scales) = crate::int8::quantise_rows(Weights::F32(&w), n);
                 let packed = pack(Weights::Int8 {
@@ -434,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn unread_weights_have_the_size_of_others() {
+    fn a_layout_knows_its_bytes() {
         let formats = [
             WeightFormat::F32,
             WeightFormat::F16,
@@ -444,18 +472,12 @@ mod tests {
         for isa in Isa::available() {
             for (n, segments, len) in [(1, 1, 1), (70, 1, 67), (65, 9, 5), (130, 4, 64)] {
                 let w = noise(1, n * segments * len);
-                let meter = Meter::default();
                 for format in formats {
                     let row_of = |column| (column < n).then_some(column);
-                    let pack = |w| Panels::pack(isa, format, n, segments, len, row_of, w);
-                    let unread = pack(Weights::Unread {
-                        len: w.len(),
-                        meter: &meter,
-                    });
-                    assert_eq!(unread.bytes(), pack(Weights::F32(&w)).bytes());
-                    assert_eq!(unread.bytes(), meter.weights());
-                    drop(unread);
-                    assert_eq!(meter.weights(), 0);
+                    let layout = PanelLayout::new(isa, format, n, segments, len);
+                    let packed = Panels::pack(layout, row_of, Weights::F32(&w));
+                    let scales = (packed.scales.len() + packed.offsets.len()) * size_of::<f32>();
+                    assert_eq!(layout.bytes(), packed.data().len() + scales);
                 }
             }
         }
@@ -471,7 +493,8 @@ mod tests {
                 let wide: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
                 for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
                     let row_of = |column| (column < n).then_some(column);
-                    let pack = |w| Panels::pack(isa, format, n, segments, len, row_of, w);
+                    let layout = PanelLayout::new(isa, format, n, segments, len);
+                    let pack = |w| Panels::pack(layout, row_of, w);
                     let (a, b) = (pack(Weights::F16(&halves)), pack(Weights::F32(&wide)));
                     assert!(a.data() == b.data(), "{isa} {n} {segments} {len}");
                 }
@@ -502,8 +525,8 @@ mod tests {
                     WeightFormat::Int8,
                 ] {
                     let row_of = |column| (column < n).then_some(column);
-                    let panels =
-                        Panels::pack(isa, format, n, segments, len, row_of, Weights::F32(&w));
+                    let layout = PanelLayout::new(isa, format, n, segments, len);
+                    let panels = Panels::pack(layout, row_of, Weights::F32(&w));
                     let data = panels.data();
                     let depth = format.depth();
                     for row in 0..n {

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::tile::Kernel;
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +22,9 @@ pub(crate) const MAX_PANEL: usize = 64;
 /// Lanes of the widest vector.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Rows of the tallest tile.
+pub(crate) const MAX_ROWS: usize = 6;
+
 /// Arithmetic on one vector of `f32`.
 ///
 /// The methods that take pointers are unsafe because they read or write [`Self::LANES`]
@@ -31,6 +35,26 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vectors side by side in a panel of packed weights.
     const PANEL_VECTORS: usize;
+    /// Rows of a tile: as many as leave registers for a panel's vectors and an activation beside
+    /// the sums. At most [`MAX_ROWS`].
+    const ROWS: usize;
+
+    /// Computes a tile of [`Self::ROWS`] rows: [`tile`](crate::tile::tile) with that height,
+    /// which only a type's own code can name to the compiler.
+    ///
+    /// # Safety
+    /// As for [`tile`](crate::tile::tile).
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tile<K: Kernel, const NV: usize>(
+        self,
+        rows: &[*const K::A],
+        offset: usize,
+        len: usize,
+        w: *const K::W,
+        add: bool,
+        out: &mut [f32],
+        stride: usize,
+    );
 
     fn splat(self, value: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -168,7 +192,9 @@ pub(crate) trait Op {
 /// Runs `op` with the instructions of `isa`, which must be available.
 pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     match isa {
-        Isa::Portable => op.run(portable::Portable),
+        Isa::Portable => op.run(portable::Portable::<6>),
+        #[cfg(test)]
+        Isa::FourRows => op.run(portable::Portable::<4>),
         // SAFETY: an `Isa` above `Portable` comes only from detection on this machine.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86::run_avx2(op) },
@@ -179,7 +205,7 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 => unsafe { x86::run_avx512_bf16(op) },
         #[cfg(not(target_arch = "x86_64"))]
-        _ => op.run(portable::Portable),
+        _ => op.run(portable::Portable::<6>),
     }
 }
 
@@ -222,15 +248,30 @@ pub(crate) fn prefetch_write<T>(to: *const T) {
     let _ = to;
 }
 
-/// Columns of a panel of packed weights for this instruction set, and the lanes of its
-/// vectors.
-pub(crate) fn panel_shape(isa: Isa) -> (usize, usize) {
+/// The sizes that an instruction set's kernels work in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TileShape {
+    /// Rows of a tile: [`Simd::ROWS`].
+    pub(crate) rows: usize,
+    /// Columns of a full panel of packed weights.
+    pub(crate) columns: usize,
+    /// Lanes of a vector.
+    pub(crate) lanes: usize,
+}
+
+/// Tells the sizes that the kernels of this instruction set work in.
+pub(crate) fn tile_shape(isa: Isa) -> TileShape {
     struct Shape;
     impl Op for Shape {
-        type Output = (usize, usize);
+        type Output = TileShape;
         #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> (usize, usize) {
-            (S::LANES * S::PANEL_VECTORS, S::LANES)
+        fn run<S: Simd>(self, _: S) -> TileShape {
+            const { assert!(S::ROWS > 0 && S::ROWS <= MAX_ROWS) }
+            TileShape {
+                rows: S::ROWS,
+                columns: S::LANES * S::PANEL_VECTORS,
+                lanes: S::LANES,
+            }
         }
     }
     dispatch(isa, Shape)
@@ -366,6 +407,18 @@ mod tests {
             s.write(&mut short, 1, vx);
             assert_eq!(short, [7.0, x[0], x[1]]);
         }
+    }
+
+    #[test]
+    fn tiles_have_the_height_that_their_instruction_set_says() {
+        for isa in Isa::available() {
+            let shape = tile_shape(isa);
+            assert!(shape.columns <= MAX_PANEL && shape.lanes <= MAX_LANES);
+            assert_eq!(shape.columns % shape.lanes, 0, "{isa}");
+        }
+        // Another height than the others': every kernel's test goes through it.
+        assert_eq!(tile_shape(Isa::FourRows).rows, 4);
+        assert_eq!(tile_shape(Isa::Portable).rows, 6);
     }
 
     #[test]

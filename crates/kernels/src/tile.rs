@@ -1,8 +1,9 @@
-//! Products of six rows with one panel of weights, the inner loop of everything heavy.
+//! Products of some rows with one panel of weights, the inner loop of everything heavy.
 //!
 //! The sums stay in registers: with AVX-512 6 x 64 of them are 24, and four vectors of
-//! weights and a broadcast activation fill the 32; with AVX2 6 x 16 take 12 of 16. The
-//! activations are broadcast straight from where they lie, which needs no packing.
+//! weights and a broadcast activation fill the 32; with AVX2 6 x 16 take 12 of 16. So the
+//! number of rows is the instruction set's ([`Simd::ROWS`]). The activations are broadcast
+//! straight from where they lie, which needs no packing.
 
 #![allow(unsafe_code)]
 
@@ -10,13 +11,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use crate::simd::{MAX_PANEL, Simd};
-
-/// Rows of a tile.
-pub(crate) const ROWS: usize = 6;
-
-/// The sums of a tile, row after row, each as long as the panel is wide.
-pub(crate) type TileSums = [f32; ROWS * MAX_PANEL];
+use crate::simd::Simd;
 
 /// What is multiplied with weights: an [`Element`], or bytes made from one.
 pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {}
@@ -37,7 +32,7 @@ pub(crate) trait Kernel {
     ///
     /// # Safety
     /// Each row must have these elements, and `w` a step of `NV` vectors.
-    unsafe fn step<S: Simd, const NV: usize>(
+    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const Self::A; ROWS],
@@ -50,7 +45,7 @@ pub(crate) trait Kernel {
     /// # Safety
     /// As for `step`, with one element in each row.
     #[inline(always)]
-    unsafe fn last<S: Simd, const NV: usize>(
+    unsafe fn last<S: Simd, const NV: usize, const ROWS: usize>(
         _: S,
         _: &mut [[S::V; NV]; ROWS],
         _: &[*const Self::A; ROWS],
@@ -96,7 +91,7 @@ impl<W: SingleWeight> Kernel for Single<W> {
     const DEPTH: usize = 1;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize>(
+    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const f32; ROWS],
@@ -124,7 +119,7 @@ impl Kernel for Pairs {
     const DEPTH: usize = 2;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize>(
+    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const f32; ROWS],
@@ -153,7 +148,7 @@ impl Kernel for Pairs {
     }
 
     #[inline(always)]
-    unsafe fn last<S: Simd, const NV: usize>(
+    unsafe fn last<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const f32; ROWS],
@@ -178,7 +173,7 @@ impl Kernel for Dot {
     const DEPTH: usize = 2;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize>(
+    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const bf16; ROWS],
@@ -201,7 +196,7 @@ impl Kernel for Dot {
     }
 
     #[inline(always)]
-    unsafe fn last<S: Simd, const NV: usize>(
+    unsafe fn last<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const bf16; ROWS],
@@ -230,7 +225,7 @@ impl Kernel for Bytes {
     const INTEGER: bool = true;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize>(
+    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
         s: S,
         sums: &mut [[S::V; NV]; ROWS],
         rows: &[*const u8; ROWS],
@@ -252,9 +247,10 @@ impl Kernel for Bytes {
     }
 }
 
-/// Sums of one tile over one block of `k`: `out = rows · panel`, or `out += ...`.
+/// Sums of one tile of `ROWS` rows over one block of `k`: `out = rows · panel`, or `out += ...`.
+/// [`Simd::tile`] knows the height.
 ///
-/// `rows` lists [`ROWS`] pointers for each segment; of each row the elements
+/// `rows` lists `ROWS` pointers for each segment; of each row the elements
 /// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of
 /// `out` are `stride` apart.
 ///
@@ -263,7 +259,7 @@ impl Kernel for Bytes {
 /// padded to whole steps, each step `NV` vectors wide.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
+pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize, const ROWS: usize>(
     s: S,
     rows: &[*const K::A],
     offset: usize,
@@ -284,7 +280,7 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
         while k + K::DEPTH <= len {
             // SAFETY: k + DEPTH <= len, and the caller promises len elements.
             unsafe {
-                K::step::<S, NV>(s, &mut sums, &a, k, w);
+                K::step::<S, NV, ROWS>(s, &mut sums, &a, k, w);
                 w = w.add(K::DEPTH * width);
             }
             k += K::DEPTH;
@@ -292,7 +288,7 @@ pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
         if k < len {
             // SAFETY: one element is left, and the panel is padded to a whole step.
             unsafe {
-                K::last::<S, NV>(s, &mut sums, &a, k, w);
+                K::last::<S, NV, ROWS>(s, &mut sums, &a, k, w);
                 w = w.add(K::DEPTH * width);
             }
         }

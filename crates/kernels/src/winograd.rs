@@ -5,7 +5,7 @@
 //! A tile of 4 x 4 outputs depends on 6 x 6 inputs. Both are seen as polynomials, which are
 //! multiplied by their values at the points 0, 1, -1, 2, -1/2 and infinity in each
 //! direction: 36 products of channel vectors instead of 144. Each of the 36 is a matrix
-//! product over the tiles, in tiles of six rows.
+//! product over the tiles, in tiles of as many rows as the instruction set's have.
 //!
 //! In `f32` the relative error is 1.5e-6, against 3e-7 for the plain sum; points 2 and -2
 //! or 1/2 and -1/2, which are more usual, would make it 2.3e-6. In bf16 these points cost too
@@ -29,16 +29,19 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
+use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
-use crate::meter::Workspace;
 use crate::norm::GroupNorm;
-use crate::pack::{Form, PackedConv, WeightFormat};
+use crate::pack::{ConvLayout, Form, PackedConv, WeightFormat};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
-    MAX_LANES, MAX_PANEL, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write,
+    MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2,
+    prefetch_write,
 };
-use crate::tile::{ROWS, Single, tile};
+use crate::stop::Stop;
+use crate::tile::Single;
+use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 4;
@@ -48,7 +51,7 @@ const IN: usize = 6;
 const LINE: usize = 16;
 /// Points at which the polynomials are taken.
 const POINTS: usize = IN * IN;
-/// Tiles of a task, in groups of [`ROWS`]: their sums for one panel stay in the L2 cache.
+/// Tiles of a task, in groups of [`Simd::ROWS`]: their sums for one panel stay in the L2 cache.
 const TASK_GROUPS: usize = 8;
 /// Elements of transformed input at a time for each thread: what its caches hold.
 const INPUT: usize = 256 << 10;
@@ -57,7 +60,7 @@ const WEIGHTS: usize = 16 << 20;
 
 /// Whether this convolution is one of those that are faster this way. The number of images does
 /// not matter: an image's numbers must not depend on what else is in its batch.
-pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
+pub(crate) fn suits(g: &ConvGeometry, w: &ConvLayout) -> bool {
     let (height, width) = g.output_size(w.kh, w.kw);
     fits(g, w)
         && w.c_in.min(w.c_out) >= 32
@@ -66,26 +69,26 @@ pub(crate) fn suits(g: &ConvGeometry, w: &PackedConv) -> bool {
 }
 
 /// Whether this convolution can be computed this way.
-fn fits(g: &ConvGeometry, w: &PackedConv) -> bool {
+fn fits(g: &ConvGeometry, w: &ConvLayout) -> bool {
     w.form == Form::Taps
         && w.kh == 3
         && w.kw == 3
         && g.stride == 1
-        && w.plain().format != WeightFormat::Int8
+        && w.panel_layout.format != WeightFormat::Int8
 }
 
 /// What [`conv`] works in.
-pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     let plan = Plan::new(g, w);
-    let tasks = w.plain().count() * plan.at_once().div_ceil(TASK_GROUPS);
-    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * ROWS * w.plain().width;
+    let tasks = w.panel_layout.count() * plan.at_once().div_ceil(TASK_GROUPS);
+    let sums = POINTS * TASK_GROUPS.min(plan.at_once()) * plan.rows * w.panel_layout.width;
     let floats = [
-        w.plain().count() * plan.panel_len(),
+        w.panel_layout.count() * plan.panel_len(),
         plan.at_once() * plan.group_len(),
     ];
     let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
     Workspace {
-        passing: 0,
+        temporary: 0,
         scratch: floats
             .into_iter()
             .chain(sums)
@@ -106,20 +109,30 @@ pub(crate) fn conv(
     assert!(fits(g, w), "not a 3x3 convolution of stride 1");
     let isa = w.plain().isa;
     let plan = Plan::new(g, w);
+    let stop = Stop::here();
+    if stop.raised() {
+        return;
+    }
 
     let mut weights = Scratch::new(w.plain().count() * plan.panel_len());
     weights
         .par_chunks_mut(plan.panel_len())
         .enumerate()
         .for_each(|(panel, out)| {
+            if stop.raised() {
+                return;
+            }
             let panels = w.plain();
             dispatch(isa, TransformWeights { panels, panel, out });
         });
 
     let (group_len, groups, at_once) = (plan.group_len(), plan.groups(), plan.at_once());
     let mut input = Scratch::new(at_once * group_len);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
     for first in (0..groups).step_by(at_once) {
+        if stop.raised() {
+            return;
+        }
         let here = at_once.min(groups - first);
         input
             .par_chunks_mut(group_len)
@@ -127,7 +140,7 @@ pub(crate) fn conv(
             .enumerate()
             .for_each(|(group, out)| {
                 let plan = &plan;
-                let first = (first + group) * ROWS;
+                let first = (first + group) * plan.rows;
                 dispatch(
                     isa,
                     TransformInput {
@@ -142,6 +155,9 @@ pub(crate) fn conv(
         let parts = here.div_ceil(TASK_GROUPS);
         let tasks = w.plain().count() * parts;
         (0..tasks).into_par_iter().for_each(|task| {
+            if stop.raised() {
+                return;
+            }
             let (panel, part) = (task / parts, task % parts);
             let groups = part * TASK_GROUPS..here.min((part + 1) * TASK_GROUPS);
             let task = Multiply {
@@ -150,7 +166,7 @@ pub(crate) fn conv(
                 panel,
                 weights: &weights[panel * plan.panel_len()..],
                 input: &input[groups.start * group_len..groups.end * group_len],
-                first: (first + groups.start) * ROWS,
+                first: (first + groups.start) * plan.rows,
                 epilogue,
                 out: &shared,
             };
@@ -159,11 +175,6 @@ pub(crate) fn conv(
     }
 }
 
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; a task writes some channels of its own tiles.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
 /// Where tiles are and how transformed data lies.
 struct Plan<'a> {
     g: &'a ConvGeometry,
@@ -171,13 +182,15 @@ struct Plan<'a> {
     c_out: usize,
     height: usize,
     width: usize,
+    /// Tiles of a group: rows of a kernel's tile.
+    rows: usize,
     /// Elements between the transformed inputs of two tiles: the channels and a line more,
     /// because powers of two would compete for the same lines of a cache.
     stride: usize,
 }
 
 impl<'a> Plan<'a> {
-    fn new(g: &'a ConvGeometry, w: &PackedConv) -> Plan<'a> {
+    fn new(g: &'a ConvGeometry, w: &ConvLayout) -> Plan<'a> {
         let (height, width) = g.output_size(w.kh, w.kw);
         Plan {
             g,
@@ -185,6 +198,7 @@ impl<'a> Plan<'a> {
             c_out: w.c_out,
             height,
             width,
+            rows: w.panel_layout.tile_rows,
             stride: w.c_in.next_multiple_of(MAX_LANES) + MAX_LANES,
         }
     }
@@ -195,7 +209,7 @@ impl<'a> Plan<'a> {
 
     /// Groups of tiles.
     fn groups(&self) -> usize {
-        self.tiles().div_ceil(ROWS)
+        self.tiles().div_ceil(self.rows)
     }
 
     /// Groups whose input is transformed before any is multiplied.
@@ -214,7 +228,7 @@ impl<'a> Plan<'a> {
     /// Elements of transformed input of a group of tiles: for each point, for each tile,
     /// the channels.
     fn group_len(&self) -> usize {
-        POINTS * ROWS * self.stride
+        POINTS * self.rows * self.stride
     }
 
     /// Image, and row and column of the first output of a tile.
@@ -347,7 +361,7 @@ impl Op for TransformWeights<'_> {
     }
 }
 
-/// Transforms the input of [`ROWS`] tiles.
+/// Transforms the input of a group of tiles.
 struct TransformInput<'a> {
     plan: &'a Plan<'a>,
     x: &'a [f32],
@@ -364,7 +378,7 @@ impl Op for TransformInput<'_> {
         let (plan, g) = (self.plan, self.plan.g);
         let shift = u32::from(g.upsample);
         let none: &[f32] = &[];
-        for r in 0..ROWS {
+        for r in 0..S::ROWS {
             if self.first + r >= plan.tiles() {
                 // The group is full with what was there before; nobody looks at the sums.
                 break;
@@ -385,7 +399,7 @@ impl Op for TransformInput<'_> {
             for c in (0..plan.c_in).step_by(S::LANES) {
                 // Writing to so many places at once waits for each, if not announced.
                 for point in 0..POINTS {
-                    let at = (point * ROWS + r) * plan.stride + c + 2 * LINE;
+                    let at = (point * S::ROWS + r) * plan.stride + c + 2 * LINE;
                     prefetch_write(self.out.as_ptr().wrapping_add(at));
                 }
                 let mut rows = [[s.zero(); IN]; IN];
@@ -403,7 +417,7 @@ impl Op for TransformInput<'_> {
                 }
                 for (x, column) in transposed(rows).into_iter().enumerate() {
                     for (y, value) in input_points(s, column).into_iter().enumerate() {
-                        let at = ((y * IN + x) * ROWS + r) * plan.stride + c;
+                        let at = ((y * IN + x) * S::ROWS + r) * plan.stride + c;
                         s.write(self.out, at, value);
                     }
                 }
@@ -421,7 +435,7 @@ struct Multiply<'a> {
     input: &'a [f32],
     first: usize,
     epilogue: &'a Epilogue<'a, f32>,
-    out: &'a Shared<f32>,
+    out: &'a DisjointOut<'a, f32>,
 }
 
 impl Op for Multiply<'_> {
@@ -455,29 +469,30 @@ impl Multiply<'_> {
         let width = NV * S::LANES;
         let group_len = plan.group_len();
         let groups = self.input.len() / group_len;
-        let mut sums = Scratch::new(POINTS * groups * ROWS * width);
-        for (point, sums) in sums.chunks_exact_mut(groups * ROWS * width).enumerate() {
+        let mut sums = Scratch::new(POINTS * groups * S::ROWS * width);
+        for (point, sums) in sums.chunks_exact_mut(groups * S::ROWS * width).enumerate() {
             let weights = &self.weights[point * plan.c_in * width..][..plan.c_in * width];
             for first in (0..plan.c_in).step_by(LONGEST) {
                 let len = LONGEST.min(plan.c_in - first);
                 let w = weights[first * width..].as_ptr();
-                for (group, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
+                for (group, sums) in sums.chunks_exact_mut(S::ROWS * width).enumerate() {
                     let input = &self.input[group * group_len..][..group_len];
-                    let mut rows = [std::ptr::null(); ROWS];
+                    let mut rows = [std::ptr::null(); MAX_ROWS];
+                    let rows = &mut rows[..S::ROWS];
                     for (r, row) in rows.iter_mut().enumerate() {
-                        *row = input[(point * ROWS + r) * plan.stride..][..plan.c_in].as_ptr();
+                        *row = input[(point * S::ROWS + r) * plan.stride..][..plan.c_in].as_ptr();
                     }
                     self.prefetch(point, group, width);
                     // SAFETY: each row has c_in elements, and the weights c_in steps of
                     // this width.
                     unsafe {
                         let add = first > 0;
-                        tile::<S, Single<f32>, NV>(s, &rows, first, len, w, add, sums, width);
+                        s.tile::<Single<f32>, NV>(rows, first, len, w, add, sums, width);
                     }
                 }
             }
         }
-        for t in 0..groups * ROWS {
+        for t in 0..groups * S::ROWS {
             if self.first + t < plan.tiles() {
                 self.prefetch_out(self.first + t + 1);
                 self.finish(s, self.first + t, &sums[t * width..], width);
@@ -496,8 +511,8 @@ impl Multiply<'_> {
         } else {
             (point + 1, 0)
         };
-        let rows = next_group * plan.group_len() + next_point * ROWS * plan.stride;
-        for i in (0..ROWS * plan.stride).step_by(LINE) {
+        let rows = next_group * plan.group_len() + next_point * plan.rows * plan.stride;
+        for i in (0..plan.rows * plan.stride).step_by(LINE) {
             prefetch_read(self.input.as_ptr().wrapping_add(rows + i));
         }
         let weights = plan.c_in * width;
@@ -518,7 +533,7 @@ impl Multiply<'_> {
                 let pixel = (image * plan.height + y) * plan.width + x;
                 let at = pixel * plan.c_out + self.panel * self.panels.width;
                 for i in (0..self.panels.width).step_by(LINE) {
-                    prefetch_write(self.out.0.wrapping_add(at + i));
+                    prefetch_write(self.out.address(at + i));
                     if let Some(residual) = self.epilogue.residual {
                         prefetch_read(residual.as_ptr().wrapping_add(at + i));
                     }
@@ -532,7 +547,7 @@ impl Multiply<'_> {
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, tile: usize, sums: &[f32], width: usize) {
         let plan = self.plan;
-        let points = self.input.len() / plan.group_len() * ROWS * width;
+        let points = self.input.len() / plan.group_len() * plan.rows * width;
         let columns: Range<usize> =
             self.panel * self.panels.width..plan.c_out.min((self.panel + 1) * self.panels.width);
         let (image, top, left) = plan.position(tile);
@@ -570,9 +585,7 @@ impl Multiply<'_> {
                     let at = pixel * plan.c_out + columns.start;
                     // SAFETY: these channels of this pixel, inside the output, belong to
                     // this task alone.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(self.out.0.add(at), columns.len())
-                    };
+                    let out = unsafe { self.out.part(at, columns.len()) };
                     let mut value = s.add(value, shift);
                     if let Some(residual) = self.epilogue.residual {
                         value = s.add(value, s.read(&residual[at..at + columns.len()], i));

@@ -22,15 +22,17 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::conv::ConvGeometry;
+use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
-use crate::meter::Workspace;
 use crate::norm::GroupNorm;
-use crate::pack::PackedConv;
+use crate::pack::{ConvLayout, PackedConv};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
-use crate::simd::{Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
-use crate::tile::{Dot, ROWS, tile};
+use crate::simd::{MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
+use crate::stop::Stop;
+use crate::tile::Dot;
 use crate::winograd::transposed;
+use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 2;
@@ -40,8 +42,8 @@ const IN: usize = 4;
 pub(crate) const POINTS: usize = IN * IN;
 /// Elements of a cache line.
 const LINE: usize = 32;
-/// Tiles of a task, in groups of [`ROWS`]: their sums for one panel and the weights of one point
-/// stay in the L2 cache.
+/// Tiles of a task, in groups of [`Simd::ROWS`]: their sums for one panel and the weights of one
+/// point stay in the L2 cache.
 const TASK_GROUPS: usize = 32;
 /// Elements of transformed input at a time: what the L3 cache holds beside the weights of a panel.
 const INPUT: usize = 2 << 20;
@@ -84,15 +86,15 @@ fn outputs<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
 }
 
 /// What [`conv`] works in.
-pub(crate) fn workspace(g: &ConvGeometry, w: &PackedConv) -> Workspace {
+pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     let plan = Plan::new(g, w);
     let at_once = plan.at_once();
-    let tasks = w.points().count() * at_once.div_ceil(TASK_GROUPS);
-    let sums = POINTS * TASK_GROUPS.min(at_once) * ROWS * w.points().width;
+    let tasks = w.panel_layout.count() * at_once.div_ceil(TASK_GROUPS);
+    let sums = POINTS * TASK_GROUPS.min(at_once) * plan.rows * w.panel_layout.width;
     let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
     let floats = std::iter::once((at_once * plan.group_len()).div_ceil(2)).chain(sums);
     Workspace {
-        passing: 0,
+        temporary: 0,
         scratch: floats.map(|n| n * size_of::<f32>()).collect(),
     }
 }
@@ -111,19 +113,23 @@ pub(crate) fn conv(
     let isa = panels.isa;
     let plan = Plan::new(g, w);
     let group_len = plan.group_len();
-    let groups = plan.tiles().div_ceil(ROWS);
+    let groups = plan.groups();
     let at_once = plan.at_once();
     let mut input = Scratch::new((at_once * group_len).div_ceil(2));
     let input: &mut [bf16] = bytemuck::cast_slice_mut(&mut input);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = DisjointOut::new(out);
+    let stop = Stop::here();
     for first in (0..groups).step_by(at_once) {
+        if stop.raised() {
+            return;
+        }
         let here = at_once.min(groups - first);
         (input.par_chunks_mut(group_len).take(here).enumerate()).for_each(|(group, out)| {
             let transform = TransformInput {
                 plan: &plan,
                 x,
                 norm,
-                first: (first + group) * ROWS,
+                first: (first + group) * plan.rows,
                 out,
             };
             dispatch(isa, transform);
@@ -132,6 +138,9 @@ pub(crate) fn conv(
         (0..panels.count() * parts)
             .into_par_iter()
             .for_each(|task| {
+                if stop.raised() {
+                    return;
+                }
                 let (panel, part) = (task / parts, task % parts);
                 let groups = part * TASK_GROUPS..here.min((part + 1) * TASK_GROUPS);
                 let task = Multiply {
@@ -139,7 +148,7 @@ pub(crate) fn conv(
                     panels,
                     panel,
                     input: &input[groups.start * group_len..groups.end * group_len],
-                    first: (first + groups.start) * ROWS,
+                    first: (first + groups.start) * plan.rows,
                     epilogue,
                     out: &shared,
                 };
@@ -148,11 +157,6 @@ pub(crate) fn conv(
     }
 }
 
-/// A pointer that tasks may share, because each writes to its own part.
-struct Shared<T>(*mut T);
-// SAFETY: see the type; a task writes some channels of its own tiles.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
 /// Where tiles are and how transformed data lies.
 struct Plan<'a> {
     g: &'a ConvGeometry,
@@ -160,13 +164,15 @@ struct Plan<'a> {
     c_out: usize,
     height: usize,
     width: usize,
+    /// Tiles of a group: rows of a kernel's tile.
+    rows: usize,
     /// Elements between the transformed inputs of two tiles: the channels and a line more,
     /// because powers of two would compete for the same lines of a cache.
     stride: usize,
 }
 
 impl<'a> Plan<'a> {
-    fn new(g: &'a ConvGeometry, w: &PackedConv) -> Plan<'a> {
+    fn new(g: &'a ConvGeometry, w: &ConvLayout) -> Plan<'a> {
         assert!(
             w.kh == 3 && w.kw == 3 && g.stride == 1,
             "a 3x3 convolution of stride 1"
@@ -178,6 +184,7 @@ impl<'a> Plan<'a> {
             c_out: w.c_out,
             height,
             width,
+            rows: w.panel_layout.tile_rows,
             stride: w.c_in.next_multiple_of(LINE) + LINE,
         }
     }
@@ -186,17 +193,22 @@ impl<'a> Plan<'a> {
         self.g.batch * self.height.div_ceil(OUT) * self.width.div_ceil(OUT)
     }
 
+    /// Groups of tiles.
+    fn groups(&self) -> usize {
+        self.tiles().div_ceil(self.rows)
+    }
+
     /// Elements of transformed input of a group of tiles: for each point, for each tile,
     /// the channels.
     fn group_len(&self) -> usize {
-        POINTS * ROWS * self.stride
+        POINTS * self.rows * self.stride
     }
 
     /// Groups whose input is transformed before any is multiplied.
     fn at_once(&self) -> usize {
         (INPUT / self.group_len())
             .next_multiple_of(TASK_GROUPS)
-            .min(self.tiles().div_ceil(ROWS))
+            .min(self.groups())
     }
 
     /// Image, and row and column of the first output of a tile.
@@ -211,7 +223,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Transforms the input of [`ROWS`] tiles.
+/// Transforms the input of a group of tiles.
 struct TransformInput<'a> {
     plan: &'a Plan<'a>,
     x: &'a [bf16],
@@ -230,11 +242,11 @@ impl Op for TransformInput<'_> {
         let none: &[bf16] = &[];
         // By tile, then by column. The group may be incomplete: what was there before stays, and
         // nobody looks at the sums.
-        let tiles = ROWS.min(plan.tiles() - self.first);
-        let mut pixels = [[[none; IN]; IN]; ROWS];
-        let mut images = [0; ROWS];
+        let tiles = S::ROWS.min(plan.tiles() - self.first);
+        let mut pixels = [[[none; IN]; IN]; MAX_ROWS];
+        let mut images = [0; MAX_ROWS];
         // Whether the left half of a tile is the right half of the one before.
-        let mut continued = [false; ROWS];
+        let mut continued = [false; MAX_ROWS];
         for r in 0..tiles {
             let (image, top, left) = plan.position(self.first + r);
             images[r] = image;
@@ -260,7 +272,7 @@ impl Op for TransformInput<'_> {
                     }
                 }
                 for point in 0..POINTS {
-                    let at = (point * ROWS + r) * plan.stride + line + LINE;
+                    let at = (point * S::ROWS + r) * plan.stride + line + LINE;
                     prefetch_write(self.out.as_ptr().wrapping_add(at));
                 }
             }
@@ -288,7 +300,7 @@ impl Op for TransformInput<'_> {
                     }
                     for (y, row) in transposed(columns).into_iter().enumerate() {
                         for (x, value) in input_points(s, row).into_iter().enumerate() {
-                            let at = ((y * IN + x) * ROWS + r) * plan.stride + c;
+                            let at = ((y * IN + x) * S::ROWS + r) * plan.stride + c;
                             s.write(self.out, at, value);
                         }
                     }
@@ -306,7 +318,7 @@ struct Multiply<'a> {
     input: &'a [bf16],
     first: usize,
     epilogue: &'a Epilogue<'a, bf16>,
-    out: &'a Shared<bf16>,
+    out: &'a DisjointOut<'a, bf16>,
 }
 
 impl Op for Multiply<'_> {
@@ -338,22 +350,23 @@ impl Multiply<'_> {
         let width = NV * S::LANES;
         let group_len = plan.group_len();
         let groups = self.input.len() / group_len;
-        let mut sums = Scratch::new(POINTS * groups * ROWS * width);
-        for (point, sums) in sums.chunks_exact_mut(groups * ROWS * width).enumerate() {
+        let mut sums = Scratch::new(POINTS * groups * S::ROWS * width);
+        for (point, sums) in sums.chunks_exact_mut(groups * S::ROWS * width).enumerate() {
             let w = self.weights(point);
-            for (group, sums) in sums.chunks_exact_mut(ROWS * width).enumerate() {
+            for (group, sums) in sums.chunks_exact_mut(S::ROWS * width).enumerate() {
                 let input = &self.input[group * group_len..][..group_len];
-                let mut rows = [std::ptr::null(); ROWS];
+                let mut rows = [std::ptr::null(); MAX_ROWS];
+                let rows = &mut rows[..S::ROWS];
                 for (r, row) in rows.iter_mut().enumerate() {
-                    *row = input[(point * ROWS + r) * plan.stride..][..plan.c_in].as_ptr();
+                    *row = input[(point * S::ROWS + r) * plan.stride..][..plan.c_in].as_ptr();
                 }
                 self.prefetch(point, group, width);
                 // SAFETY: each row has c_in elements, and a point's segment of the panel as many
                 // steps of this width.
-                unsafe { tile::<S, Dot, NV>(s, &rows, 0, plan.c_in, w, false, sums, width) }
+                unsafe { s.tile::<Dot, NV>(rows, 0, plan.c_in, w, false, sums, width) }
             }
         }
-        for t in 0..groups * ROWS {
+        for t in 0..groups * S::ROWS {
             if self.first + t < plan.tiles() {
                 self.prefetch_out(self.first + t + 1);
                 self.finish(s, self.first + t, &sums[t * width..], width);
@@ -379,8 +392,8 @@ impl Multiply<'_> {
         } else {
             (point + 1, 0)
         };
-        let rows = next_group * plan.group_len() + next_point * ROWS * plan.stride;
-        for i in (0..ROWS * plan.stride).step_by(LINE) {
+        let rows = next_group * plan.group_len() + next_point * plan.rows * plan.stride;
+        for i in (0..plan.rows * plan.stride).step_by(LINE) {
             prefetch_read(self.input.as_ptr().wrapping_add(rows + i));
         }
         if point + 1 < POINTS {
@@ -403,7 +416,7 @@ impl Multiply<'_> {
                 let pixel = (image * plan.height + y) * plan.width + x;
                 let at = pixel * plan.c_out + self.panel * self.panels.width;
                 for i in (0..self.panels.width).step_by(LINE) {
-                    prefetch_write(self.out.0.wrapping_add(at + i));
+                    prefetch_write(self.out.address(at + i));
                     if let Some(residual) = self.epilogue.residual {
                         prefetch_read(residual.as_ptr().wrapping_add(at + i));
                     }
@@ -417,7 +430,7 @@ impl Multiply<'_> {
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, tile: usize, sums: &[f32], width: usize) {
         let plan = self.plan;
-        let points = self.input.len() / plan.group_len() * ROWS * width;
+        let points = self.input.len() / plan.group_len() * plan.rows * width;
         let first = self.panel * self.panels.width;
         let columns = first..plan.c_out.min(first + self.panels.width);
         let (image, top, left) = plan.position(tile);
@@ -454,9 +467,7 @@ impl Multiply<'_> {
                     let at = pixel * plan.c_out + columns.start;
                     // SAFETY: these channels of this pixel, inside the output, belong to
                     // this task alone.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(self.out.0.add(at), columns.len())
-                    };
+                    let out = unsafe { self.out.part(at, columns.len()) };
                     let mut value = s.add(value, shift);
                     if let Some(residual) = self.epilogue.residual {
                         value = s.add(value, s.read(&residual[at..at + columns.len()], i));

@@ -258,12 +258,12 @@ fn no_file(name: &Name, file: &str, listing: &Listing) -> HubError {
         .iter()
         .find(|f| f.ends_with(".bin") || f.ends_with(".ckpt"))
     {
-        Some(pickle) => format!(
-            "; {pickle} is a pickle, which can run any program when opened and is never read: look \
+        Some(pickle) => Some(format!(
+            "{pickle} is a pickle, which can run any program when opened and is never read: look \
              for a revision or a copy of the model with safetensors"
-        ),
-        None if files.is_empty() => String::new(),
-        None => format!(" (beside it there are: {})", files.join(", ")),
+        )),
+        None if files.is_empty() => None,
+        None => Some(format!("beside it there are: {}", files.join(", "))),
     };
     HubError::NoFile {
         repo: name.repo.clone(),

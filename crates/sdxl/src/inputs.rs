@@ -35,8 +35,10 @@ pub struct Inputs {
     pub mask: Option<Pixels>,
     /// Prompts that are encoded already, for the (empty) ones of the request.
     pub embeds: Option<Embeds>,
-    /// Where the pictures came from, for the recipe.
+    /// The files of the pictures and encoded prompts, for the recipe.
     pub files: Vec<InputFile>,
+    /// SHA-256 of the file of `latents`, in hexadecimal, for the recipe.
+    pub latents_sha256: Option<String>,
 }
 
 impl Inputs {
@@ -77,6 +79,7 @@ impl Inputs {
             mask,
             embeds,
             files,
+            latents_sha256: None,
         })
     }
 }

@@ -153,7 +153,7 @@ impl Latents {
     }
 
     /// Values per image.
-    fn image_len(&self) -> usize {
+    pub(crate) fn image_len(&self) -> usize {
         self.shape[1..].iter().product()
     }
 

@@ -20,7 +20,7 @@ pub fn to_bytes(latents: &Latents) -> Result<Vec<u8>> {
         .iter()
         .flat_map(|v| v.to_le_bytes())
         .collect();
-    let failed = |e| Error::Machine(format!("latents cannot be written: {e}"));
+    let failed = |e| Error::machine(format!("latents cannot be written: {e}"));
     let view = TensorView::new(Dtype::F32, vec![n, c, h, w], &bytes).map_err(failed)?;
     safetensors::serialize([("latents", view)], None).map_err(failed)
 }

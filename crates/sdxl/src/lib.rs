@@ -1,12 +1,18 @@
 //! Stable Diffusion XL image generation with the numbers of the diffusers library.
 //!
 //! ```no_run
-//! use std::{ops::ControlFlow, path::Path};
-//! use sdxl::{LoadOptions, Pipeline, Request};
+//! use std::ops::ControlFlow;
+//! use sdxl::{Event, Inputs, Pipeline, Request};
 //!
-//! let pipeline = Pipeline::load(Path::new("stable-diffusion-xl-base-1.0"), &LoadOptions::default())?;
+//! let pipeline = Pipeline::open("stable-diffusion-xl-base-1.0").load()?;
 //! let request = Request { prompt: vec!["a lighthouse at dusk".into()], ..Default::default() };
-//! let output = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()))?;
+//! let run = pipeline.prepare(&request, Inputs::default())?; // everything that can be refused is
+//! let output = run.start(&mut |event| {
+//!     if let Event::Step(step) = event {
+//!         println!("step {} of {}", step.index, step.total);
+//!     }
+//!     ControlFlow::Continue(())
+//! })?;
 //! let picture = &output.images[0]; // width, height and RGB bytes
 //! # Ok::<(), sdxl::Error>(())
 //! ```
@@ -14,6 +20,8 @@
 //! Modules follow the path of the data: [`request`] → [`text`] → [`noise`] →
 //! [`pipeline`] (the denoising loop, with [`scheduler`] and [`model`]) → [`image`].
 
+pub mod cancel;
+pub mod device;
 pub mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -34,20 +42,23 @@ pub mod schedule;
 pub mod scheduler;
 pub mod tensor;
 pub mod text;
+pub mod warning;
 pub mod watermark;
 pub mod weights;
 
-pub use error::{Error, Result};
+pub use cancel::{Cancel, Cancelled};
+pub use error::{Class, Error, Result};
 pub use image::{Picture, Pixels};
 pub use inputs::Inputs;
 pub use latents::Latents;
 pub use noise::Rng;
-pub use pipeline::{Event, LoadOptions, Output, Pipeline};
+pub use pipeline::{Event, Offload, Output, Pipeline, Run, RunState};
 pub use recipe::Recipe;
 pub use request::{
     Margins, PooledFrom, PromptSyntax, PromptWeighting, Request, ResizeMode, Size, Tiling,
     UpscaleMethod,
 };
+pub use warning::{Warning, WarningKind};
 pub use weights::Precision;
 pub use weights::folder::{Checkpoint, Family, OpenOptions, Part};
 pub use weights::inversion::InversionFile;

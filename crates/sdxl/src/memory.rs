@@ -80,15 +80,16 @@ pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Res
     rehearsal::weights_of(checkpoint, part, precision)
 }
 
-/// Refuses what does not fit.
-pub fn check(what: &str, needed: u64, advice: &str) -> Result<()> {
+/// Refuses what does not fit; `hint` says what to do then.
+pub fn check(what: &str, needed: u64, hint: &str) -> Result<()> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
     match available() {
-        Some(free) if needed > free => Err(Error::Machine(format!(
-            "{what} needs about {:.1} GiB of memory and {:.1} GiB are free; {advice}",
+        Some(free) if needed > free => Err(Error::machine(format!(
+            "{what} needs about {:.1} GiB of memory and {:.1} GiB are free",
             gib(needed),
             gib(free)
-        ))),
+        ))
+        .with_hint(hint)),
         _ => Ok(()),
     }
 }

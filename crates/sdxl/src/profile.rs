@@ -4,12 +4,17 @@
 //! of [`record`] both only run what they are given: no clock is read and no name is made.
 //! What is recorded belongs to the thread that called [`record`]; networks stay on it (their
 //! kernels spread out below the operators).
+//!
+//! Because every part of a network goes through [`scope`], it is also where a run that was cancelled
+//! ends ([`crate::cancel`]).
 
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::time::Instant;
 
 use serde::Serialize;
+
+use crate::cancel::{self, OrCancelled};
 
 /// A scope or an operator, all its calls at one place together.
 #[derive(Debug, Clone, Serialize, PartialEq)]
@@ -143,8 +148,15 @@ pub fn record<R>(run: impl FnOnce() -> R) -> (R, Profile) {
 }
 
 /// Runs a part of a network under its name.
-pub fn scope<R>(name: impl Display, run: impl FnOnce() -> R) -> R {
-    timed(&name, None, 0, run)
+///
+/// # Errors
+/// [`crate::Cancelled`] where the thread's token was cancelled, before `run` or by its end: what `run` made
+/// may then be incomplete, and is dropped.
+pub fn scope<R>(name: impl Display, run: impl FnOnce() -> R) -> OrCancelled<R> {
+    cancel::check()?;
+    let result = timed(&name, None, 0, run);
+    cancel::check()?;
+    Ok(result)
 }
 
 /// Runs an operator on sizes `shape`, which takes `flop` operations where it is a product.
@@ -236,6 +248,7 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cancel::{Cancel, Cancelled};
 
     fn work() -> u32 {
         for block in 0..2 {
@@ -244,9 +257,10 @@ mod tests {
                     operator("linear", format_args!("{}x8", 2 + block), 10, || ());
                 }
                 operator("silu", 16, 0, || ());
-            });
+            })
+            .unwrap();
         }
-        scope("blocks.0", || operator("linear", "2x8", 10, || 7))
+        scope("blocks.0", || operator("linear", "2x8", 10, || 7)).unwrap()
     }
 
     #[test]
@@ -277,8 +291,9 @@ mod tests {
             scope("outer", || {
                 operator("a", 1, 0, pause);
                 pause();
-                scope("inner", || operator("b", 1, 0, pause));
-            });
+                scope("inner", || operator("b", 1, 0, pause)).unwrap();
+            })
+            .unwrap();
         });
         fn check(entries: &[Entry], around: f64) {
             let sum: f64 = entries.iter().map(|e| e.seconds).sum();
@@ -302,9 +317,28 @@ mod tests {
                 panic!("a name was made");
             }
         }
-        assert_eq!(scope(Unnamed, || operator("x", Unnamed, 1, || 3)), 3);
+        let made = scope(Unnamed, || operator("x", Unnamed, 1, || 3));
+        assert_eq!(made, Ok(3));
         let ((), empty) = record(|| ());
         assert!(empty.inside.is_empty());
+    }
+
+    #[test]
+    fn a_cancelled_scope_gives_nothing_and_begins_none() {
+        let token = Cancel::new();
+        let (made, profile) = record(|| {
+            token.run(|| {
+                let first = scope("first", || {
+                    token.cancel();
+                    7
+                });
+                (first, scope("second", || panic!("it was cancelled before")))
+            })
+        });
+        assert_eq!(made, (Err(Cancelled), Err(Cancelled)));
+        // The first took time all the same, and the recording is where it was.
+        let names: Vec<&str> = profile.inside.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!((names, profile.inside[0].calls), (vec!["first"], 1));
     }
 
     #[test]

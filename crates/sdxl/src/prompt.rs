@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::request::PromptSyntax;
+use crate::warning::{Warning, WarningKind};
 
 /// Brackets inside brackets, at most. Nobody writes more, and a tree of bounded depth can be walked
 /// by recursion.
@@ -217,18 +218,17 @@ impl Prompt {
         })
     }
 
-    /// What to say to whoever writes A1111's `<lora:...>` in another language, where it is text.
-    pub fn hint(text: &str, syntax: PromptSyntax) -> Option<String> {
-        let instead = match syntax {
+    /// A warning to whoever writes A1111's `<lora:...>` in another language, where it is text.
+    pub fn warning(text: &str, syntax: PromptSyntax) -> Option<Warning> {
+        let hint = match syntax {
             PromptSyntax::A1111 => return None,
-            PromptSyntax::Compel => "; write withLora(NAME, 0.8)",
-            PromptSyntax::Plain => "",
+            PromptSyntax::Compel => "use `prompt_syntax a1111`, or write withLora(NAME, 0.8)",
+            PromptSyntax::Plain => "use `prompt_syntax a1111`",
         };
         text.contains("<lora:").then(|| {
-            format!(
-                "the prompt says `<lora:`, which is a LoRA in A1111's language (--prompt-syntax a1111) \
-                 and text in this one{instead}"
-            )
+            let message =
+                "the prompt says `<lora:`, which is a LoRA in A1111's language and text in this one";
+            Warning::new(WarningKind::LoraSyntax, "prompt", message).with_hint(hint)
         })
     }
 
@@ -252,7 +252,7 @@ impl Prompt {
         &self.loras
     }
 
-    /// The prompt in `syntax`: [`Prompt::translate`] without the remarks.
+    /// The prompt in `syntax`: [`Prompt::translate`] without what was lost.
     pub fn print(&self, syntax: PromptSyntax) -> String {
         self.translate(syntax).text
     }
@@ -337,8 +337,7 @@ fn collect_loras(nodes: &[Node], into: &mut Vec<LoraUse>) {
 }
 
 fn too_deep() -> Error {
-    Error::request(format!(
-        "prompt: brackets are nested more than {MAX_DEPTH} deep; write the product of their \
-         weights on one pair instead"
-    ))
+    let message = format!("brackets are nested more than {MAX_DEPTH} deep");
+    Error::request("prompt", message)
+        .with_hint("write the product of their weights on one pair instead")
 }

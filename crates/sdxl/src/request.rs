@@ -4,6 +4,7 @@
 //! `StableDiffusionXLPipeline.__call__`; front ends have no defaults of their own.
 
 pub mod aspect;
+mod json;
 mod loras;
 mod picture;
 mod wildcards;
@@ -361,7 +362,7 @@ fn numbers(text: &str, ays: &[f64]) -> std::result::Result<Vec<f64>, String> {
 
 /// What JSON may hold where a list of numbers can have a name.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a list of numbers, or the name `ays`")]
 enum ListOrName {
     List(Vec<f64>),
     Name(String),
@@ -433,11 +434,12 @@ impl Request {
         } else {
             ("timesteps", &self.timesteps)
         };
-        Err(Error::request(format!(
-            "steps: {} given, but {name} lists {} values, which decide the steps; leave one out",
+        let message = format!(
+            "{} given, but {name} lists {} values, which decide the steps",
             self.steps,
             list.len()
-        )))
+        );
+        Err(Error::request("steps", message).with_hint("leave one out"))
     }
 
     /// Accepts or rejects the request as far as that can be told without a checkpoint.
@@ -445,20 +447,35 @@ impl Request {
     /// # Errors
     /// [`Error::Request`] naming the field, what was given and what is possible.
     pub fn check(&self) -> Result<()> {
-        let no = |message: String| Err(Error::request(message));
+        let no = |field, message: String, hint: &str| -> Result<()> {
+            Err(Error::request(field, message).with_hint(hint))
+        };
         if self.prompt_embeds.is_some() {
             if self.prompt.iter().any(|text| !text.is_empty()) {
-                return no("prompt and prompt_embeds are both given; give one of them".into());
+                return no(
+                    "prompt_embeds",
+                    "prompt and prompt_embeds are both given".into(),
+                    "give one of them",
+                );
             }
         } else if self.negative_prompt_embeds.is_some() {
-            return no("negative_prompt_embeds: there are no prompt_embeds to go with them".into());
+            return no(
+                "negative_prompt_embeds",
+                "there are no prompt_embeds to go with them".into(),
+                "give `prompt_embeds` too, or negative_prompt instead",
+            );
         } else if self.prompt.is_empty() {
-            return no("prompt: there is none; say what the picture should show".into());
+            return no(
+                "prompt",
+                "there is none".into(),
+                "say what the picture should show",
+            );
         }
         if self.negative_prompt_embeds.is_some() && !self.negative_prompt.is_empty() {
             return no(
-                "negative_prompt and negative_prompt_embeds are both given; give one of them"
-                    .into(),
+                "negative_prompt_embeds",
+                "negative_prompt and negative_prompt_embeds are both given".into(),
+                "give one of them",
             );
         }
         let prompts = self.prompt.len();
@@ -468,18 +485,21 @@ impl Request {
             ("negative_prompt_2", &self.negative_prompt_2),
         ] {
             if prompts > 0 && list.len() > 1 && list.len() != prompts {
-                return no(format!(
-                    "{name}: {} given for {prompts} prompts; give one, or one for each",
-                    list.len()
-                ));
+                return no(
+                    name,
+                    format!("{} given for {prompts} prompts", list.len()),
+                    "give one, or one for each",
+                );
             }
         }
         if let Some(aspect) = &self.aspect
             && (self.width.is_some() || self.height.is_some())
         {
-            return no(format!(
-                "aspect: {aspect} given beside width or height, which it decides; give one or the other"
-            ));
+            return no(
+                "aspect",
+                format!("{aspect} given beside width or height, which it decides"),
+                "give one or the other",
+            );
         }
         for (name, value) in [("width", self.width), ("height", self.height)] {
             if let Some(value) = value {
@@ -489,56 +509,78 @@ impl Request {
         if let Some(side) = self.vae_tile_size
             && (side < 128 || !side.is_multiple_of(32))
         {
-            return no(format!(
-                "vae_tile_size: {side} given; it must be a multiple of 32 from 128"
-            ));
+            return no(
+                "vae_tile_size",
+                format!("{side} given"),
+                "it must be a multiple of 32 from 128",
+            );
         }
         if self.steps == 0 || self.steps > MAX_STEPS {
-            return no(format!("steps: {} given; use 1 to {MAX_STEPS}", self.steps));
+            return no(
+                "steps",
+                format!("{} given", self.steps),
+                &format!("use 1 to {MAX_STEPS}"),
+            );
         }
         if self.num_images == 0 || self.images() > MAX_IMAGES {
-            return no(format!(
-                "num_images: {} for {prompts} prompts given; use 1 to {MAX_IMAGES} pictures in all",
-                self.num_images
-            ));
+            return no(
+                "num_images",
+                format!("{} for {prompts} prompts given", self.num_images),
+                &format!("use 1 to {MAX_IMAGES} pictures in all"),
+            );
         }
         // How many prompts a file of encoded ones has is seen when it has been read.
         let counted = prompts > 0;
         if counted && self.seed.len() > 1 && self.seed.len() != self.images() {
-            return no(format!(
-                "seed: {} seeds given for {} pictures; give one, or one for each",
-                self.seed.len(),
-                self.images()
-            ));
+            return no(
+                "seed",
+                format!(
+                    "{} seeds given for {} pictures",
+                    self.seed.len(),
+                    self.images()
+                ),
+                "give one, or one for each",
+            );
         }
         if !self.guidance_scale.is_finite() {
-            return no(format!(
-                "guidance_scale: {} is not a number to compute with; 5 is usual",
-                self.guidance_scale
-            ));
+            return no(
+                "guidance_scale",
+                format!("{} is not a number to compute with", self.guidance_scale),
+                "5 is usual",
+            );
         }
         for (name, value) in [
             ("guidance_rescale", f64::from(self.guidance_rescale)),
             ("eta", self.eta),
         ] {
             if !(0.0..=1.0).contains(&value) {
-                return no(format!("{name}: {value} given; use 0 to 1"));
+                return no(name, format!("{value} given"), "use 0 to 1");
             }
         }
         if let Some(end) = self.denoising_end
             && !(end > 0.0 && end <= 1.0)
         {
-            return no(format!(
-                "denoising_end: {end} given; use more than 0, up to 1"
-            ));
+            return no(
+                "denoising_end",
+                format!("{end} given"),
+                "use more than 0, up to 1",
+            );
         }
         self.check_picture()?;
         if !self.timesteps.is_empty() && !self.sigmas.is_empty() {
-            return no("timesteps and sigmas are both given; give one of them".into());
+            return no(
+                "sigmas",
+                "timesteps and sigmas are both given".into(),
+                "give one of them",
+            );
         }
         for (name, list) in [("timesteps", &self.timesteps), ("sigmas", &self.sigmas)] {
             if list.iter().any(|v| !v.is_finite() || *v < 0.0) {
-                return no(format!("{name}: every value must be 0 or more"));
+                return no(
+                    name,
+                    "not every value is a number to compute with".into(),
+                    "use numbers from 0 on",
+                );
             }
         }
         // The default says nothing: it stands wherever nobody asked for a number of steps.
@@ -554,19 +596,25 @@ impl Request {
             if let Some(size) = size
                 && (size.width == 0 || size.height == 0)
             {
-                return no(format!("{name}: {size} has no pixels"));
+                return no(
+                    name,
+                    format!("{size} has no pixels"),
+                    "use sides of 1 or more",
+                );
             }
         }
         Ok(())
     }
 }
 
-fn check_side(name: &str, value: usize) -> Result<()> {
+fn check_side(field: &'static str, value: usize) -> Result<()> {
     if value == 0 || !value.is_multiple_of(8) || value > MAX_SIDE {
         let near = ((value + 4) / 8 * 8).clamp(8, MAX_SIDE);
-        return Err(Error::request(format!(
-            "{name}: {value} given; it must be a multiple of 8 from 8 to {MAX_SIDE} (nearest: {near})"
-        )));
+        return Err(
+            Error::request(field, format!("{value} given")).with_hint(format!(
+                "it must be a multiple of 8 from 8 to {MAX_SIDE} (nearest: {near})"
+            )),
+        );
     }
     Ok(())
 }

@@ -368,6 +368,17 @@ impl Scheduler {
             );
             return Err(SchedulerError::ForeignState(reason));
         }
+        let began = state.anchor.is_some()
+            || state.partial.is_some()
+            || !state.seeds.is_empty()
+            || !state.history.is_empty();
+        if state.index == 0 && began || state.history.len() > state.index {
+            let reason = format!(
+                "it remembers more than {} evaluations can have left",
+                state.index
+            );
+            return Err(SchedulerError::ForeignState(reason));
+        }
         self.state = state;
         Ok(())
     }

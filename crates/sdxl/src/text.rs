@@ -10,10 +10,12 @@ pub mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cancel;
 use crate::error::{Error, Result};
 use crate::prompt::{Content, Part as PromptPart, Span};
 use crate::request::{PooledFrom, PromptSyntax, PromptWeighting, Request};
 use crate::tensor::Tensor;
+use crate::warning::{Warning, WarningKind};
 use crate::weights::Precision;
 use crate::weights::folder::{Part, TextParts};
 use chunks::{Layout, Splitting};
@@ -129,7 +131,7 @@ const CACHE_BYTES: usize = 64 << 20;
 #[derive(Clone)]
 struct Known {
     conditioning: Arc<Conditioning>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 /// The text encoders of a checkpoint: two for a base model, the second for a refiner.
@@ -200,13 +202,13 @@ impl TextEncoders {
     /// the other is filled up with states of the empty text.
     ///
     /// # Errors
-    /// Text that a tokenizer refuses.
+    /// Text that a tokenizer refuses, and [`Error::Cancelled`].
     pub fn encode(
         &self,
         input: TextInput<'_>,
         input_2: TextInput<'_>,
         options: &TextOptions,
-        warn: &mut dyn FnMut(String),
+        warn: &mut dyn FnMut(Warning),
     ) -> Result<Arc<Conditioning>> {
         // Debug writes every number so that it reads back the same.
         let key = format!("{input:?} {input_2:?} {options:?}");
@@ -215,6 +217,8 @@ impl TextEncoders {
             Some(known) => known,
             None => {
                 let known = self.encode_anew(input, input_2, options)?;
+                // It outlives this run.
+                cancel::check()?;
                 self.remember(key, known.clone());
                 known
             }
@@ -257,12 +261,12 @@ impl TextEncoders {
         let mut warnings = Vec::new();
         let mut say = |encoder: &Encoder, cut: &[u32]| {
             if !cut.is_empty() {
-                let text = format!(
+                let message = format!(
                     "the prompt is longer than the text encoder's {} tokens; this was cut off: {}",
                     encoder.tokenizer().max_length(),
                     encoder.tokenizer().decode(cut)
                 );
-                warnings.push(text);
+                warnings.push(Warning::new(WarningKind::PromptCut, "prompt", message));
             }
         };
         say(&self.second, &second.cut);
@@ -277,8 +281,8 @@ impl TextEncoders {
                 let (mut a, mut b) = (first.values, second.values);
                 let (width, width_2) = (encoder.width(), self.second.width());
                 let tokens = (a.len() / width).max(b.len() / width_2);
-                weights::pad(&mut a, tokens * width, &encoder.empty(method.skip));
-                weights::pad(&mut b, tokens * width_2, &self.second.empty(method.skip));
+                weights::pad(&mut a, tokens * width, &encoder.empty(method.skip)?);
+                weights::pad(&mut b, tokens * width_2, &self.second.empty(method.skip)?);
                 side_by_side(&a, width, &b, width_2)
             }
         };
@@ -308,13 +312,13 @@ impl TextEncoders {
                     && chunk.ids == raw
                     && layout.fragments.iter().all(|f| f.weight == 1.0)
                 {
-                    let (values, pooled) = encoder.states_and_pooled(raw, method.skip);
+                    let (values, pooled) = encoder.states_and_pooled(raw, method.skip)?;
                     let cut = layout.cut;
                     return Ok((weights::States { values, cut }, pooled));
                 }
             }
             let states = weights::states(encoder, input.parts, method)?;
-            return Ok((states, encoder.pooled(raw)));
+            return Ok((states, encoder.pooled(raw)?));
         }
         let states = weights::states(encoder, input.parts, method)?;
         Ok((states, self.clean_pooled(input.parts, method.splitting)?))
@@ -348,13 +352,14 @@ impl TextEncoders {
     fn pooled_of(&self, spans: &[Span], splitting: Splitting) -> Result<Vec<f32>> {
         let whole = splitting == Splitting::Sentences;
         let mut layout = Layout::new(self.second.tokenizer(), spans, splitting, whole)?;
-        Ok(self.second.pooled_at_end(layout.chunks.swap_remove(0).ids))
+        let first = layout.chunks.swap_remove(0);
+        Ok(self.second.pooled_at_end(first.ids)?)
     }
 
     /// `conditioning` with states of the empty text appended until it has `tokens` tokens.
     ///
     /// # Errors
-    /// [`Error::Request`] where that many whole chunks do not make it.
+    /// [`Error::Request`] where that many whole chunks do not make it; [`Error::Cancelled`].
     pub fn pad(
         &self,
         conditioning: &Arc<Conditioning>,
@@ -368,18 +373,18 @@ impl TextEncoders {
         }
         let chunk = self.second.tokenizer().max_length();
         if now > tokens || !(tokens - now).is_multiple_of(chunk) {
-            return Err(Error::request(format!(
-                "prompt_embeds: {now} and {tokens} tokens are given for the two sides of the \
-                 guidance; they must differ by whole chunks of {chunk}"
-            )));
+            let message =
+                format!("{now} and {tokens} tokens are given for the two sides of the guidance");
+            return Err(Error::request("prompt_embeds", message)
+                .with_hint(format!("they must differ by whole chunks of {chunk}")));
         }
         let skip = options.method().skip;
         let empty = match &self.first {
-            None => self.second.empty(skip).to_vec(),
+            None => self.second.empty(skip)?.to_vec(),
             Some(first) => side_by_side(
-                &first.empty(skip),
+                &first.empty(skip)?,
                 first.width(),
-                &self.second.empty(skip),
+                &self.second.empty(skip)?,
                 self.second.width(),
             ),
         };

@@ -1,8 +1,9 @@
-//! Weights: from names in a checkpoint to layers packed for the kernels.
+//! Weights: from names in a checkpoint to layers that a device has packed.
 
 pub mod blocks;
 pub mod convert;
 pub mod doctor;
+mod embedding;
 pub mod files;
 pub mod folder;
 pub mod gguf;
@@ -19,23 +20,30 @@ pub mod replacement;
 pub mod safetensors;
 pub mod same;
 pub mod single_file;
+mod stored;
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use half::{bf16, f16};
-use sdxl_kernels::{Counted, Kind, PackedConv, PackedMatrix, WeightFormat, Weights};
+use sdxl_kernels::WeightFormat;
 
+use crate::cancel;
+use crate::device::{ConvUse, Layer, PackedWeights, Table};
 use crate::error::{Error, Result};
 use crate::ops::{Conv2d, Geglu, Linear, Norm};
 use crate::tensor::DType;
+use crate::warning::{Warning, WarningKind};
+pub use embedding::Embedding;
+use embedding::Place;
 use folder::Part;
 use kept::Key;
 use packed::Packed;
 use safetensors::{StoredTensor, TensorSet};
+use stored::Source;
+pub(crate) use stored::to_f32;
+pub use stored::{ReadingBytes, StoredWeights};
 
 /// In which precision the networks compute. The scheduler, the noise and (where the
 /// checkpoint says `force_upcast`) the VAE always compute in `f32`.
@@ -87,12 +95,16 @@ impl Precision {
     }
 
     /// What to know of this precision on this processor, if anything.
-    pub fn remark(self) -> Option<&'static str> {
-        let native = sdxl_kernels::Isa::current() == sdxl_kernels::Isa::Avx512Bf16;
-        (self == Precision::Int8 && !native).then_some(
-            "int8: this processor has no instructions for products of bytes, so int8 saves memory \
-             here and no time",
-        )
+    pub fn warning(self) -> Option<Warning> {
+        let native = sdxl_kernels::Isa::current().multiplies_int8();
+        (self == Precision::Int8 && !native).then(|| {
+            Warning::new(
+                WarningKind::Precision,
+                "precision",
+                "int8: this processor has no instructions for products of bytes, so int8 saves \
+                 memory here and no time",
+            )
+        })
     }
 
     /// Bytes of memory per weight.
@@ -134,6 +146,9 @@ impl std::str::FromStr for Precision {
 
 /// A place in a checkpoint's tree of names (`down_blocks.1.attentions.0`), from which
 /// layers are read by their own name and checked against the shape they must have.
+///
+/// Every layer asks the token of the thread that reads ([`crate::cancel`]): where it was cancelled,
+/// reading ends with [`Error::Cancelled`].
 #[derive(Clone)]
 pub struct Loader<'a> {
     tensors: &'a TensorSet,
@@ -141,6 +156,13 @@ pub struct Loader<'a> {
     precision: Precision,
     /// Whether layers stay in the files.
     streamed: bool,
+}
+
+/// What was read, unless the run was cancelled meanwhile: the products that add a LoRA may then have
+/// been cut short, and a layer may stay for other runs.
+fn whole<R>(read: Result<R>) -> Result<R> {
+    cancel::check()?;
+    read
 }
 
 impl<'a> Loader<'a> {
@@ -207,8 +229,10 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The tensor `name`, whose shape must be one of `shapes`.
+    /// The tensor `name`, whose shape must be one of `shapes`. All that is read is looked up here
+    /// first, so here a cancelled run ends.
     fn checked(&self, name: &str, shapes: &[&[usize]]) -> Result<(String, Cow<'a, StoredTensor>)> {
+        cancel::check()?;
         if self.tensors.is_random() {
             let full = format!("{}{name}", self.prefix);
             return Ok((full, Cow::Owned(StoredTensor::random(shapes[0]))));
@@ -231,41 +255,52 @@ impl<'a> Loader<'a> {
     /// The values of a one-dimensional tensor (bias, scale, shift), as `f32`.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let (full, tensor) = self.checked(name, &[&[len]])?;
-        self.tensors.read(&full, &tensor, to_f32)
+        let source = Source::of_one(self.tensors, &full, tensor.into_owned());
+        whole(self.tensors.device().vector(&source))
     }
 
-    /// The layer that `pack` makes of the stacked rows of these tensors: one that is in memory,
-    /// or read now, or (streamed) whenever it works.
-    fn layer<T: Any + Send + Sync>(
-        &self,
-        found: Vec<(String, Cow<'_, StoredTensor>)>,
-        packed: (&'static str, [usize; 3]),
-        format: Option<WeightFormat>,
-        pack: impl Fn(Weights<'_>) -> T + Send + Sync + 'static,
-    ) -> Result<Packed<T>> {
-        let source = Source {
+    /// The stacked rows of these tensors.
+    fn source(&self, found: Vec<(String, Cow<'_, StoredTensor>)>) -> Source {
+        Source {
             tensors: self.tensors.clone(),
             found: (found.into_iter())
                 .map(|(name, tensor)| (name, tensor.into_owned()))
                 .collect(),
-        };
-        if self.streamed {
-            source.check()?;
-            return Ok(Packed::in_files(move || source.read(&pack)));
         }
+    }
+
+    /// The layer that the device packs of the stacked rows of these tensors: one that is in
+    /// memory, or read now, or (streamed) whenever it works.
+    fn layer(&self, found: Vec<(String, Cow<'_, StoredTensor>)>, layer: Layer) -> Result<Packed> {
+        let source = self.source(found);
+        let device = Arc::clone(self.tensors.device());
+        if self.streamed {
+            device.check(&source)?;
+            let packs = Arc::clone(&device);
+            return Ok(Packed::in_files(device, move || packs.pack(layer, &source)));
+        }
+        let packed = self.kept(&source, Some(layer), || device.pack(layer, &source))?;
+        Ok(Packed::in_memory(device, packed))
+    }
+
+    /// Finds the layer of `source` that is in memory, or has `read` make it.
+    fn kept(
+        &self,
+        source: &Source,
+        layer: Option<Layer>,
+        read: impl FnOnce() -> Result<PackedWeights>,
+    ) -> Result<PackedWeights> {
         let Some(kept) = self.tensors.kept() else {
-            return Ok(Packed::in_memory(Arc::new(source.read(pack)?)));
+            return whole(read());
         };
         let key = Key {
             names: source.found.iter().map(|(name, _)| name.clone()).collect(),
             origins: (source.found.iter())
                 .map(|(name, tensor)| self.tensors.origin_of(name, tensor))
                 .collect(),
-            packed,
-            format,
+            layer,
         };
-        let layer = kept.layer(key, || source.read(pack))?;
-        Ok(Packed::in_memory(layer))
+        kept.layer(key, || whole(read()))
     }
 
     fn bias(&self, name: &str, len: usize, present: bool) -> Result<Option<Vec<f32>>> {
@@ -295,11 +330,13 @@ impl<'a> Loader<'a> {
             found.push(self.checked(&format!("{name}.weight"), &[&[n, k], &[n, k, 1, 1]])?);
         }
         let format = self.precision.weight_format();
-        let weight = self.layer(found, ("matrix", [total, k, 1]), Some(format), move |w| {
-            PackedMatrix::pack(w, total, k, format)
-        })?;
+        let matrix = Layer::Matrix {
+            n: total,
+            k,
+            format,
+        };
         Ok(Linear {
-            weight,
+            weight: self.layer(found, matrix)?,
             n: total,
             k,
             bias: has_bias.then_some(bias),
@@ -316,9 +353,7 @@ impl<'a> Loader<'a> {
         )?;
         let found = vec![self.checked(&format!("{name}.weight"), &[&[n, k]])?];
         let format = self.precision.weight_format();
-        let weight = self.layer(found, ("geglu", [n, k, 1]), Some(format), move |w| {
-            PackedMatrix::pack_geglu(w, inner, k, format)
-        })?;
+        let weight = self.layer(found, Layer::Geglu { inner, k, format })?;
         Ok(Geglu { weight, n, k, bias })
     }
 
@@ -338,34 +373,35 @@ impl<'a> Loader<'a> {
         padding: [usize; 4],
     ) -> Result<Conv2d> {
         let sizes = [c_out, c_in, kernel];
-        let weight = self.convolution(name, "convolution", sizes, move |w, format| {
-            PackedConv::pack(w, c_out, c_in, kernel, kernel, format)
-        })?;
-        let conv = Conv2d {
+        let conv = self.convolution(name, sizes, ConvUse::Any)?;
+        Ok(Conv2d {
             stride,
             padding,
-            ..weight
-        };
-        Ok(conv)
+            ..conv
+        })
     }
 
-    /// A convolution of stride 1 with a pixel of zeros around, its weights packed by `pack`.
+    /// A convolution of stride 1 with a pixel of zeros around, its weights packed for `used`.
     fn convolution(
         &self,
         name: &str,
-        packed: &'static str,
         [c_out, c_in, kernel]: [usize; 3],
-        pack: impl Fn(Weights<'_>, WeightFormat) -> PackedConv + Send + Sync + 'static,
+        used: ConvUse,
     ) -> Result<Conv2d> {
         let has_bias = self.has(&format!("{name}.bias"));
         let bias = self.bias(&format!("{name}.bias"), c_out, has_bias)?;
         let shape: &[usize] = &[c_out, c_in, kernel, kernel];
         let found = vec![self.checked(&format!("{name}.weight"), &[shape])?];
         let format = self.sensitive().precision.weight_format();
-        let packed = (packed, [c_out, c_in, kernel]);
-        let weight = self.layer(found, packed, Some(format), move |w| pack(w, format))?;
+        let conv = Layer::Conv {
+            c_out,
+            c_in,
+            kernel,
+            format,
+            used,
+        };
         Ok(Conv2d {
-            weight,
+            weight: self.layer(found, conv)?,
             c_in,
             c_out,
             bias,
@@ -376,12 +412,9 @@ impl<'a> Loader<'a> {
     }
 
     /// The 3x3 convolution `name`, of stride 1 and with one pixel of zeros around, that in `bf16` takes
-    /// 4/9 of the multiplications and a little of the exactness ([`PackedConv::pack_winograd`]).
+    /// 4/9 of the multiplications and a little of the exactness ([`ConvUse::Winograd`]).
     pub fn conv_winograd(&self, name: &str, c_in: usize, c_out: usize) -> Result<Conv2d> {
-        let sizes = [c_out, c_in, 3];
-        self.convolution(name, "Winograd convolution", sizes, move |w, format| {
-            PackedConv::pack_winograd(w, c_out, c_in, format)
-        })
+        self.convolution(name, [c_out, c_in, 3], ConvUse::Winograd)
     }
 
     /// The usual 3x3 convolution: stride 1, one pixel of zeros around.
@@ -396,10 +429,7 @@ impl<'a> Loader<'a> {
         if matches!(format, WeightFormat::F32 | WeightFormat::F16) {
             return Ok(None);
         }
-        let sizes = [c_out, c_in, 3];
-        let conv = self.convolution(name, "doubled convolution", sizes, move |w, format| {
-            PackedConv::pack_upsampled(w, c_out, c_in, format)
-        })?;
+        let conv = self.convolution(name, [c_out, c_in, 3], ConvUse::Doubled)?;
         Ok(Some(conv))
     }
 
@@ -415,240 +445,20 @@ impl<'a> Loader<'a> {
 
     /// The table `name` of `rows` vectors of length `width`.
     pub fn embedding(&self, name: &str, rows: usize, width: usize) -> Result<Embedding> {
-        let found = self.checked(&format!("{name}.weight"), &[&[rows, width]])?;
-        if self.streamed && !self.tensors.changes(&found.0) && found.1.slice(0, rows).is_some() {
-            let source = Source {
-                tensors: self.tensors.clone(),
-                found: vec![(found.0, found.1.into_owned())],
-            };
-            source.check()?;
-            let table = Table::Files { source, rows };
-            return Ok(Embedding { width, table });
+        let (full, tensor) = self.checked(&format!("{name}.weight"), &[&[rows, width]])?;
+        let in_files =
+            self.streamed && !self.tensors.changes(&full) && tensor.slice(0, rows).is_some();
+        let source = self.source(vec![(full, tensor)]);
+        let device = self.tensors.device();
+        if in_files {
+            device.check(&source)?;
+            let place = Place::Files { source, rows };
+            return Ok(Embedding { width, place });
         }
         // A table is read whole and read often: it stays in memory where it is not in the files.
-        let bytes = match self.tensors.changes(&found.0) {
-            true => size_of::<f32>(),
-            false => found.1.value_bytes(),
-        };
-        let resident = self.clone().streamed(false);
-        let table = resident.layer(
-            vec![found],
-            ("table", [rows, width, 1]),
-            None,
-            move |w| match w {
-                Weights::F32(v) => EmbeddingValues::F32(v.to_vec()),
-                Weights::F16(v) => EmbeddingValues::F16(v.to_vec()),
-                Weights::Bf16(v) => EmbeddingValues::Bf16(v.to_vec()),
-                Weights::Int8 { .. } => EmbeddingValues::F32(to_f32(w)),
-                Weights::Unread { len, meter } => {
-                    let _bytes = meter.count(Kind::Weights, len * bytes);
-                    EmbeddingValues::Unread { _bytes }
-                }
-            },
-        )?;
-        let table = Table::Memory(table.get());
-        Ok(Embedding { width, table })
-    }
-}
-
-/// Tensors whose rows, stacked, are a layer.
-struct Source {
-    tensors: TensorSet,
-    found: Vec<(String, StoredTensor)>,
-}
-
-impl Source {
-    /// Runs `pack` on the values.
-    fn read<R>(&self, pack: impl FnOnce(Weights<'_>) -> R) -> Result<R> {
-        if let [(name, tensor)] = self.found.as_slice() {
-            self.tensors.fetch(tensor);
-            return self.tensors.read(name, tensor, pack);
-        }
-        if let Some(meter) = self.tensors.meter() {
-            let len = self.found.iter().map(|(_, tensor)| tensor.values()).sum();
-            // As `Rows` has them.
-            let stored = |(_, tensor): &(_, StoredTensor)| tensor.value_bytes() == 2;
-            let changed = |(name, _): &(String, _)| self.tensors.changes(name);
-            let narrow = self.found.iter().all(stored) && !self.found.iter().any(changed);
-            let bytes = if narrow { 2 } else { size_of::<f32>() };
-            let rows = len * bytes;
-            if let Some((name, tensor)) = self.found.last() {
-                let last = if narrow { 0 } else { tensor.values() * bytes };
-                meter.passing(rows + last + self.tensors.reading_bytes(name, tensor));
-            }
-            let packed = pack(Weights::Unread { len, meter });
-            meter.passing(rows);
-            return Ok(packed);
-        }
-        let mut rows = Rows::default();
-        for (name, tensor) in &self.found {
-            self.tensors.fetch(tensor);
-            self.tensors.read(name, tensor, |w| rows.add(w))?;
-        }
-        Ok(rows.with(pack))
-    }
-
-    /// Reads without packing: later, in the middle of a run, nothing may be found to be wrong.
-    fn check(&self) -> Result<()> {
-        for (name, tensor) in &self.found {
-            if !self.tensors.is_random() {
-                self.tensors.read(name, tensor, |_| ())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn to_f32(values: Weights<'_>) -> Vec<f32> {
-    match values {
-        Weights::F32(v) => v.to_vec(),
-        Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
-        Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
-        Weights::Int8 { bytes, scales } => {
-            let rows = bytes.chunks_exact(bytes.len() / scales.len()).zip(scales);
-            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
-                .collect()
-        }
-        Weights::Unread { len, .. } => vec![0.0; len],
-    }
-}
-
-fn same_type<'a>(a: Weights<'a>, b: Weights<'a>) -> bool {
-    std::mem::discriminant(&a) == std::mem::discriminant(&b)
-}
-
-/// Rows of several tensors below one another: as bytes while all of them are, so that those are
-/// not rounded again, and as stored while all are of 16 bits, which is quicker.
-#[derive(Default)]
-struct Rows {
-    floats: Vec<f32>,
-    halves: Vec<f16>,
-    brains: Vec<bf16>,
-    bytes: Vec<i8>,
-    scales: Vec<f32>,
-}
-
-impl Rows {
-    fn add(&mut self, rows: Weights<'_>) {
-        if self.len() == 0 || self.with(|all| same_type(all, rows)) {
-            match rows {
-                Weights::F32(v) => self.floats.extend_from_slice(v),
-                Weights::F16(v) => self.halves.extend_from_slice(v),
-                Weights::Bf16(v) => self.brains.extend_from_slice(v),
-                Weights::Int8 { bytes, scales } => {
-                    self.bytes.extend_from_slice(bytes);
-                    self.scales.extend_from_slice(scales);
-                }
-                Weights::Unread { len, .. } => {
-                    self.floats.extend(std::iter::repeat_n(0.0, len));
-                }
-            }
-            return;
-        }
-        let mut floats = self.with(to_f32);
-        floats.extend(to_f32(rows));
-        *self = Rows {
-            floats,
-            ..Rows::default()
-        };
-    }
-
-    fn len(&self) -> usize {
-        self.floats.len() + self.halves.len() + self.brains.len() + self.bytes.len()
-    }
-
-    fn with<R>(&self, use_values: impl FnOnce(Weights<'_>) -> R) -> R {
-        let (bytes, scales) = (&self.bytes, &self.scales);
-        use_values(if !bytes.is_empty() {
-            Weights::Int8 { bytes, scales }
-        } else if !self.halves.is_empty() {
-            Weights::F16(&self.halves)
-        } else if !self.brains.is_empty() {
-            Weights::Bf16(&self.brains)
-        } else {
-            Weights::F32(&self.floats)
-        })
-    }
-}
-
-/// A table of vectors looked up by token id or position, kept as stored.
-pub struct Embedding {
-    width: usize,
-    table: Table,
-}
-
-enum Table {
-    Memory(Arc<EmbeddingValues>),
-    /// Rows are read where they lie.
-    Files {
-        source: Source,
-        rows: usize,
-    },
-}
-
-enum EmbeddingValues {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-    Unread { _bytes: Counted },
-}
-
-impl Embedding {
-    /// Appends row `index` to `out`, as `f32`. The caller guarantees the range.
-    pub fn append_row(&self, index: usize, out: &mut Vec<f32>) {
-        let range = index * self.width..(index + 1) * self.width;
-        match &self.table {
-            Table::Memory(values) => match &**values {
-                EmbeddingValues::F32(v) => out.extend_from_slice(&v[range]),
-                EmbeddingValues::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
-                EmbeddingValues::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
-                EmbeddingValues::Unread { .. } => out.extend(std::iter::repeat_n(0.0, self.width)),
-            },
-            Table::Files { source, rows } => {
-                let [(name, tensor)] = source.found.as_slice() else {
-                    unreachable!("a table is one tensor");
-                };
-                let row = tensor.slice(index, *rows).map(|row| {
-                    let read = source.tensors.read(name, &row, to_f32);
-                    read.unwrap_or_else(|e| panic!("{e} (it was readable before the run)"))
-                });
-                out.extend(row.unwrap_or_else(|| unreachable!("a row was cut before")));
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stacked_rows_keep_their_values() {
-        let floats = [1.0, -0.3333, 3e-6, 7.5];
-        let halves = floats.map(f16::from_f32);
-        let brains = floats.map(bf16::from_f32);
-        let (bytes, scales) = ([3, -7, 127, 0], [0.5, 0.1]);
-        let bytes = Weights::Int8 {
-            bytes: &bytes,
-            scales: &scales,
-        };
-        let (floats, halves) = (Weights::F32(&floats), Weights::F16(&halves));
-        let all = [floats, halves, Weights::Bf16(&brains), bytes];
-        for first in all {
-            for second in all {
-                for third in all {
-                    let mut rows = Rows::default();
-                    let mut want = Vec::new();
-                    for part in [first, second, third] {
-                        rows.add(part);
-                        want.extend(to_f32(part));
-                    }
-                    assert_eq!(rows.with(to_f32), want);
-                    // Without a detour where they are of one type.
-                    let same = same_type(first, second) && same_type(first, third);
-                    assert!(!same || rows.with(|w| same_type(w, first)));
-                }
-            }
-        }
+        let table = self.kept(&source, None, || Ok(Arc::new(device.table(&source)?)))?;
+        let table = table.downcast::<Arc<dyn Table>>();
+        let place = Place::Memory(table.expect("a key without a layer is that of a table"));
+        Ok(Embedding { width, place })
     }
 }

@@ -5,10 +5,10 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sdxl::error::Class;
 use sdxl::memory::Budget;
-use sdxl::pipeline::{Asked, Plan, Residence};
 use sdxl::request::Tiling;
-use sdxl::{Checkpoint, Error, LoadOptions, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, Error, Inputs, Pipeline, Precision, Request};
 use support::{copy, golden};
 use tempfile::TempDir;
 
@@ -21,11 +21,7 @@ fn copy_of_base() -> TempDir {
 
 /// Loads the folder and returns the error's text, which must speak of `words`.
 fn refused(root: &Path, words: &[&str]) {
-    let options = LoadOptions {
-        precision: Some(Precision::F32),
-        ..LoadOptions::default()
-    };
-    let Err(error) = Pipeline::load(root, &options) else {
+    let Err(error) = Pipeline::open(root).precision(Precision::F32).load() else {
         panic!("{words:?}: loaded all the same");
     };
     assert!(error.is_usage(), "{error:?}");
@@ -46,11 +42,9 @@ const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 #[test]
 fn an_undamaged_copy_loads() {
-    let options = LoadOptions {
-        precision: Some(Precision::F32),
-        ..LoadOptions::default()
-    };
-    assert!(Pipeline::load(copy_of_base().path(), &options).is_ok());
+    let undamaged = copy_of_base();
+    let opening = Pipeline::open(undamaged.path()).precision(Precision::F32);
+    assert!(opening.load().is_ok());
 }
 
 #[test]
@@ -229,8 +223,7 @@ fn configs_of_something_else() {
         prompt: vec!["x".into()],
         ..Request::default()
     };
-    let error =
-        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
+    let error = prepare(checkpoint, &request);
     assert!(error.to_string().contains("MagicScheduler"), "{error}");
 
     let dir = copy_of_base();
@@ -240,16 +233,17 @@ fn configs_of_something_else() {
 
 #[test]
 fn a_variant_that_no_part_has() {
-    let Err(error) = Pipeline::load(
-        &golden("base"),
-        &LoadOptions {
-            variant: Some("fp8".into()),
-            precision: Some(Precision::F32),
-        },
-    ) else {
+    let opening = Pipeline::open(golden("base")).variant("fp8");
+    let Err(error) = opening.precision(Precision::F32).load() else {
         panic!("loaded a variant that does not exist");
     };
     assert!(error.to_string().contains("fp8"), "{error}");
+}
+
+/// Why a run cannot be prepared. No weights are read for it.
+fn prepare(checkpoint: Checkpoint, request: &Request) -> Error {
+    let pipeline = Pipeline::open(checkpoint).offload_by_run().load().unwrap();
+    pipeline.prepare(request, Inputs::default()).err().unwrap()
 }
 
 fn request_error(change: impl FnOnce(&mut Request)) -> String {
@@ -259,9 +253,7 @@ fn request_error(change: impl FnOnce(&mut Request)) -> String {
         ..Request::default()
     };
     change(&mut request);
-    let error =
-        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
-    error.to_string()
+    prepare(checkpoint, &request).to_string()
 }
 
 #[test]
@@ -331,25 +323,20 @@ fn a_size_beyond_memory_says_how_much_it_needs() {
         vae_tiling: Tiling::Off,
         ..Request::default()
     };
-    let inputs = sdxl::Inputs::default();
-    let request = sdxl::pipeline::resolve(&checkpoint, None, &request, &inputs).unwrap();
-    let error = Plan::new(&Asked {
-        checkpoint: &checkpoint,
-        refiner: None,
-        precision: Precision::F32,
-        request: &request,
-        inputs: &inputs,
-        residences: &[Residence::InTurn, Residence::Streamed],
-        budget: Budget::of(1 << 30),
-    });
-    let error = error.unwrap_err();
-    assert!(matches!(error, Error::Request(_)), "{error:?}");
+    let opening = Pipeline::open(checkpoint).precision(Precision::F32);
+    let opening = opening.offload_by_run().memory(Budget::of(1 << 30));
+    let pipeline = opening.load().unwrap();
+    let error = pipeline.prepare(&request, Inputs::default()).err().unwrap();
+    assert_eq!(
+        (error.class(), error.field()),
+        (Class::Request, Some("memory"))
+    );
     let text = error.to_string();
     for part in [
         "1.00 GiB given",
         "VAE, decoding",
-        "--memory ",
-        "--vae-tiling",
+        "`memory ",
+        "`vae_tiling auto`",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -362,7 +349,6 @@ fn a_refiner_cannot_start_from_a_prompt() {
         prompt: vec!["a cat".into()],
         ..Request::default()
     };
-    let error =
-        sdxl::pipeline::resolve(&checkpoint, None, &request, &sdxl::Inputs::default()).unwrap_err();
+    let error = prepare(checkpoint, &request);
     assert!(error.to_string().contains("refiner"), "{error}");
 }

@@ -59,7 +59,7 @@ fn text_encoders(errors: &mut Errors) {
         let loader = Loader::new(&tensors, Precision::Bf16);
         let model = ClipTextModel::load(&config, &loader, second).unwrap();
         for skip in 1..=3 {
-            let output = model.forward(&exact.ids("input_ids"), skip);
+            let output = model.forward(&exact.ids("input_ids"), skip).unwrap();
             let layer = format!("hidden_states.{}", skip + 1);
             let hidden = output.hidden.to_f32_vec();
             errors.note(part.folder(), &layer, &hidden, &exact.flat(&layer));
@@ -91,7 +91,9 @@ fn unet(errors: &mut Errors, folder: &str, file: &str) {
             errors.note(file, name, &ours.to_f32_vec(), &exact);
         }
     };
-    let out = unet.forward_observed(&sample, timestep, &conditioning, &mut note);
+    let out = unet
+        .forward_observed(&sample, timestep, &conditioning, &mut note)
+        .unwrap();
     note("out", &out);
 }
 
@@ -100,12 +102,18 @@ fn vae(errors: &mut Errors) {
     let tensors = checkpoint.tensors(Part::Vae).unwrap();
     let vae = Vae::load(&checkpoint.vae, &Loader::new(&tensors, Precision::Bf16)).unwrap();
     let exact = Golden::open("modules/vae_decode.safetensors");
-    let image = vae.decode(&exact.channel_last("latents")).to_f32_vec();
+    let image = vae
+        .decode(&exact.channel_last("latents"))
+        .unwrap()
+        .to_f32_vec();
     let expected = exact.channel_last("image").to_f32_vec();
     errors.note("vae_decode", "image", &image, &expected);
 
     let exact = Golden::open("modules/vae_encode.safetensors");
-    let moments = vae.encode(&exact.channel_last("image")).to_f32_vec();
+    let moments = vae
+        .encode(&exact.channel_last("image"))
+        .unwrap()
+        .to_f32_vec();
     let latents = checkpoint.vae.latent_channels;
     let mean: Vec<f32> = (moments.chunks_exact(2 * latents))
         .flat_map(|pixel| pixel[..latents].to_vec())
@@ -178,7 +186,9 @@ fn wide(errors: &mut Errors) {
         let unet = UNet::load(&config, &path, &Loader::new(&tensors, precision)).unwrap();
         let mut found: Vec<(String, Vec<f32>)> = Vec::new();
         let mut note = |name: &str, ours: &Tensor| found.push((name.into(), ours.to_f32_vec()));
-        let out = unet.forward_observed(&input("sample"), 500.0, &conditioning, &mut note);
+        let out = unet
+            .forward_observed(&input("sample"), 500.0, &conditioning, &mut note)
+            .unwrap();
         note("out", &out);
         found
     };

@@ -13,11 +13,9 @@ use sdxl::prompt::{Content, Join, Part, Prompt, Resolved, Span};
 use sdxl::text::embeds_file::Embeds;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::folder::{TextParts, read_json};
-use sdxl::{
-    Inputs, LoadOptions, Pipeline, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request,
-};
+use sdxl::{Inputs, Pipeline, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request};
 use serde_json::{Value, json};
-use support::{Golden, close_values, copy, encode, golden, relative_l2};
+use support::{Golden, close_values, copy, encode, generate, golden, load, relative_l2};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-5;
@@ -264,11 +262,7 @@ fn a_prompt_is_encoded_once() {
 /// prompts take no more of it.
 #[test]
 fn a_run_encodes_nothing_twice() {
-    let options = LoadOptions {
-        variant: None,
-        precision: Some(Precision::F32),
-    };
-    let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
+    let pipeline = load(golden("base"), Precision::F32);
     let request = Request {
         prompt: vec!["a (red)1.2 fox, (fog)0.5".into()],
         negative_prompt: vec!["rain".into()],
@@ -460,18 +454,12 @@ fn a1111_divides_at_breaks_and_moves_what_follows_a_comma() {
 }
 
 fn latents(pipeline: &Pipeline, request: &Request) -> Vec<f32> {
-    let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
-    let output = pipeline.generate(request, None, &mut silent).unwrap();
-    output.latents.data().to_vec()
+    generate(pipeline, request).latents.data().to_vec()
 }
 
 #[test]
 fn prompts_change_by_step_and_sum_by_part() {
-    let options = LoadOptions {
-        variant: None,
-        precision: Some(Precision::F32),
-    };
-    let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
+    let pipeline = load(golden("base"), Precision::F32);
     let request = |prompt: &str| Request {
         prompt: vec![prompt.into()],
         prompt_syntax: PromptSyntax::A1111,
@@ -528,11 +516,7 @@ fn prompts_change_by_step_and_sum_by_part() {
 
 #[test]
 fn encoded_prompts_stand_in_for_their_texts() {
-    let options = LoadOptions {
-        variant: None,
-        precision: Some(Precision::F32),
-    };
-    let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
+    let pipeline = load(golden("base"), Precision::F32);
     let text = encoders(&golden("base"));
     let request = Request {
         prompt: vec!["a (red)1.3 fox".into()],
@@ -556,17 +540,15 @@ fn encoded_prompts_stand_in_for_their_texts() {
         negative_prompt: Vec::new(),
         ..request.clone()
     };
-    let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
-    let made = pipeline
-        .generate_from(&encoded, &inputs, &mut silent)
-        .unwrap();
+    let run = pipeline.prepare(&encoded, inputs.clone()).unwrap();
+    let made = run.start(&mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(made.latents.data(), latents(&pipeline, &request));
 
     // Two prompts for one picture are refused.
     let mut two = inputs.clone();
     let embeds = two.embeds.as_mut().unwrap();
     embeds.positive.push(Conditioning::clone(&positive));
-    let Err(error) = pipeline.generate_from(&encoded, &two, &mut silent) else {
+    let Err(error) = pipeline.prepare(&encoded, two) else {
         panic!("two encoded prompts for one");
     };
     assert!(error.to_string().contains("2 given for 1"), "{error}");
@@ -575,11 +557,7 @@ fn encoded_prompts_stand_in_for_their_texts() {
 #[test]
 fn runs_of_compel_and_diffusers() {
     let file: Value = read_json(&golden("conditioning/runs.json")).unwrap();
-    let options = LoadOptions {
-        variant: None,
-        precision: Some(Precision::F32),
-    };
-    let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
+    let pipeline = load(golden("base"), Precision::F32);
     for run in file["runs"].as_array().unwrap() {
         let name = run["name"].as_str().unwrap();
         let mut fields = run["request"].clone();
@@ -591,8 +569,7 @@ fn runs_of_compel_and_diffusers() {
             }
         }
         let request: Request = serde_json::from_value(fields).unwrap();
-        let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
-        let output = pipeline.generate(&request, None, &mut silent).unwrap();
+        let output = generate(&pipeline, &request);
         let expected = Golden::open(&format!("conditioning/{name}.safetensors"));
         let reference = expected.channel_last("latents").to_f32_vec();
         close_values(name, output.latents.data(), &reference, RUN_BAR);

@@ -696,7 +696,7 @@ fn precision_variant_and_vae_decide_what_comes() {
     };
     let (error, text) = refused(place.hub().get(&name, &none, &|_| {}));
     assert!(matches!(error, HubError::NoFile { .. }));
-    speaks(&text, &["bf16", "--variant"]);
+    speaks(&text, &["bf16", "`variant`"]);
 }
 
 #[test]

@@ -4,17 +4,14 @@
 mod support;
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
 use sdxl::text::TextEncoders;
 use sdxl::weights::folder::{TextParts, read_json};
-use sdxl::{
-    Checkpoint, Event, InversionFile, OpenOptions, Pipeline, Precision, PromptSyntax, Request,
-};
+use sdxl::{Checkpoint, InversionFile, OpenOptions, Pipeline, Precision, PromptSyntax, Request};
 use serde_json::{Value, json};
-use support::{Golden, close_values, encode, golden};
+use support::{Golden, close_values, encode, generate, golden, load};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-5;
@@ -147,21 +144,16 @@ fn the_pooled_vector_is_taken_where_the_language_takes_it() {
 
 /// A request of a golden run, and its final latents in torch's order.
 fn latents(pipeline: &Pipeline, request: &Request) -> (Vec<f32>, Vec<String>) {
-    let mut warnings = Vec::new();
-    let made = pipeline.generate(request, None, &mut |event| {
-        if let Event::Warning(text) = event {
-            warnings.push(text.to_string());
-        }
-        ControlFlow::Continue(())
-    });
-    (made.unwrap().latents.to_nchw(), warnings)
+    let made = generate(pipeline, request);
+    let warnings = made.warnings.iter().map(ToString::to_string).collect();
+    (made.latents.to_nchw(), warnings)
 }
 
 #[test]
 fn runs_of_diffusers() {
     let (cases, expected) = (cases(), Golden::open("inversion/states.safetensors"));
     let checkpoint = Checkpoint::open_with(&golden("base"), &options(all())).unwrap();
-    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
+    let pipeline = load(checkpoint, Precision::F32);
     for run in cases["runs"].as_array().unwrap() {
         let name = run["name"].as_str().unwrap();
         let mut fields = run["request"].clone();
@@ -338,7 +330,7 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].problem, !fits, "{found:?}");
         let said = if fits {
-            "--embedding"
+            "`embeddings`"
         } else {
             "Stable Diffusion 1"
         };

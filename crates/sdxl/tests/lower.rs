@@ -3,7 +3,6 @@
 mod support;
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use sdxl::weights::blocks::BlockType;
@@ -11,8 +10,8 @@ use sdxl::weights::convert;
 use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lower::{Report, Target};
 use sdxl::weights::safetensors::TensorSet;
-use sdxl::{Checkpoint, Part, Pipeline, Precision, Request};
-use support::{Golden, golden, latents, relative_l2};
+use sdxl::{Checkpoint, Part, Precision, Request};
+use support::{Golden, generate, golden, latents, load, relative_l2};
 use tempfile::TempDir;
 
 const WRITTEN: [BlockType; 6] = [
@@ -96,9 +95,9 @@ fn run(checkpoint: Checkpoint, precision: Precision) -> Vec<f32> {
         steps: 3,
         ..Request::default()
     };
-    let pipeline = Pipeline::from_checkpoint(checkpoint, precision).unwrap();
-    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
-    made.unwrap().latents.to_nchw()
+    generate(&load(checkpoint, precision), &request)
+        .latents
+        .to_nchw()
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn text_encoders() {
         let ids = expected.ids("input_ids");
         // SDXL's own layer, then those of clip_skip 1 and 2.
         for skip in 1..=3 {
-            let output = model.forward(&ids, skip);
+            let output = model.forward(&ids, skip).unwrap();
             // Counted from the end, as the pipeline does: 2 is the penultimate.
             let layer = format!("hidden_states.{}", skip + 1);
             close(&layer, &output.hidden, &expected.flat(&layer), BAR);
@@ -91,11 +91,13 @@ fn check_unet(folder: &Path, golden_file: &str) {
     let mut seen = 0;
     let timestep = f64::from(expected.flat("timestep")[0]);
     let sample = expected.channel_last("sample");
-    let out = unet.forward_observed(&sample, timestep, &conditioning, &mut |name, tensor| {
-        seen += 1;
-        let values = expected.channel_last(name).to_f32_vec();
-        close(&format!("{golden_file} {name}"), tensor, &values, BAR);
-    });
+    let out = unet
+        .forward_observed(&sample, timestep, &conditioning, &mut |name, tensor| {
+            seen += 1;
+            let values = expected.channel_last(name).to_f32_vec();
+            close(&format!("{golden_file} {name}"), tensor, &values, BAR);
+        })
+        .unwrap();
     // Each level twice, the first convolution, the embedding, and mostly a middle.
     assert!(seen >= 2 * config.block_out_channels.len() + 2, "{seen}");
     let values = expected.channel_last("out").to_f32_vec();
@@ -127,19 +129,22 @@ fn vae_both_ways() {
     let vae = Vae::load(&checkpoint.vae, &Loader::new(&tensors, Precision::F32)).unwrap();
 
     let expected = Golden::open("modules/vae_decode.safetensors");
-    let image = vae.decode(&expected.channel_last("latents"));
+    let image = vae.decode(&expected.channel_last("latents")).unwrap();
     let values = expected.channel_last("image").to_f32_vec();
     close("decoded image", &image, &values, BAR);
 
     let expected = Golden::open("modules/vae_decode_tiled.safetensors");
     let latents = expected.channel_last("latents");
     assert!(latents.dim(1) > vae.tile_size() && latents.dim(2) > vae.tile_size());
-    let image = vae.decode_tiled(&latents, vae.tile_size());
+    let image = vae.decode_tiled(&latents, vae.tile_size()).unwrap();
     let values = expected.channel_last("image").to_f32_vec();
     close("image decoded in tiles", &image, &values, BAR);
 
     let expected = Golden::open("modules/vae_encode.safetensors");
-    let moments = vae.encode(&expected.channel_last("image")).to_f32_vec();
+    let moments = vae
+        .encode(&expected.channel_last("image"))
+        .unwrap()
+        .to_f32_vec();
     let latents = checkpoint.vae.latent_channels;
     for (name, offset) in [("mean", 0), ("logvar", latents)] {
         let values = expected.channel_last(name).to_f32_vec();

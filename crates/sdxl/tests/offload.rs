@@ -4,24 +4,23 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use sdxl::pipeline::Residence;
 use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lora::Lora;
-use sdxl::{Checkpoint, Pipeline, Precision, Request};
-use support::{copy, golden};
+use sdxl::{Checkpoint, Offload, Pipeline, Precision, Request};
+use support::{copy, generate, golden};
 
-fn latents(options: &OpenOptions, precision: Precision, residence: Residence) -> Vec<f32> {
+fn latents(options: &OpenOptions, precision: Precision, offload: Offload) -> Vec<f32> {
     let checkpoint = Checkpoint::open_with(&golden("base"), options).unwrap();
-    let pipeline = Pipeline::with_residence(checkpoint, precision, residence).unwrap();
-    assert_eq!(pipeline.residence(), residence);
+    let pipeline = Pipeline::open(checkpoint).precision(precision);
+    let pipeline = pipeline.offload(offload).load().unwrap();
+    assert_eq!(pipeline.offload(), Some(offload));
     let request = Request {
         prompt: vec!["a lighthouse".into(), "two cats, (asleep)1.3".into()],
         seed: vec![5],
         steps: 2,
         ..Request::default()
     };
-    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
-    made.unwrap().latents.to_nchw()
+    generate(&pipeline, &request).latents.to_nchw()
 }
 
 #[test]
@@ -46,8 +45,8 @@ fn streamed_layers_give_the_same_numbers() {
     let mut seen: Vec<Vec<f32>> = Vec::new();
     for options in [&plain, &with_loras, &blocks] {
         for precision in all {
-            let whole = latents(options, precision, Residence::Whole);
-            let streamed = latents(options, precision, Residence::Streamed);
+            let whole = latents(options, precision, Offload::None);
+            let streamed = latents(options, precision, Offload::Sequential);
             assert!(whole == streamed, "{precision}");
             // The weights matter: nothing else gives these numbers.
             assert!(!seen.contains(&whole), "{precision}");
@@ -68,15 +67,16 @@ fn a_missing_tensor_is_named_before_the_first_step() {
     let written = safetensors::serialize(others, None).unwrap();
     std::fs::write(&unet, written).unwrap();
     let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
-    let pipeline = Pipeline::with_residence(checkpoint, Precision::F32, Residence::Streamed);
+    let pipeline = Pipeline::open(checkpoint).precision(Precision::F32);
+    let pipeline = pipeline.offload(Offload::Sequential).load();
     let request = Request {
         prompt: vec!["a lighthouse".into()],
         steps: 2,
         ..Request::default()
     };
     let mut steps = 0;
-    let made = pipeline.unwrap().generate(&request, None, &mut |event| {
-        steps += usize::from(matches!(event, sdxl::Event::Step { .. }));
+    let made = pipeline.unwrap().generate(&request, &mut |event| {
+        steps += usize::from(matches!(event, sdxl::Event::Step(_)));
         ControlFlow::Continue(())
     });
     let error = made.err().unwrap().to_string();

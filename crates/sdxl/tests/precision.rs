@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use sdxl::model::unet::{UNet, UNetConditioning};
@@ -12,8 +11,8 @@ use sdxl::tensor::Tensor;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::Loader;
 use sdxl::weights::folder::{Checkpoint, Part};
-use sdxl::{LoadOptions, Pipeline, Precision, Request};
-use support::{golden, relative_l2};
+use sdxl::{Precision, Request};
+use support::{generate, golden, load, relative_l2};
 
 /// What one call of the UNet may differ from `f32`, as a relative L2 distance.
 const INT8_BAR: f64 = 3e-2;
@@ -63,7 +62,7 @@ fn unet_errors(root: &Path, side: usize) -> [f64; 2] {
         let loader = Loader::new(&tensors, precision);
         let unet = UNet::load(&checkpoint.unet, &path, &loader).unwrap();
         [999.0, 500.0, 20.0]
-            .map(|t| unet.forward(&x, t, &conditioning).to_f32_vec())
+            .map(|t| unet.forward(&x, t, &conditioning).unwrap().to_f32_vec())
             .into()
     };
     let full = answers(Precision::F32);
@@ -108,13 +107,7 @@ fn pictures_of_the_demo_stay_near_those_of_full_precision() {
         ..Default::default()
     };
     let pictures = |precision| -> Vec<Vec<u8>> {
-        let options = LoadOptions {
-            variant: None,
-            precision: Some(precision),
-        };
-        let pipeline = Pipeline::load(&demo(), &options).unwrap();
-        let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
-        let output = pipeline.generate(&request, None, &mut silent).unwrap();
+        let output = generate(&load(demo(), precision), &request);
         output.images.into_iter().map(|i| i.pixels.data).collect()
     };
     let full = pictures(Precision::F32);

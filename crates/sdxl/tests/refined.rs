@@ -3,14 +3,11 @@
 
 mod support;
 
-use std::ops::ControlFlow;
-
 use sdxl::image::{mask, resize};
-use sdxl::pipeline::Residence;
 use sdxl::weights::folder::read_json;
-use sdxl::{Checkpoint, Event, Latents, Output, Pipeline, Pixels, Precision, Request, ResizeMode};
+use sdxl::{Checkpoint, Latents, Offload, Pipeline, Pixels, Precision, Request, ResizeMode};
 use serde_json::{Map, Value, json};
-use support::{Golden, golden, relative_l2};
+use support::{Golden, generate, golden, relative_l2};
 
 const BAR: f64 = 1e-4;
 
@@ -19,7 +16,16 @@ fn open(name: &str) -> Checkpoint {
 }
 
 fn load(name: &str) -> Pipeline {
-    Pipeline::from_checkpoint(open(name), Precision::F32).unwrap()
+    support::load(open(name), Precision::F32)
+}
+
+/// The base with the refiner.
+fn load_both(offload: Offload) -> Pipeline {
+    let both = Pipeline::open(open("base")).refiner(open("refiner"));
+    both.precision(Precision::F32)
+        .offload(offload)
+        .load()
+        .unwrap()
 }
 
 fn picture_path(name: &str) -> String {
@@ -66,18 +72,13 @@ fn cases(prefix: &str) -> Vec<Value> {
     cases
 }
 
-fn run(pipeline: &Pipeline, request: &Request) -> Output {
-    let mut silent = |_: Event<'_>| ControlFlow::Continue(());
-    pipeline.generate(request, None, &mut silent).unwrap()
-}
-
 /// Runs every case whose name starts so, with the pipeline made for each by `choose`.
 fn check<'a>(prefix: &str, choose: impl Fn(&Value) -> &'a Pipeline) {
     let expected = Golden::open("refined/latents.safetensors");
     let mut worst = 0.0f64;
     for case in cases(prefix) {
         let name = case["name"].as_str().unwrap();
-        let output = run(choose(&case), &request_of(&case));
+        let output = generate(choose(&case), &request_of(&case));
         let shape = expected.shape(&format!("{name}.latents"));
         let [n, c, h, w] = shape[..] else {
             panic!("{name} {shape:?}");
@@ -115,13 +116,13 @@ fn image_to_image() {
 
 #[test]
 fn base_and_refiner_together() {
-    let both = load("base").with_refiner(open("refiner")).unwrap();
+    let both = load_both(Offload::None);
     check("ensemble.", |_| &both);
 }
 
 #[test]
 fn the_finished_picture_through_the_refiner() {
-    let both = load("base").with_refiner(open("refiner")).unwrap();
+    let both = load_both(Offload::None);
     check("two_stage.", |_| &both);
 }
 
@@ -138,7 +139,7 @@ fn inpainting() {
 #[test]
 fn a_second_pass_at_a_higher_size() {
     let base = load("base");
-    let both = load("base").with_refiner(open("refiner")).unwrap();
+    let both = load_both(Offload::None);
     check("upscale.", |case| match case["refiner"].as_bool() {
         Some(true) => &both,
         _ => &base,
@@ -148,7 +149,7 @@ fn a_second_pass_at_a_higher_size() {
 #[test]
 fn guidance_that_changes_with_the_steps() {
     let base = load("base");
-    let both = load("base").with_refiner(open("refiner")).unwrap();
+    let both = load_both(Offload::None);
     check("guidance.", |case| match case["refiner"].as_bool() {
         Some(true) => &both,
         _ => &base,
@@ -224,14 +225,13 @@ fn sparing_memory_changes_no_number() {
         refiner_strength: Some(0.5),
         ..Default::default()
     };
-    let whole = load("base").with_refiner(open("refiner")).unwrap();
-    let whole = run(&whole, &request);
-    for residence in [Residence::InTurn, Residence::Streamed] {
-        let sparing = Pipeline::with_residence(open("base"), Precision::F32, residence).unwrap();
-        let sparing = sparing.with_refiner(open("refiner")).unwrap();
+    let whole = load_both(Offload::None);
+    let whole = generate(&whole, &request);
+    for offload in [Offload::Model, Offload::Sequential] {
+        let sparing = load_both(offload);
         // Twice: the second run finds nothing of the first.
         for _ in 0..2 {
-            let again = run(&sparing, &request);
+            let again = generate(&sparing, &request);
             assert_eq!(again.latents.data(), whole.latents.data());
             assert_eq!(again.images, whole.images);
         }

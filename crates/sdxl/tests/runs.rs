@@ -12,20 +12,21 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sdxl::noise::NoiseSource;
 use sdxl::weights::folder::read_json;
-use sdxl::{Latents, LoadOptions, Pipeline, Precision, PromptSyntax, Request};
+use sdxl::{Inputs, Latents, Pipeline, Precision, PromptSyntax, Request};
 use serde_json::{Map, Value, json};
-use support::{Golden, close_values, copy, golden};
+use support::{Golden, close_values, copy, generate, golden};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-4;
 const NOISE_BAR: f32 = 2e-6;
 
 fn load(root: &Path, variant: Option<&str>) -> Pipeline {
-    let options = LoadOptions {
-        variant: variant.map(str::to_string),
-        precision: Some(Precision::F32),
+    let opening = Pipeline::open(root).precision(Precision::F32);
+    let opening = match variant {
+        Some(variant) => opening.variant(variant),
+        None => opening,
     };
-    Pipeline::load(root, &options).unwrap()
+    opening.load().unwrap()
 }
 
 /// A request as `runs.json` writes it: lists may be single values, sizes are pairs.
@@ -79,12 +80,18 @@ fn check(pipeline: &Pipeline, run: &Value) {
         }
     }
     let mut evaluations = 0;
-    let output = pipeline
-        .generate(&request, start, &mut |event| {
-            if let sdxl::Event::Step { total, .. } = event {
-                evaluations = total;
-            }
-            ControlFlow::Continue(())
+    let inputs = Inputs {
+        latents: start,
+        ..Inputs::default()
+    };
+    let output = (pipeline.prepare(&request, inputs))
+        .and_then(|run| {
+            run.start(&mut |event| {
+                if let sdxl::Event::Step(step) = event {
+                    evaluations = step.total;
+                }
+                ControlFlow::Continue(())
+            })
         })
         .unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(evaluations, expected.shape("timesteps")[0], "{name}");
@@ -215,8 +222,7 @@ fn sharded_files() {
     check(&load(dir.path(), None), &run_named("default"));
 
     fs::remove_file(folder.join(format!("{WEIGHTS}-00002-of-00002.safetensors"))).unwrap();
-    let options = LoadOptions::default();
-    let Err(error) = Pipeline::load(dir.path(), &options) else {
+    let Err(error) = Pipeline::open(dir.path()).load() else {
         panic!("loaded without its second shard");
     };
     assert!(error.to_string().contains("00002-of-00002"), "{error}");
@@ -234,13 +240,7 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
 fn reduced_precision_stays_near_full() {
     let request = request_of(&run_named("default"));
     let picture = |precision| {
-        let options = LoadOptions {
-            variant: None,
-            precision: Some(precision),
-        };
-        let pipeline = Pipeline::load(&golden("base"), &options).unwrap();
-        let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
-        let output = pipeline.generate(&request, None, &mut silent).unwrap();
+        let output = generate(&support::load(golden("base"), precision), &request);
         output.images[0].pixels.data.clone()
     };
     let full = picture(Precision::F32);
@@ -264,9 +264,7 @@ fn results_do_not_depend_on_threads_or_company() {
             .num_threads(threads)
             .build()
             .unwrap();
-        let mut silent = |_: sdxl::Event<'_>| ControlFlow::Continue(());
-        pool.install(|| pipeline.generate(request, None, &mut silent))
-            .unwrap()
+        pool.install(|| generate(&pipeline, request))
     };
     let request = Request {
         steps: 3,
@@ -291,21 +289,19 @@ fn results_do_not_depend_on_threads_or_company() {
 fn an_observer_can_stop_a_run() {
     let pipeline = load(&golden("base"), None);
     let mut seen = 0;
-    let stopped =
-        pipeline.generate(
-            &request_of(&run_named("default")),
-            None,
-            &mut |event| match event {
-                sdxl::Event::Step { index, .. } => {
-                    seen = index;
-                    if index == 2 {
-                        return ControlFlow::Break(());
-                    }
-                    ControlFlow::Continue(())
+    let stopped = pipeline.generate(
+        &request_of(&run_named("default")),
+        &mut |event| match event {
+            sdxl::Event::Step(step) => {
+                seen = step.index;
+                if seen == 2 {
+                    return ControlFlow::Break(());
                 }
-                _ => ControlFlow::Continue(()),
-            },
-        );
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Continue(()),
+        },
+    );
     assert!(matches!(stopped, Err(sdxl::Error::Cancelled)));
     assert_eq!(seen, 2);
 }
@@ -321,12 +317,12 @@ fn finished_pictures_are_told_of_as_they_come() {
         ..request_of(&run_named("default"))
     };
     let (mut told, mut seen) = (String::new(), Vec::new());
-    let made = pipeline.generate(&request, None, &mut |event| {
+    let made = pipeline.generate(&request, &mut |event| {
         match event {
             sdxl::Event::Decoding { index, .. } => told += &format!("decoding {index}, "),
-            sdxl::Event::Picture { index, picture, .. } => {
-                told += &format!("picture {index}, ");
-                seen.push((picture.seed, picture.pixels.data.clone()));
+            sdxl::Event::Picture(made) => {
+                told += &format!("picture {}, ", made.index);
+                seen.push((made.picture.seed, made.picture.pixels.data.clone()));
             }
             _ => {}
         }
@@ -339,8 +335,8 @@ fn finished_pictures_are_told_of_as_they_come() {
     let made = made.unwrap().images.into_iter();
     assert!(seen == made.map(|p| (p.seed, p.pixels.data)).collect::<Vec<_>>());
     // And it can be stopped there.
-    let stopped = pipeline.generate(&request, None, &mut |event| match event {
-        sdxl::Event::Picture { index: 2, .. } => ControlFlow::Break(()),
+    let stopped = pipeline.generate(&request, &mut |event| match event {
+        sdxl::Event::Picture(made) if made.index == 2 => ControlFlow::Break(()),
         sdxl::Event::Decoding { index: 3, .. } => panic!("it goes on"),
         _ => ControlFlow::Continue(()),
     });
@@ -357,15 +353,8 @@ fn a_long_prompt_warns_with_what_was_cut() {
         seed: vec![1],
         ..Request::default()
     };
-    let mut warnings = Vec::new();
-    pipeline
-        .generate(&request, None, &mut |event| {
-            if let sdxl::Event::Warning(text) = event {
-                warnings.push(text.to_string());
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+    let run = pipeline.prepare(&request, Inputs::default()).unwrap();
+    let warnings = run.warnings();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].contains("zebra") && !warnings[0].contains("cat"));
+    assert!(warnings[0].message.contains("zebra") && !warnings[0].message.contains("cat"));
 }

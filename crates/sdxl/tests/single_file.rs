@@ -5,7 +5,6 @@ mod support;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
@@ -14,7 +13,7 @@ use sdxl::weights::folder::{OpenOptions, read_json};
 use sdxl::weights::safetensors::{ElementType, StoredTensor, TensorSet};
 use sdxl::{Checkpoint, Family, Lora, Part, Pipeline, Precision, Request};
 use serde_json::{Map, Value, json};
-use support::{copy, golden};
+use support::{copy, generate, golden, load};
 use tempfile::TempDir;
 
 /// What `tools/golden/single_file.py` tells of a file's tensors.
@@ -168,9 +167,10 @@ fn request() -> Request {
 }
 
 fn latents(checkpoint: Checkpoint) -> Vec<f32> {
-    let pipeline = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
-    let made = pipeline.generate(&request(), None, &mut |_| ControlFlow::Continue(()));
-    made.unwrap().latents.data().to_vec()
+    generate(&load(checkpoint, Precision::F32), &request())
+        .latents
+        .data()
+        .to_vec()
 }
 
 #[test]
@@ -303,7 +303,6 @@ fn eight_bit_floats_are_torchs() {
             sdxl_kernels::Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
             sdxl_kernels::Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
             sdxl_kernels::Weights::Int8 { .. } => Vec::new(),
-            sdxl_kernels::Weights::Unread { .. } => panic!("weights that were not read"),
         };
         set.read(name, tensor, to_f32).unwrap()
     };
@@ -418,7 +417,7 @@ fn a_vae_can_be_replaced() {
     let Err(error) = Checkpoint::open(&without, None) else {
         panic!("opened without a VAE");
     };
-    assert!(error.to_string().contains("--vae"), "{error}");
+    assert!(error.to_string().contains("`vae`"), "{error}");
 
     let folder = Checkpoint::open(&golden("base"), None).unwrap();
     let expected = sorted(&folder, Part::Vae);
@@ -498,7 +497,7 @@ fn other_files_are_told_by_what_they_are() {
                 "lora_unet_input_blocks_4_1_proj_in.lora_down.weight",
                 &[4, 640],
             )],
-            &["LoRA", "--lora"],
+            &["LoRA", "`loras`"],
         ),
         (
             "peft",
@@ -506,12 +505,12 @@ fn other_files_are_told_by_what_they_are() {
                 "unet.down_blocks.1.attentions.0.proj_in.lora_A.weight",
                 &[4, 640],
             )],
-            &["LoRA", "--lora"],
+            &["LoRA", "`loras`"],
         ),
         (
             "vae",
             &[("decoder.conv_in.weight", &[4, 4, 3, 3])],
-            &["VAE", "--vae"],
+            &["VAE", "`vae`"],
         ),
         (
             "unet",
@@ -563,7 +562,8 @@ fn incomplete_files_name_what_they_lack() {
         });
         match Checkpoint::open(&path, None) {
             Ok(checkpoint) => {
-                let Err(error) = Pipeline::from_checkpoint(checkpoint, Precision::F32) else {
+                let opening = Pipeline::open(checkpoint).precision(Precision::F32);
+                let Err(error) = opening.load() else {
                     panic!("loaded without {start}");
                 };
                 error.to_string()

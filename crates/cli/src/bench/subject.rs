@@ -91,8 +91,8 @@ impl Subject {
                     latents: normal(&[batch, side, side, config.in_channels]),
                     texts: (0..batch)
                         .map(|_| normal(&[77, config.cross_attention_dim]))
-                        .map(|text| Arc::new(unet.text_keys(&text)))
-                        .collect(),
+                        .map(|text| Ok(Arc::new(unet.text_keys(&text)?)))
+                        .collect::<sdxl::Result<_>>()?,
                     pooled: normal(&[batch, checkpoint.text_encoder_2.projection_dim]),
                     time_ids: Tensor::from_f32([batch, ids.len()], ids.repeat(batch)),
                     unet,
@@ -148,7 +148,7 @@ impl Subject {
                     ..Request::default()
                 };
                 Subject::Generate {
-                    pipeline: Box::new(Pipeline::from_checkpoint(checkpoint, precision)?),
+                    pipeline: Box::new(Pipeline::open(checkpoint).precision(precision).load()?),
                     request: Box::new(request),
                 }
             }
@@ -165,23 +165,24 @@ impl Subject {
                 pooled,
                 time_ids,
             } => {
+                let timesteps = vec![500.0; latents.dim(0)];
                 let out = scope("unet", || {
-                    unet.forward_with(latents, 500.0, texts, pooled, time_ids)
-                });
+                    unet.forward_with(latents, &timesteps, texts, pooled, time_ids)
+                })??;
                 is_finite(&out)
             }
             Subject::Vae { vae, latents } => {
-                is_finite(&scope("vae.decoder", || vae.decode(latents)))
+                is_finite(&scope("vae.decoder", || vae.decode(latents))??)
             }
             Subject::Text { first, second, ids } => {
-                let one = scope("text_encoder", || first.forward(ids, 1));
-                let two = scope("text_encoder_2", || second.forward(ids, 1));
+                let one = scope("text_encoder", || first.forward(ids, 1))??;
+                let two = scope("text_encoder_2", || second.forward(ids, 1))??;
                 is_finite(&one.hidden) && is_finite(&two.hidden)
             }
             Subject::Generate { pipeline, request } => {
                 // What is not finite is refused there.
                 let go_on = &mut |_: sdxl::Event<'_>| ControlFlow::Continue(());
-                pipeline.generate_from(request, &Inputs::default(), go_on)?;
+                pipeline.prepare(request, Inputs::default())?.start(go_on)?;
                 true
             }
         };

@@ -5,10 +5,10 @@ use std::io::{IsTerminal, Write};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use sdxl::hub::{Cached, Kind, Name, scan, size};
+use sdxl_kit::hub;
 use serde_json::json;
 
 use super::pull::parse;
-use crate::model::hub;
 use crate::{Reported, usage};
 
 /// `sdxl models list`

@@ -2,16 +2,14 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use clap::Args;
-use sdxl::pipeline::Residence;
 use sdxl::weights::folder::OpenOptions;
-use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, Error, Inputs, Offload, Part, Pipeline, Precision, Request};
+use sdxl_kit::Model;
 use serde_json::json;
 
-use crate::generate::interrupt_flag;
-use crate::model::Model;
+use crate::interrupt;
 use crate::output::ends_in;
 use crate::progress::Progress;
 
@@ -80,7 +78,7 @@ impl Side {
             variant,
             ..OpenOptions::default()
         };
-        let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
+        let checkpoint = Checkpoint::open_with(model.path(), &options)?;
         let bytes =
             (checkpoint.tensors(Part::UNet)?.iter()).any(|(_, t)| t.element().to_string() == "I8");
         Ok(Side {
@@ -101,32 +99,32 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         variant: args.variant.clone(),
         ..OpenOptions::default()
     };
-    let other = Side::open(&args.other, Some((model.folder(), &options)))?;
-    let original = Side::of(Checkpoint::open_with(model.folder(), &options)?);
+    let other = Side::open(&args.other, Some((model.path(), &options)))?;
+    let original = Side::of(Checkpoint::open_with(model.path(), &options)?);
     report(&original, &other, args.json)
 }
 
 /// Makes the pictures and prints how far they are from one another.
 pub fn report(original: &Side, other: &Side, json: bool) -> anyhow::Result<()> {
-    let interrupted = interrupt_flag()?;
+    let cancel = interrupt::token()?;
     let request = request(&original.checkpoint);
     let pictures = |side: &Side, what: &str| -> anyhow::Result<Vec<Vec<u8>>> {
-        let (count, total) = (PROMPTS.len(), PROMPTS.len() * STEPS);
-        let mut progress = Progress::new(total);
+        let pipeline = Pipeline::open(side.checkpoint.clone())
+            .precision(side.precision)
+            .offload(Offload::Model)
+            .load()?;
+        let mut run = pipeline.prepare(&request, Inputs::default())?;
+        run.set_cancel_token(cancel.clone());
+        let mut progress = Progress::new(run.evaluations());
         progress.begin(&format!(
-            "comparing: {count} pictures of {what} in {} (Ctrl-C leaves it)",
+            "comparing: {} pictures of {what} in {} (Ctrl-C leaves it)",
+            PROMPTS.len(),
             side.precision
         ));
-        let pipeline =
-            Pipeline::with_residence(side.checkpoint.clone(), side.precision, Residence::InTurn)?;
-        let mut observe = |event: sdxl::Event<'_>| {
+        let output = run.start(&mut |event| {
             progress.show(event);
-            match interrupted.load(Ordering::SeqCst) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        };
-        let output = pipeline.generate(&request, None, &mut observe)?;
+            ControlFlow::Continue(())
+        })?;
         progress.finish();
         Ok(output.images.into_iter().map(|p| p.pixels.data).collect())
     };

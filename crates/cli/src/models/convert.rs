@@ -7,10 +7,10 @@ use sdxl::Checkpoint;
 use sdxl::weights::convert;
 use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lower::Target;
+use sdxl_kit::Model;
 
 use super::compare::{self, Side};
 use crate::info::size;
-use crate::model::Model;
 use crate::output::ends_in;
 use crate::usage;
 
@@ -66,10 +66,10 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         .transpose()?;
     let options = OpenOptions {
         variant: args.variant.clone(),
-        vae: vae.as_ref().map(|vae| vae.folder().to_path_buf()),
+        vae: vae.as_ref().map(|vae| vae.path().to_path_buf()),
         ..OpenOptions::default()
     };
-    let checkpoint = Checkpoint::open_with(model.folder(), &options)?;
+    let checkpoint = Checkpoint::open_with(model.path(), &options)?;
     let Some(target) = args.precision else {
         if ends_in(&args.to, "safetensors") {
             convert::to_single_file(&checkpoint, &args.to)?;
@@ -93,7 +93,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     if args.no_compare {
         return Ok(());
     }
-    let other = Side::open(&args.to, Some((model.folder(), &options)))?;
+    let other = Side::open(&args.to, Some((model.path(), &options)))?;
     let original = Side::of(checkpoint);
     match compare::report(&original, &other, false) {
         Err(error) if compare::is_interrupted(&error) => {

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sdxl::weights::doctor;
+use sdxl_kit::Model;
 
 use crate::Reported;
-use crate::model::Model;
+use crate::flags;
 
 /// `sdxl models doctor`
 #[derive(Args)]
@@ -24,14 +25,14 @@ pub struct DoctorArgs {
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.path))?;
-    let found = doctor::examine(model.folder(), args.variant.as_deref());
+    let found = doctor::examine(model.path(), args.variant.as_deref());
     let problems = found.iter().filter(|f| f.problem).count();
     if args.json {
         out!("{}", serde_json::json!({ "findings": found }));
     } else {
         for finding in &found {
             let kind = if finding.problem { "problem" } else { "note" };
-            out!("{kind}: {}", finding.text);
+            out!("{kind}: {}", flags::named(&finding.text));
         }
         if problems == 0 {
             out!("nothing is wrong with {}", args.path.display());

@@ -8,10 +8,11 @@ use sdxl::weights::doctor::lora_context;
 use sdxl::weights::recognise::Kind;
 use sdxl::weights::safetensors::TensorSet;
 use sdxl::{Checkpoint, Family, Part};
+use sdxl_kit::Model;
 use serde_json::json;
 
+use crate::flags;
 use crate::info::{PartInfo, count, describe};
-use crate::model::Model;
 
 /// `sdxl models inspect`
 #[derive(Args)]
@@ -29,20 +30,20 @@ pub struct InspectArgs {
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.path))?;
-    if model.folder().is_file() {
-        let tensors = TensorSet::open(&[model.folder().to_path_buf()])?;
+    if model.path().is_file() {
+        let tensors = TensorSet::open(&[model.path().to_path_buf()])?;
         let kind = Kind::of(&tensors);
         if !matches!(kind, Kind::Base | Kind::Refiner) {
             other(args, kind, &tensors);
             return Ok(());
         }
     }
-    let checkpoint = Checkpoint::open(model.folder(), args.variant.as_deref())?;
+    let checkpoint = Checkpoint::open(model.path(), args.variant.as_deref())?;
     let parts: Vec<PartInfo> = (Part::ALL.into_iter())
         .filter(|part| checkpoint.has(*part))
         .map(|part| describe(&checkpoint, part))
         .collect();
-    let layout = if model.folder().is_file() {
+    let layout = if model.path().is_file() {
         "one file, original names"
     } else {
         "folder"
@@ -126,5 +127,5 @@ fn other(args: &InspectArgs, kind: Kind, tensors: &TensorSet) {
     }
     out!("  tensors     {}", tensors.iter().count());
     out!("  parameters  {}  {}", count(parameters), dtypes.join("+"));
-    out!("  to use it   {}", kind.advice());
+    out!("  to use it   {}", flags::named(kind.advice()));
 }

@@ -4,8 +4,8 @@ use clap::Args;
 use sdxl::Precision;
 use sdxl::hub::{Name, Purpose, Want};
 use sdxl::pipeline::default_precision;
+use sdxl_kit::hub;
 
-use crate::model::hub;
 use crate::pulling::Bars;
 use crate::usage;
 

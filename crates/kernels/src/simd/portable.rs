@@ -5,16 +5,34 @@ use std::array::from_fn;
 use half::{bf16, f16};
 
 use super::Simd;
+use crate::tile::{Kernel, tile};
 
 const LANES: usize = 8;
 
+/// Vectors as arrays, for tiles of so many rows.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub(crate) struct Portable<const ROWS: usize>;
 
-impl Simd for Portable {
+impl<const ROWS: usize> Simd for Portable<ROWS> {
     type V = [f32; LANES];
     const LANES: usize = LANES;
     const PANEL_VECTORS: usize = 2;
+    const ROWS: usize = ROWS;
+
+    #[inline(always)]
+    unsafe fn tile<K: Kernel, const NV: usize>(
+        self,
+        rows: &[*const K::A],
+        offset: usize,
+        len: usize,
+        w: *const K::W,
+        add: bool,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<Self, K, NV, ROWS>(self, rows, offset, len, w, add, out, stride) }
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {

@@ -9,9 +9,13 @@ use std::mem;
 use half::{bf16, f16};
 
 use super::{Op, Simd};
+use crate::tile::{Kernel, tile};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
+
+/// Rows of a tile: the sums take 24 of 32 registers.
+const AVX512_ROWS: usize = 6;
 
 /// With `BF16`, also the instructions for bf16 and the int8 dot product.
 #[derive(Clone, Copy)]
@@ -51,6 +55,23 @@ impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
     const PANEL_VECTORS: usize = 2;
+    // The sums take 12 of 16 registers.
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn tile<K: Kernel, const NV: usize>(
+        self,
+        rows: &[*const K::A],
+        offset: usize,
+        len: usize,
+        w: *const K::W,
+        add: bool,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<Self, K, NV, { Self::ROWS }>(self, rows, offset, len, w, add, out, stride) }
+    }
 
     methods! {
         fn splat(value: f32) -> __m256 { _mm256_set1_ps(value) }
@@ -184,6 +205,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
     const PANEL_VECTORS: usize = 4;
+    const ROWS: usize = AVX512_ROWS;
+
+    #[inline(always)]
+    unsafe fn tile<K: Kernel, const NV: usize>(
+        self,
+        rows: &[*const K::A],
+        offset: usize,
+        len: usize,
+        w: *const K::W,
+        add: bool,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<Self, K, NV, AVX512_ROWS>(self, rows, offset, len, w, add, out, stride) }
+    }
 
     methods! {
         fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }

@@ -1,19 +1,15 @@
 //! What can go wrong between here and a hub, and what to do about it.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use crate::error::then;
+
 /// Why a model of a hub cannot be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HubError {
     /// The hub shows no model of this name.
-    #[error(
-        "{endpoint} shows no model `{repo}`; check the spelling{}",
-        if *token {
-            ". If it is a private model, the token that is set may not see it"
-        } else {
-            ", or, if it is a private model, set HF_TOKEN to a token that may read it"
-        }
-    )]
     NoModel {
         /// `ORG/NAME`.
         repo: String,
@@ -23,10 +19,6 @@ pub enum HubError {
         token: bool,
     },
     /// The model has no such branch, tag or commit.
-    #[error(
-        "the model `{repo}` has no revision `{revision}`; write a branch, a tag or a whole commit \
-         hash after the @, or nothing for the newest"
-    )]
     NoRevision {
         /// `ORG/NAME`.
         repo: String,
@@ -34,33 +26,24 @@ pub enum HubError {
         revision: String,
     },
     /// The model lacks a file that was asked for, or that a checkpoint must have.
-    #[error("the model `{repo}` has no {file}{hint}")]
     NoFile {
         /// `ORG/NAME`.
         repo: String,
         /// The file.
         file: String,
-        /// What it has instead, as a continuation of the sentence.
-        hint: String,
+        /// What it has instead, or what to do.
+        hint: Option<String>,
     },
     /// There is no checkpoint in the repository, or more than one.
-    #[error("the model `{repo}` {what}")]
     NotACheckpoint {
         /// `ORG/NAME`.
         repo: String,
-        /// What is there, and what to do.
+        /// What is there, as a continuation of the sentence.
         what: String,
+        /// What to do.
+        hint: Option<String>,
     },
     /// The model is shown to those only who have agreed to its terms.
-    #[error(
-        "the model `{repo}` is gated: agree to its terms at {page}, then {}",
-        if *token {
-            "run this again (the token that is set must belong to the account that agreed, and may \
-             need the right to read gated models)"
-        } else {
-            "set HF_TOKEN to a token of the same account, made at the hub's settings/tokens page"
-        }
-    )]
     Gated {
         /// `ORG/NAME`.
         repo: String,
@@ -70,18 +53,11 @@ pub enum HubError {
         token: bool,
     },
     /// The hub does not know the token.
-    #[error(
-        "{endpoint} does not accept the token; make a new one and set HF_TOKEN to it, or unset \
-         HF_TOKEN (and remove the file that `hf auth login` wrote) for models that need none"
-    )]
     BadToken {
         /// The hub.
         endpoint: String,
     },
     /// The hub refuses, whatever the token.
-    #[error(
-        "{url}: forbidden ({message}); a token with the right to read this model is needed: set HF_TOKEN"
-    )]
     Forbidden {
         /// What was asked for.
         url: String,
@@ -89,11 +65,6 @@ pub enum HubError {
         message: String,
     },
     /// Too many requests, and the hub wants a longer wait than anyone sits through.
-    #[error(
-        "{endpoint} asks to wait {seconds} s before the next request (429); run this again then: \
-         what has come is kept{}",
-        if *token { "" } else { ". With a token in HF_TOKEN the hub allows more" }
-    )]
     Busy {
         /// The hub.
         endpoint: String,
@@ -103,12 +74,6 @@ pub enum HubError {
         token: bool,
     },
     /// The network is out of bounds and the cache does not have everything.
-    #[error(
-        "the cache {} lacks {} and HF_HUB_OFFLINE is set; unset it, or copy the cache's folder \
-         {folder} from a machine where `sdxl models pull {name}` has run",
-        cache.display(),
-        list(missing)
-    )]
     Offline {
         /// The model as it was named.
         name: String,
@@ -120,7 +85,6 @@ pub enum HubError {
         missing: Vec<String>,
     },
     /// The model was asked of the cache only and is not there.
-    #[error("`{name}` is not in the cache {}; `sdxl models pull {name}` fetches it", cache.display())]
     NotCached {
         /// The model as it was named.
         name: String,
@@ -128,10 +92,6 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// No connection, or one that was cut again and again.
-    #[error(
-        "{url}: {why}, {tries} times in a row; check the connection (and HTTPS_PROXY, HF_ENDPOINT \
-         where they are set) and run this again: what has come is kept"
-    )]
     Lost {
         /// What was asked for.
         url: String,
@@ -141,10 +101,6 @@ pub enum HubError {
         tries: u32,
     },
     /// A server that does not prove who it is.
-    #[error(
-        "{url}: the server's certificate is not trusted ({why}); where a proxy opens encrypted \
-         connections, set SSL_CERT_FILE to a PEM file with its certificate"
-    )]
     Certificate {
         /// What was asked for.
         url: String,
@@ -152,7 +108,6 @@ pub enum HubError {
         why: String,
     },
     /// An answer that is none of the above.
-    #[error("{url}: the server answers {status}{message}")]
     Status {
         /// What was asked for.
         url: String,
@@ -162,10 +117,6 @@ pub enum HubError {
         message: String,
     },
     /// An answer that makes no sense.
-    #[error(
-        "{url}: {what}; this does not look like a model hub's answer (is HF_ENDPOINT right, is there \
-         a proxy that wants a login?)"
-    )]
     Odd {
         /// What was asked for.
         url: String,
@@ -173,10 +124,6 @@ pub enum HubError {
         what: String,
     },
     /// A file that arrived is not the file that the hub described.
-    #[error(
-        "{file} arrived twice with other contents than the hub says (SHA {expected}, not {found}); \
-         something on the way changes it: try another network, or without a proxy"
-    )]
     WrongHash {
         /// The file.
         file: String,
@@ -186,13 +133,6 @@ pub enum HubError {
         found: String,
     },
     /// The disk is too small.
-    #[error(
-        "{} to fetch, but only {} free at {}; free some (`sdxl models list`, `sdxl models rm`), or \
-         set HF_HUB_CACHE to a folder on a larger disk",
-        super::size(*needed),
-        super::size(*free),
-        path.display()
-    )]
     DiskFull {
         /// The cache.
         path: PathBuf,
@@ -202,7 +142,6 @@ pub enum HubError {
         free: u64,
     },
     /// The cache cannot be read or written.
-    #[error("{}: {why}", path.display())]
     Cache {
         /// The file or folder.
         path: PathBuf,
@@ -236,6 +175,168 @@ impl HubError {
         }
     }
 
+    /// What is wrong.
+    pub fn message(&self) -> String {
+        self.told().0
+    }
+
+    /// What to do about it, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        self.told().1
+    }
+
+    /// The message and the hint.
+    fn told(&self) -> (String, Option<String>) {
+        match self {
+            HubError::NoModel {
+                repo,
+                endpoint,
+                token,
+            } => (
+                format!("{endpoint} shows no model `{repo}`"),
+                Some(match token {
+                    true => "check the spelling. If it is a private model, the token that is set \
+                             may not see it"
+                        .into(),
+                    false => "check the spelling, or, if it is a private model, set HF_TOKEN to a \
+                              token that may read it"
+                        .into(),
+                }),
+            ),
+            HubError::NoRevision { repo, revision } => (
+                format!("the model `{repo}` has no revision `{revision}`"),
+                Some(
+                    "write a branch, a tag or a whole commit hash after the @, or nothing for the \
+                     newest"
+                        .into(),
+                ),
+            ),
+            HubError::NoFile { repo, file, hint } => {
+                (format!("the model `{repo}` has no {file}"), hint.clone())
+            }
+            HubError::NotACheckpoint { repo, what, hint } => {
+                (format!("the model `{repo}` {what}"), hint.clone())
+            }
+            HubError::Gated { repo, page, token } => (
+                format!("the model `{repo}` is gated"),
+                Some(format!(
+                    "agree to its terms at {page}, then {}",
+                    match token {
+                        true =>
+                            "run this again (the token that is set must belong to the account that \
+                             agreed, and may need the right to read gated models)",
+                        false =>
+                            "set HF_TOKEN to a token of the same account, made at the hub's \
+                             settings/tokens page",
+                    }
+                )),
+            ),
+            HubError::BadToken { endpoint } => (
+                format!("{endpoint} does not accept the token"),
+                Some(
+                    "make a new one and set HF_TOKEN to it, or unset HF_TOKEN (and remove the file \
+                     that `hf auth login` wrote) for models that need none"
+                        .into(),
+                ),
+            ),
+            HubError::Forbidden { url, message } => (
+                format!("{url}: forbidden ({message})"),
+                Some("a token with the right to read this model is needed: set HF_TOKEN".into()),
+            ),
+            HubError::Busy {
+                endpoint,
+                seconds,
+                token,
+            } => (
+                format!("{endpoint} asks to wait {seconds} s before the next request (429)"),
+                Some(format!(
+                    "run this again then: what has come is kept{}",
+                    match token {
+                        true => "",
+                        false => ". With a token in HF_TOKEN the hub allows more",
+                    }
+                )),
+            ),
+            HubError::Offline {
+                name,
+                cache,
+                folder,
+                missing,
+            } => (
+                format!(
+                    "the cache {} lacks {} and HF_HUB_OFFLINE is set",
+                    cache.display(),
+                    list(missing)
+                ),
+                Some(format!(
+                    "unset it, or copy the cache's folder {folder} from a machine where \
+                     `sdxl models pull {name}` has run"
+                )),
+            ),
+            HubError::NotCached { name, cache } => (
+                format!("`{name}` is not in the cache {}", cache.display()),
+                Some(format!("`sdxl models pull {name}` fetches it")),
+            ),
+            HubError::Lost { url, why, tries } => (
+                format!("{url}: {why}, {tries} times in a row"),
+                Some(
+                    "check the connection (and HTTPS_PROXY, HF_ENDPOINT where they are set) and \
+                     run this again: what has come is kept"
+                        .into(),
+                ),
+            ),
+            HubError::Certificate { url, why } => (
+                format!("{url}: the server's certificate is not trusted ({why})"),
+                Some(
+                    "where a proxy opens encrypted connections, set SSL_CERT_FILE to a PEM file \
+                     with its certificate"
+                        .into(),
+                ),
+            ),
+            HubError::Status {
+                url,
+                status,
+                message,
+            } => (format!("{url}: the server answers {status}{message}"), None),
+            HubError::Odd { url, what } => (
+                format!("{url}: {what}"),
+                Some(
+                    "this does not look like a model hub's answer (is HF_ENDPOINT right, is there \
+                     a proxy that wants a login?)"
+                        .into(),
+                ),
+            ),
+            HubError::WrongHash {
+                file,
+                expected,
+                found,
+            } => (
+                format!(
+                    "{file} arrived twice with other contents than the hub says (SHA {expected}, \
+                     not {found})"
+                ),
+                Some(
+                    "something on the way changes it: try another network, or without a proxy"
+                        .into(),
+                ),
+            ),
+            HubError::DiskFull { path, needed, free } => (
+                format!(
+                    "{} to fetch, but only {} free at {}",
+                    super::size(*needed),
+                    super::size(*free),
+                    path.display()
+                ),
+                Some(
+                    "free some (`sdxl models list`, `sdxl models rm`), or set HF_HUB_CACHE to a \
+                     folder on a larger disk"
+                        .into(),
+                ),
+            ),
+            HubError::Cache { path, why } => (format!("{}: {why}", path.display()), None),
+        }
+    }
+
     pub(super) fn cache(path: &std::path::Path, error: &std::io::Error) -> HubError {
         HubError::Cache {
             path: path.to_path_buf(),
@@ -243,6 +344,15 @@ impl HubError {
         }
     }
 }
+
+impl fmt::Display for HubError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (message, hint) = self.told();
+        write!(f, "{message}{}", then(&hint))
+    }
+}
+
+impl std::error::Error for HubError {}
 
 /// A few names, and how many more there are.
 fn list(names: &[String]) -> String {

@@ -237,7 +237,7 @@ impl Client {
             ("EntryNotFound", _, Some(file)) | ("", 404, Some(file)) => HubError::NoFile {
                 repo,
                 file: file.to_string(),
-                hint: String::new(),
+                hint: None,
             },
             (_, 401, _) if token && message.contains("Invalid credentials") => HubError::BadToken {
                 endpoint: self.endpoint.clone(),

@@ -161,26 +161,28 @@ fn of_part(want: &Want, view: &View<'_>, found: &mut Selection) -> Result<()> {
     view.need("config.json", found);
     let config = (view.read)("config.json")?;
     let class = config.get("_class_name").and_then(Value::as_str);
-    let what = match (class, want.purpose) {
+    let (what, hint) = match (class, want.purpose) {
         (Some("AutoencoderKL") | None, Purpose::Vae | Purpose::Any) => {
             let taken = weights(want, view, "", Part::Vae, found)?;
             return settle(want, view, &[taken], found);
         }
         (Some("AutoencoderKL") | None, _) => {
-            "is a VAE alone; give a checkpoint as the model and this with --vae".to_string()
+            let hint = "give a checkpoint as the model and this with `vae`";
+            ("is a VAE alone".to_string(), hint)
         }
-        (Some(class), _) => format!(
-            "is a part alone ({class}), not a checkpoint; give the model that it was made for"
-        ),
+        (Some(class), _) => {
+            let hint = "give the model that it was made for";
+            (format!("is a part alone ({class}), not a checkpoint"), hint)
+        }
     };
-    Err(view.not_a_checkpoint(what))
+    Err(view.not_a_checkpoint(what, Some(hint.to_string())))
 }
 
 /// A repository without a folder layout.
 fn of_files(view: &View<'_>, found: &mut Selection) -> Result<()> {
     let single = |f: &&String| f.ends_with(".safetensors") && !f.contains('/');
     let files: Vec<&String> = view.files.iter().filter(single).collect();
-    let what = match files.as_slice() {
+    let (what, hint) = match files.as_slice() {
         [one] => {
             view.need(one, found);
             view.like("config.json", found);
@@ -190,7 +192,7 @@ fn of_files(view: &View<'_>, found: &mut Selection) -> Result<()> {
         }
         [] => {
             let pickled = |f: &&String| f.ends_with(".ckpt") || f.ends_with(".bin");
-            match view.files.iter().find(pickled) {
+            let what = match view.files.iter().find(pickled) {
                 Some(file) => format!(
                     "has neither model_index.json nor a .safetensors file; {file} is a pickle, \
                      which can run any program when opened and is never read"
@@ -198,19 +200,24 @@ fn of_files(view: &View<'_>, found: &mut Selection) -> Result<()> {
                 None => "has neither model_index.json nor a .safetensors file, so it is no \
                          checkpoint of Stable Diffusion XL"
                     .to_string(),
-            }
+            };
+            (what, None)
         }
         several => {
             let names: Vec<&str> = several.iter().map(|f| f.as_str()).collect();
-            format!(
-                "has no model_index.json and several checkpoints: {}; name one of them, as in {}/{}",
-                names.join(", "),
-                view.name.repo,
-                names[0]
+            (
+                format!(
+                    "has no model_index.json and several checkpoints: {}",
+                    names.join(", ")
+                ),
+                Some(format!(
+                    "name one of them, as in {}/{}",
+                    view.name.repo, names[0]
+                )),
             )
         }
     };
-    Err(view.not_a_checkpoint(what))
+    Err(view.not_a_checkpoint(what, hint))
 }
 
 /// In which variant a part's weights were taken.
@@ -269,7 +276,7 @@ fn settle(want: &Want, view: &View<'_>, taken: &[Taken], found: &mut Selection) 
         Some(variant) if found.missing.is_empty() && !is(variant) => {
             let repo = view.name.repo.clone();
             let file = format!("weights of variant `{variant}`");
-            let hint = "; leave out --variant to use those that it has".to_string();
+            let hint = Some("leave out `variant` to use those that it has".to_string());
             Err(HubError::NoFile { repo, file, hint }.into())
         }
         None if want.halved() && is("fp16") => {
@@ -304,9 +311,9 @@ impl View<'_> {
         }
     }
 
-    fn not_a_checkpoint(&self, what: String) -> crate::Error {
+    fn not_a_checkpoint(&self, what: String, hint: Option<String>) -> crate::Error {
         let repo = self.name.repo.clone();
-        HubError::NotACheckpoint { repo, what }.into()
+        HubError::NotACheckpoint { repo, what, hint }.into()
     }
 }
 
@@ -502,7 +509,7 @@ mod tests {
         let found = of(&any, "a/b", &names(&vae), true).unwrap();
         assert_eq!(found.files, vae);
         let checkpoint = want(Purpose::Checkpoint, Precision::F32, None);
-        assert!(said(&checkpoint, &vae).contains("--vae"));
+        assert!(said(&checkpoint, &vae).contains("`vae`"));
 
         let without = Want {
             replaced: vec![Part::Vae],

@@ -111,7 +111,7 @@ impl Signer {
                 &mut Cursor::new(file),
                 &mut out,
             )
-            .map_err(|e| Error::Machine(format!("the picture was not signed: {e}")))?;
+            .map_err(|e| Error::machine(format!("the picture was not signed: {e}")))?;
         Ok(out.into_inner())
     }
 }

@@ -21,6 +21,7 @@ use img_parts::{Bytes, ImageEXIF};
 use super::texts::Texts;
 use super::{Pixels, exif, png, xmp};
 use crate::error::{Error, Result};
+use crate::warning::{Warning, WarningKind};
 
 /// Quality of a JPEG where none is asked for.
 pub const JPEG_QUALITY: u8 = 90;
@@ -125,7 +126,7 @@ pub struct Encoded {
     /// The whole file.
     pub bytes: Vec<u8>,
     /// What the format had no room for.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
 }
 
 impl Encoding {
@@ -136,12 +137,13 @@ impl Encoding {
     /// A quality out of range, or of a PNG.
     pub fn new(format: Format, quality: Option<u8>) -> Result<Self> {
         match quality {
-            Some(quality) if !(1..=100).contains(&quality) => Err(Error::request(format!(
-                "quality: {quality} given; use 1 to 100"
-            ))),
-            Some(_) if format == Format::Png => Err(Error::request(
-                "quality: a PNG is lossless and has none; use it with JPEG or WebP",
-            )),
+            Some(quality) if !(1..=100).contains(&quality) => {
+                Err(Error::request("quality", format!("{quality} given")).with_hint("use 1 to 100"))
+            }
+            Some(_) if format == Format::Png => {
+                Err(Error::request("quality", "a PNG is lossless and has none")
+                    .with_hint("use it with JPEG or WebP"))
+            }
             quality => Ok(Encoding { format, quality }),
         }
     }
@@ -158,10 +160,11 @@ impl Encoding {
     pub fn encode(&self, picture: &Pixels, texts: &Texts) -> Result<Encoded> {
         let max = self.format.max_side();
         if picture.width.max(picture.height) > max {
-            return Err(Error::request(format!(
-                "{}x{} is too large for a {}, whose sides have up to {max} pixels; write a PNG",
+            let message = format!(
+                "{}x{} is too large for a {}, whose sides have up to {max} pixels",
                 picture.width, picture.height, self.format
-            )));
+            );
+            return Err(Error::request("format", message).with_hint("write a PNG"));
         }
         match self.format {
             Format::Png => {
@@ -180,7 +183,7 @@ impl Encoding {
     fn jpeg(&self, picture: &Pixels, texts: &Texts) -> Result<Encoded> {
         let quality = self.quality.unwrap_or(JPEG_QUALITY);
         let failed =
-            |e: &dyn fmt::Display| Error::Machine(format!("the JPEG was not written: {e}"));
+            |e: &dyn fmt::Display| Error::machine(format!("the JPEG was not written: {e}"));
         let mut plain = Vec::new();
         let (width, height) = (picture.width as u32, picture.height as u32);
         JpegEncoder::new_with_quality(&mut plain, quality)
@@ -189,10 +192,11 @@ impl Encoding {
         let mut jpeg = Jpeg::from_bytes(plain.into()).map_err(|e| failed(&e))?;
         let mut warnings = Vec::new();
         let no_room = |what: &str| {
-            format!(
-                "the JPEG holds no {what}, which is longer than the 64 KiB that a JPEG has for it; \
-                 a PNG or WebP would"
-            )
+            let message = format!(
+                "the JPEG holds no {what}, which is longer than the 64 KiB that a JPEG has for it"
+            );
+            Warning::new(WarningKind::TextLeftOut, "format", message)
+                .with_hint("a PNG or WebP would")
         };
         // Behind the header with which every JPEG begins: EXIF, then XMP.
         let mut packet = packet(texts);
@@ -226,7 +230,7 @@ impl Encoding {
 
     fn webp(&self, picture: &Pixels, texts: &Texts) -> Result<Encoded> {
         let failed =
-            |e: &dyn fmt::Debug| Error::Machine(format!("the WebP was not written: {e:?}"));
+            |e: &dyn fmt::Debug| Error::machine(format!("the WebP was not written: {e:?}"));
         let (width, height) = (picture.width as u32, picture.height as u32);
         let encoder = webp::Encoder::from_rgb(&picture.data, width, height);
         // Of a lossless one the number is how long to look for a smaller file; libwebp's default.
@@ -267,7 +271,7 @@ fn packet(texts: &Texts) -> String {
 /// The EXIF block.
 fn comment(texts: &Texts) -> Result<Option<Vec<u8>>> {
     let written = texts.parameters.as_deref().map(exif::write);
-    written.transpose().map_err(Error::Machine)
+    written.transpose().map_err(Error::machine)
 }
 
 #[cfg(test)]
@@ -318,7 +322,7 @@ mod tests {
                 },
             ] {
                 let file = encoding.encode(&picture(), &texts).unwrap();
-                assert_eq!(file.warnings, Vec::<String>::new());
+                assert_eq!(file.warnings, Vec::<Warning>::new());
                 let (_dir, path) = saved(&file.bytes);
                 assert_eq!(Format::of_file(&path).unwrap(), Some(format));
                 assert_eq!(Texts::read(&path).unwrap(), Some(texts), "{encoding:?}");

@@ -25,8 +25,9 @@ const TEXT_LIMIT: usize = 64 << 20;
 
 /// Writes `picture` (red, green and blue) with its texts.
 pub fn write(out: impl Write, picture: &Pixels, texts: &Texts) -> Result<()> {
-    let side = |n: usize| u32::try_from(n).map_err(|_| Error::request("a PNG side has 32 bits"));
-    let failed = |e: png::EncodingError| Error::Machine(format!("the PNG was not written: {e}"));
+    let side =
+        |n: usize| u32::try_from(n).map_err(|_| Error::request("width", "a PNG side has 32 bits"));
+    let failed = |e: png::EncodingError| Error::machine(format!("the PNG was not written: {e}"));
     let mut encoder = png::Encoder::new(out, side(picture.width)?, side(picture.height)?);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);

@@ -1,4 +1,4 @@
-//! Networks that run without values, to know what they take before they are read.
+//! Networks that run on the [`Meta`] device, to know what they take before they are read.
 //!
 //! It is the networks' own code that runs, from reading the weights to the last operator: only the
 //! kernels are left out, and the values. So the bytes are those of a run by construction, and what
@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use sdxl_kernels::{Counted, Kind, Meter};
-
+use crate::cancel::{Cancel, OrCancelled};
+use crate::device::{Counted, Kind, Meta};
 use crate::error::Result;
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
@@ -31,10 +31,10 @@ pub struct Work {
     pub packed: u64,
 }
 
-/// A network without values.
+/// A network on the meta device.
 pub struct Rehearsed<T> {
     network: T,
-    meter: Meter,
+    meta: Arc<Meta>,
     loading: Work,
     /// Biases, and the scales and shifts of norms, which stay in any case.
     _vectors: Counted,
@@ -48,8 +48,9 @@ impl<T> Rehearsed<T> {
         streamed: bool,
         load: impl FnOnce(&Loader<'_>) -> Result<T>,
     ) -> Result<Self> {
-        let meter = Meter::default();
-        let tensors = checkpoint.unread(&meter).tensors(part)?;
+        let meta = Arc::new(Meta::default());
+        let meter = meta.meter();
+        let tensors = checkpoint.on(meta.clone()).tensors(part)?;
         let vectors = (tensors.iter())
             .filter(|(_, tensor)| tensor.shape().len() == 1)
             .map(|(_, tensor)| tensor.values() * size_of::<f32>());
@@ -63,7 +64,7 @@ impl<T> Rehearsed<T> {
         };
         Ok(Rehearsed {
             network,
-            meter,
+            meta,
             loading,
             _vectors: vectors,
         })
@@ -71,7 +72,7 @@ impl<T> Rehearsed<T> {
 
     /// Bytes of weights that are in memory as long as the network is.
     pub fn weights(&self) -> u64 {
-        self.meter.weights() as u64
+        self.meta.meter().weights() as u64
     }
 
     /// What reading it takes.
@@ -79,28 +80,39 @@ impl<T> Rehearsed<T> {
         self.loading
     }
 
-    fn work(&self, run: impl FnOnce(&T)) -> Work {
-        self.work_on(|_| (), |network, ()| run(network))
+    fn work<R>(&self, run: impl FnOnce(&T) -> OrCancelled<R>) -> Work {
+        self.work_on(|_| Ok(()), |network, ()| run(network))
     }
 
     /// What `run` takes, and beside it in memory, not in work, what is `prepared`.
-    fn work_on<P>(&self, prepare: impl FnOnce(&T) -> P, run: impl FnOnce(&T, P)) -> Work {
-        self.meter.release();
-        self.meter.take_peak();
-        let prepared = prepare(&self.network);
-        let packed = self.meter.packed();
-        let ((), profile) = profile::record(|| run(&self.network, prepared));
+    fn work_on<P, R>(
+        &self,
+        prepare: impl FnOnce(&T) -> OrCancelled<P>,
+        run: impl FnOnce(&T, P) -> OrCancelled<R>,
+    ) -> Work {
+        self.meta.meter().release();
+        self.meta.meter().take_peak();
+        let prepared = to_its_end(|| prepare(&self.network));
+        let packed = self.meta.meter().packed();
+        let (_, profile) = profile::record(|| to_its_end(|| run(&self.network, prepared)));
         Work {
-            peak: self.meter.take_peak() as u64,
-            scratch: self.meter.scratch() as u64,
+            peak: self.meta.meter().take_peak() as u64,
+            scratch: self.meta.meter().scratch() as u64,
             flop: profile.flop,
-            packed: (self.meter.packed() - packed) as u64,
+            packed: (self.meta.meter().packed() - packed) as u64,
         }
     }
 
     fn tensor(&self, shape: &[usize]) -> Tensor {
-        Tensor::unmade(shape, DType::F32, &self.meter)
+        self.meta.tensor(shape, DType::F32)
     }
+}
+
+/// Runs what takes milliseconds to its end, whatever becomes of the run that it is for: half a count
+/// would be of no use.
+fn to_its_end<R>(run: impl FnOnce() -> OrCancelled<R>) -> R {
+    let made = Cancel::new().run(run);
+    made.expect("nobody else has this token, so nobody cancels it")
 }
 
 /// A part's network with all its weights, whichever it is.
@@ -138,22 +150,24 @@ impl Rehearsed<UNet> {
         let config = self.network.config();
         let text =
             |unet: &UNet| unet.text_keys(&self.tensor(&[tokens, config.cross_attention_dim]));
-        let prepare =
-            |unet: &UNet| -> Vec<_> { (0..texts.max(1)).map(|_| Arc::new(text(unet))).collect() };
+        let prepare = |unet: &UNet| -> OrCancelled<Vec<_>> {
+            let keys = (0..texts.max(1)).map(|_| Ok(Arc::new(text(unet)?)));
+            keys.collect()
+        };
         self.work_on(prepare, |unet, keys| {
             let rows: Vec<_> = keys.iter().cycle().take(at_once).cloned().collect();
             // Pooled text and size ids are one vector by the time they are used.
             let zeros = |n: usize| Tensor::from_f32([at_once, n], vec![0.0; at_once * n]);
             let added = zeros(config.projection_class_embeddings_input_dim);
             let x = self.tensor(&[at_once, height, width, config.in_channels]);
-            unet.forward_with(&x, 500.0, &rows, &added, &zeros(0));
+            unet.forward_with(&x, &vec![500.0; at_once], &rows, &added, &zeros(0))
         })
     }
 
     /// Bytes of the keys and values of a text.
     pub fn text_keys(&self, tokens: usize) -> usize {
         let text = self.tensor(&[tokens, self.network.config().cross_attention_dim]);
-        self.network.text_keys(&text).bytes()
+        to_its_end(|| self.network.text_keys(&text)).bytes()
     }
 }
 
@@ -174,15 +188,13 @@ impl Rehearsed<Vae> {
     pub fn decode(&self, count: usize, [height, width]: [usize; 2]) -> Work {
         self.work(|vae| {
             let channels = vae.config().latent_channels;
-            vae.decode(&self.tensor(&[count, height, width, channels]));
+            vae.decode(&self.tensor(&[count, height, width, channels]))
         })
     }
 
     /// Encoding a picture of `height` times `width` latents.
     pub fn encode(&self, [height, width]: [usize; 2]) -> Work {
-        self.work(|vae| {
-            vae.encode(&self.tensor(&[1, 8 * height, 8 * width, 3]));
-        })
+        self.work(|vae| vae.encode(&self.tensor(&[1, 8 * height, 8 * width, 3])))
     }
 
     /// Side of a tile in latents, where nobody asks for another.
@@ -214,15 +226,15 @@ impl Rehearsed<ClipTextModel> {
         // Tokens and positions become numbers before they are a tensor.
         let prepare = |model: &ClipTextModel| {
             let config = model.config();
-            self.tensor(&[
+            Ok(self.tensor(&[
                 sequences,
                 config.max_position_embeddings,
                 2 * config.hidden_size,
-            ])
+            ]))
         };
         self.work_on(prepare, |model, _numbers| {
             let ids = vec![0; model.config().max_position_embeddings];
-            model.forward(&vec![ids; sequences], 1);
+            model.forward(&vec![ids; sequences], 1)
         })
     }
 }

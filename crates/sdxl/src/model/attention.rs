@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::cancel::{self, OrCancelled};
 use crate::error::Result;
 use crate::ops::{self, Activation, Geglu, Linear, Norm};
 use crate::profile::scope;
@@ -17,16 +18,22 @@ pub struct TextKeys {
 
 impl TextKeys {
     /// What `transformers`, in the order they run, make of text states `[tokens, context]`.
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
     pub fn new<'a>(
         transformers: impl Iterator<Item = &'a Transformer2D>,
         context: &Tensor,
-    ) -> TextKeys {
+    ) -> OrCancelled<TextKeys> {
         let blocks = transformers.flat_map(|t| &t.transformer_blocks);
-        TextKeys {
-            blocks: blocks
-                .map(|block| ops::linear(context, &block.attn2_kv, Activation::None, None))
-                .collect(),
-        }
+        let keys = blocks.map(|block| {
+            let keys = ops::linear(context, &block.attn2_kv, Activation::None, None);
+            // They stay for all steps of a run: none may be incomplete.
+            cancel::check().map(|()| keys)
+        });
+        Ok(TextKeys {
+            blocks: keys.collect::<OrCancelled<_>>()?,
+        })
     }
 
     /// Memory they take.
@@ -92,9 +99,9 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
-        let x = scope("attn1", || self.attend_to_image(x));
-        let x = scope("attn2", || self.attend_to_text(&x, texts));
+    fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> OrCancelled<Tensor> {
+        let x = scope("attn1", || self.attend_to_image(x))?;
+        let x = scope("attn2", || self.attend_to_text(&x, texts))?;
         scope("ff", || {
             let hidden = ops::geglu(&ops::layer_norm(&x, &self.norm3), &self.ff_in);
             ops::linear(&hidden, &self.ff_out, Activation::None, Some(&x))
@@ -159,7 +166,10 @@ impl Transformer2D {
     }
 
     /// `x` `[B, H, W, C]` and the texts of its images; gives `[B, H, W, C]`.
-    pub fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`]. Without it the result may still be incomplete, until its caller has asked.
+    pub fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> OrCancelled<Tensor> {
         let tokens = vec![x.dim(0), x.dim(1) * x.dim(2), x.channels()];
         let normed = ops::group_norm(x, &self.norm, false).reshape(tokens);
         let mut hidden = ops::linear(&normed, &self.proj_in, Activation::None, None);
@@ -167,10 +177,10 @@ impl Transformer2D {
         for (i, block) in self.transformer_blocks.iter().enumerate() {
             hidden = scope(format_args!("transformer_blocks.{i}"), || {
                 block.forward(&hidden, texts)
-            });
+            })??;
         }
         let x_tokens = x.reshape(hidden.shape().to_vec());
-        ops::linear(&hidden, &self.proj_out, Activation::None, Some(&x_tokens))
-            .reshape(x.shape().to_vec())
+        let out = ops::linear(&hidden, &self.proj_out, Activation::None, Some(&x_tokens));
+        Ok(out.reshape(x.shape().to_vec()))
     }
 }

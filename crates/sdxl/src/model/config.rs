@@ -492,6 +492,14 @@ fn scaling_factor() -> f32 {
 }
 
 impl VaeConfig {
+    /// A value of `channel` of the UNet's latents, in the scale of the VAE.
+    pub fn unscaled(&self, value: f32, channel: usize) -> f32 {
+        match (&self.latents_mean, &self.latents_std) {
+            (Some(mean), Some(std)) => value * std[channel] / self.scaling_factor + mean[channel],
+            _ => value / self.scaling_factor,
+        }
+    }
+
     /// Refuses what is not implemented.
     pub fn check(&self, path: &Path) -> Result<()> {
         if let Some(act) = &self.act_fn

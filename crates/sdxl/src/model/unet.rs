@@ -8,6 +8,7 @@ use super::attention::{TextKeys, Texts, Transformer2D};
 use super::config::{Middle, UNetConfig};
 use super::embeddings::{TimestepEmbedding, sinusoidal};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
+use crate::cancel::{self, OrCancelled};
 use crate::error::Result;
 use crate::ops::{self, Conv2d, ConvExtras, Norm};
 use crate::profile::scope;
@@ -189,13 +190,25 @@ impl UNet {
 
     /// The network's prediction for noisy latents `x` `[B, H, W, C]` (scaled by the
     /// scheduler) at `timestep`, which may be fractional. `[B, H, W, C]` in `f32`.
-    pub fn forward(&self, x: &Tensor, timestep: f64, conditioning: &UNetConditioning) -> Tensor {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`] where the token that is installed for this thread was cancelled; the same for
+    /// the functions below.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        timestep: f64,
+        conditioning: &UNetConditioning,
+    ) -> OrCancelled<Tensor> {
         self.forward_observed(x, timestep, conditioning, &mut |_, _| {})
     }
 
     /// What the blocks make of text states `[tokens, cross_attention_dim]`, for
     /// [`Self::forward_with`].
-    pub fn text_keys(&self, context: &Tensor) -> TextKeys {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
+    pub fn text_keys(&self, context: &Tensor) -> OrCancelled<TextKeys> {
         let down = self.down_blocks.iter().flat_map(|b| &b.attentions);
         let middle = self.mid_block.iter().flat_map(|b| &b.rest);
         let up = self.up_blocks.iter().flat_map(|b| &b.attentions);
@@ -205,31 +218,40 @@ impl UNet {
         TextKeys::new(all, &context.to_dtype(self.dtype))
     }
 
-    /// [`Self::forward`] with texts that [`Self::text_keys`] was given before, a row an image;
-    /// `pooled` and `time_ids` as in [`UNetConditioning`].
+    /// [`Self::forward`] with a timestep for each row of `x`, and with texts that
+    /// [`Self::text_keys`] was given before, a row an image; `pooled` and `time_ids` as in
+    /// [`UNetConditioning`]. A row's numbers depend on no other row.
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
+    ///
+    /// # Panics
+    /// If there are not as many timesteps as rows.
     pub fn forward_with(
         &self,
         x: &Tensor,
-        timestep: f64,
+        timesteps: &[f64],
         texts: &[Arc<TextKeys>],
         pooled: &Tensor,
         time_ids: &Tensor,
-    ) -> Tensor {
-        let emb = scope("embeddings", || {
-            self.embed(x.dim(0), timestep, pooled, time_ids)
-        });
+    ) -> OrCancelled<Tensor> {
+        assert_eq!(timesteps.len(), x.dim(0), "timesteps, one for each row");
+        let emb = scope("embeddings", || self.embed(timesteps, pooled, time_ids))?;
         self.run(x, emb, texts, &mut |_, _| {})
     }
 
     /// [`Self::forward`], showing each block's output to `observe` by its name in the
     /// checkpoint. Tests compare these with the reference's.
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
     pub fn forward_observed(
         &self,
         x: &Tensor,
         timestep: f64,
         conditioning: &UNetConditioning,
         observe: &mut dyn FnMut(&str, &Tensor),
-    ) -> Tensor {
+    ) -> OrCancelled<Tensor> {
         let UNetConditioning {
             context,
             pooled,
@@ -238,11 +260,10 @@ impl UNet {
         let tokens = context.shape()[1..].to_vec();
         let texts: Vec<Arc<TextKeys>> = (0..x.dim(0))
             .map(|row| context.narrow_batch(row, 1).reshape(tokens.clone()))
-            .map(|text| Arc::new(self.text_keys(&text)))
-            .collect();
-        let emb = scope("embeddings", || {
-            self.embed(x.dim(0), timestep, pooled, time_ids)
-        });
+            .map(|text| Ok(Arc::new(self.text_keys(&text)?)))
+            .collect::<OrCancelled<_>>()?;
+        let timesteps = vec![timestep; x.dim(0)];
+        let emb = scope("embeddings", || self.embed(&timesteps, pooled, time_ids))?;
         self.run(x, emb, &texts, observe)
     }
 
@@ -252,7 +273,7 @@ impl UNet {
         emb: Tensor,
         texts: &[Arc<TextKeys>],
         observe: &mut dyn FnMut(&str, &Tensor),
-    ) -> Tensor {
+    ) -> OrCancelled<Tensor> {
         observe("emb", &emb);
         // Every resnet starts its use of the embedding with a SiLU.
         let emb = ops::silu(&emb);
@@ -269,34 +290,34 @@ impl UNet {
             for (j, resnet) in block.resnets.iter().enumerate() {
                 x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
                     resnet.forward(x, Some(&emb))
-                });
+                })?;
                 if let Some(attention) = block.attentions.get(j) {
                     x = scope(format_args!("down_blocks.{i}.attentions.{j}"), || {
                         attention.forward(&x, &context)
-                    });
+                    })??;
                 }
                 aside.push(x.clone());
             }
             if let Some(downsampler) = &block.downsampler {
                 x = scope(format_args!("down_blocks.{i}.downsamplers.0"), || {
                     downsampler.forward(&x)
-                });
+                })?;
                 aside.push(x.clone());
             }
             observe(&format!("down_blocks.{i}"), &x);
         }
 
         if let Some(mid) = &self.mid_block {
-            x = scope("mid_block.resnets.0", || mid.first.forward(x, Some(&emb)));
+            x = scope("mid_block.resnets.0", || mid.first.forward(x, Some(&emb)))?;
             for (j, (attention, resnet)) in mid.rest.iter().enumerate() {
                 if let Some(attention) = attention {
                     x = scope(format_args!("mid_block.attentions.{j}"), || {
                         attention.forward(&x, &context)
-                    });
+                    })??;
                 }
                 x = scope(format_args!("mid_block.resnets.{}", j + 1), || {
                     resnet.forward(x, Some(&emb))
-                });
+                })?;
             }
             observe("mid_block", &x);
         }
@@ -308,11 +329,11 @@ impl UNet {
                 }
                 x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
                     resnet.forward(x, Some(&emb))
-                });
+                })?;
                 if let Some(attention) = block.attentions.get(j) {
                     x = scope(format_args!("up_blocks.{i}.attentions.{j}"), || {
                         attention.forward(&x, &context)
-                    });
+                    })??;
                 }
             }
             if let (Some(upsampler), Some(next)) = (&block.upsampler, aside.last()) {
@@ -320,23 +341,27 @@ impl UNet {
                 // differ where a side was odd.
                 x = scope(format_args!("up_blocks.{i}.upsamplers.0"), || {
                     upsampler.forward(&x, next.dim(1), next.dim(2))
-                });
+                })?;
             }
             observe(&format!("up_blocks.{i}"), &x);
         }
 
         let x = ops::group_norm(&x, &self.conv_norm_out, true);
-        ops::conv2d(&x, &self.conv_out, ConvExtras::default()).to_dtype(DType::F32)
+        let out = ops::conv2d(&x, &self.conv_out, ConvExtras::default()).to_dtype(DType::F32);
+        // The last operators may have been cut short.
+        cancel::check()?;
+        Ok(out)
     }
 
-    /// Timestep, pooled text and size ids as one vector an image, `[B, 4·C]`.
-    fn embed(&self, batch: usize, timestep: f64, pooled: &Tensor, time_ids: &Tensor) -> Tensor {
+    /// Timesteps, one a row, pooled text and size ids as one vector an image, `[B, 4·C]`.
+    fn embed(&self, timesteps: &[f64], pooled: &Tensor, time_ids: &Tensor) -> Tensor {
+        let batch = timesteps.len();
         let c = &self.config;
         let first = c.block_out_channels[0];
         let mut time = Vec::with_capacity(batch * first);
-        for _ in 0..batch {
+        for timestep in timesteps {
             sinusoidal(
-                timestep as f32,
+                *timestep as f32,
                 first,
                 c.flip_sin_to_cos,
                 c.freq_shift,

@@ -6,6 +6,7 @@ pub use tiling::tiles_of;
 
 use super::config::VaeConfig;
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
+use crate::cancel::{self, OrCancelled};
 use crate::error::Result;
 use crate::ops::{self, Activation, Conv2d, ConvExtras, Linear, Norm};
 use crate::profile::scope;
@@ -67,10 +68,10 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: Tensor) -> Tensor {
-        let mut x = scope("resnets.0", || self.first.forward(x, None));
+    fn forward(&self, x: Tensor) -> OrCancelled<Tensor> {
+        let mut x = scope("resnets.0", || self.first.forward(x, None))?;
         if let Some(attention) = &self.attention {
-            x = scope("attentions.0", || attention.forward(&x));
+            x = scope("attentions.0", || attention.forward(&x))?;
         }
         scope("resnets.1", || self.second.forward(x, None))
     }
@@ -203,33 +204,40 @@ impl Vae {
 
     /// Pictures `[B, 8H, 8W, 3]` in about -1 to 1, as `f32`, from latents
     /// `[B, H, W, C]` in the VAE's own scale.
-    pub fn decode(&self, latents: &Tensor) -> Tensor {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`] where the token that is installed for this thread was cancelled.
+    pub fn decode(&self, latents: &Tensor) -> OrCancelled<Tensor> {
         let d = &self.decoder;
         let mut x = latents.to_dtype(self.dtype);
         if let Some(conv) = &d.post_quant_conv {
             x = ops::linear(&x, conv, Activation::None, None);
         }
         x = ops::conv2d(&x, &d.conv_in, ConvExtras::default());
-        x = scope("mid_block", || d.mid_block.forward(x));
+        x = scope("mid_block", || d.mid_block.forward(x))??;
         for (i, (layers, upsampler)) in d.up_blocks.iter().enumerate() {
             for (j, layer) in layers.iter().enumerate() {
                 x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
                     layer.forward(x, None)
-                });
+                })?;
             }
             if let Some(upsampler) = upsampler {
                 x = scope(format_args!("up_blocks.{i}.upsamplers.0"), || {
                     upsampler.forward(&x, 2 * x.dim(1), 2 * x.dim(2))
-                });
+                })?;
             }
         }
         x = ops::group_norm(&x, &d.conv_norm_out, true);
-        ops::conv2d(&x, &d.conv_out, ConvExtras::default()).to_dtype(DType::F32)
+        x = ops::conv2d(&x, &d.conv_out, ConvExtras::default());
+        whole(x.to_dtype(DType::F32))
     }
 
     /// Mean and log-variance `[B, H, W, 2·C]` (means first), as `f32`, of the latents of
     /// pictures `[B, 8H, 8W, 3]` in -1 to 1.
-    pub fn encode(&self, pictures: &Tensor) -> Tensor {
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn encode(&self, pictures: &Tensor) -> OrCancelled<Tensor> {
         let e = &self.encoder;
         let mut x = ops::conv2d(
             &pictures.to_dtype(self.dtype),
@@ -240,20 +248,26 @@ impl Vae {
             for (j, layer) in layers.iter().enumerate() {
                 x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
                     layer.forward(x, None)
-                });
+                })?;
             }
             if let Some(downsampler) = downsampler {
                 x = scope(format_args!("down_blocks.{i}.downsamplers.0"), || {
                     downsampler.forward(&x)
-                });
+                })?;
             }
         }
-        x = scope("mid_block", || e.mid_block.forward(x));
+        x = scope("mid_block", || e.mid_block.forward(x))??;
         x = ops::group_norm(&x, &e.conv_norm_out, true);
         x = ops::conv2d(&x, &e.conv_out, ConvExtras::default());
         if let Some(conv) = &e.quant_conv {
             x = ops::linear(&x, conv, Activation::None, None);
         }
-        x.to_dtype(DType::F32)
+        whole(x.to_dtype(DType::F32))
     }
+}
+
+/// A result of which the last operators may have been cut short, if they were not.
+fn whole(result: Tensor) -> OrCancelled<Tensor> {
+    cancel::check()?;
+    Ok(result)
 }

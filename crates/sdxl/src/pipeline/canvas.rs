@@ -15,12 +15,12 @@ pub struct Canvas {
     mask: Option<Pixels>,
     /// Left, top, right and bottom of the part of `original` that is worked on.
     region: [usize; 4],
-    /// Whether the result is laid into `original` by the mask.
-    lay: bool,
+    /// Whether the result is pasted back into `original` by the mask.
+    paste_back: bool,
     /// That part at the run's size, `[H, W, 3]` in -1 to 1.
     pub picture: Vec<f32>,
     /// Where something new is made, `[H, W]`.
-    pub hole: Option<Vec<bool>>,
+    pub mask_pixels: Option<Vec<bool>>,
 }
 
 /// The size of the input picture with its margins.
@@ -47,7 +47,9 @@ pub fn natural_size(request: &Request, inputs: &Inputs) -> Option<Size> {
 /// # Errors
 /// [`Error::Request`] naming the field.
 pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
-    let no = |message: String| Err(Error::request(message));
+    let no = |field, message: String, hint: &str| -> Result<()> {
+        Err(Error::request(field, message).with_hint(hint))
+    };
     let Some(picture) = &inputs.init_image else {
         let needs_picture = [
             ("mask", inputs.mask.is_some()),
@@ -56,23 +58,26 @@ pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
             ("keep_unmasked", request.keep_unmasked),
         ];
         return match needs_picture.into_iter().find(|(_, given)| *given) {
-            Some((name, _)) => no(format!("{name}: there is no picture; give init_image")),
+            Some((name, _)) => no(name, "there is no picture".into(), "give `init_image`"),
             None => Ok(()),
         };
     };
     if let Some(mask) = &inputs.mask
         && (mask.width, mask.height) != (picture.width, picture.height)
     {
-        return no(format!(
-            "mask: it has {}x{} pixels and init_image has {}x{}; a mask has the size of its picture",
+        let message = format!(
+            "it has {}x{} pixels and init_image has {}x{}",
             mask.width, mask.height, picture.width, picture.height
-        ));
+        );
+        return no("mask", message, "a mask has the size of its picture");
     }
     let size = extended(request, picture);
     if size.width > MAX_SIDE || size.height > MAX_SIDE {
-        return no(format!(
-            "extend: the picture would have {size} pixels; use at most {MAX_SIDE} a side"
-        ));
+        return no(
+            "extend",
+            format!("the picture would have {size} pixels"),
+            &format!("use at most {MAX_SIDE} a side"),
+        );
     }
     if inputs.mask.is_none() && request.extend.is_zero() {
         let needs_mask = [
@@ -82,7 +87,7 @@ pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
             ("keep_unmasked", request.keep_unmasked),
         ];
         if let Some((name, _)) = needs_mask.into_iter().find(|(_, given)| *given) {
-            return no(format!("{name}: there is no mask; give mask (or extend)"));
+            return no(name, "there is no mask".into(), "give `mask` (or `extend`)");
         }
         return Ok(());
     }
@@ -90,11 +95,14 @@ pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
         && request.resize_mode != ResizeMode::Stretch
         && request.picture_size() != size
     {
-        return no(format!(
-            "keep_unmasked: a picture of {size} that was cropped or padded to {} cannot be laid back; \
-             use resize_mode stretch, or no width and height",
-            request.picture_size()
-        ));
+        return no(
+            "keep_unmasked",
+            format!(
+                "a picture of {size} that was cropped or padded to {} cannot be laid back",
+                request.picture_size()
+            ),
+            "use `resize_mode stretch`, or no width and height",
+        );
     }
     Ok(())
 }
@@ -126,20 +134,28 @@ impl Canvas {
         };
         Ok(Some(Canvas {
             picture: part(&original).to_signed(),
-            hole: mask
+            mask_pixels: mask
                 .as_ref()
                 .map(|mask| part(mask).data.iter().map(|v| *v >= 128).collect()),
-            lay: request.keep_unmasked || request.mask_crop_padding.is_some(),
+            paste_back: request.keep_unmasked || request.mask_crop_padding.is_some(),
             original,
             mask,
             region,
         }))
     }
 
+    /// The picture with its masked part grey (0), as a UNet that sees a mask is shown it.
+    pub fn without_masked_part(&self) -> Vec<f32> {
+        let masked = |pixel: usize| self.mask_pixels.as_ref().is_some_and(|mask| mask[pixel]);
+        (self.picture.iter().enumerate())
+            .map(|(i, value)| if masked(i / 3) { 0.0 } else { *value })
+            .collect()
+    }
+
     /// The result of the run as the user gets it: as it is or, where that was asked for, laid
     /// into the input picture, whose pixels stay what they were where the mask is black.
     pub fn finish(&self, made: Pixels) -> Pixels {
-        let (true, Some(mask)) = (self.lay, &self.mask) else {
+        let (true, Some(mask)) = (self.paste_back, &self.mask) else {
             return made;
         };
         let [left, top, right, bottom] = self.region;
@@ -213,10 +229,10 @@ fn mask_of(request: &Request, inputs: &Inputs, picture: &Pixels) -> Result<Optio
         }
     }
     if whole.data.iter().all(|v| *v == 0) {
-        return Err(Error::request(
-            "mask: nothing in it is white, so nothing would be made; paint white what is to be new, \
-             or use invert_mask",
-        ));
+        return Err(
+            Error::request("mask", "nothing in it is white, so nothing would be made")
+                .with_hint("paint white what is to be new, or use `invert_mask`"),
+        );
     }
     Ok(Some(mask::blur(&whole, request.mask_blur)))
 }
@@ -275,8 +291,8 @@ mod tests {
         let size = natural_size(&request, &inputs).unwrap();
         assert_eq!((size.width, size.height), (16, 24));
         let canvas = Canvas::new(&request, &inputs).unwrap().unwrap();
-        let hole = canvas.hole.unwrap();
-        for (i, new) in hole.iter().enumerate() {
+        let mask = canvas.mask_pixels.unwrap();
+        for (i, new) in mask.iter().enumerate() {
             let (x, y) = (i % 16, i / 16);
             assert_eq!(*new, x < 8 || y >= 8, "{x} {y}");
         }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::Pipeline;
 use crate::error::{Error, Result};
 use crate::prompt::{Content, Join, Part, Prompt, Resolved, Span};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
+use crate::warning::{Warning, WarningKind};
 use crate::weights::folder::Checkpoint;
 
 /// A conditioning and how much its prediction counts.
@@ -60,7 +60,7 @@ impl PromptPair {
     }
 
     /// The negative side of a step.
-    pub fn negative(&self, step: usize) -> &Conditioning {
+    pub fn negative(&self, step: usize) -> &Arc<Conditioning> {
         &self.negative.at(step)[0].1
     }
 
@@ -88,31 +88,74 @@ impl PromptPair {
     }
 }
 
-/// Refuses prompts that cannot be read, and encoded ones that do not go with the rest.
+/// The prompts of a request, read once.
+pub struct Prompts {
+    prompt: Vec<Prompt>,
+    prompt_2: Vec<Prompt>,
+    negative_prompt: Vec<Prompt>,
+    negative_prompt_2: Vec<Prompt>,
+    /// The negative prompt where there is none.
+    empty: Prompt,
+}
+
+/// A prompt as it was written, and what was read from it.
+type Text<'a> = (&'a str, &'a Prompt);
+
+impl Prompts {
+    /// Reads the prompts of `request`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that says where a prompt cannot be read.
+    pub fn parse(request: &Request) -> Result<Prompts> {
+        let all = |field: &'static str, texts: &[String]| -> Result<Vec<Prompt>> {
+            let parse = |text: &String| Prompt::parse(text, request.prompt_syntax);
+            let all = texts.iter().map(parse).collect::<Result<_>>();
+            all.map_err(|error| error.of_field("prompt", field))
+        };
+        Ok(Prompts {
+            prompt: all("prompt", &request.prompt)?,
+            prompt_2: all("prompt_2", &request.prompt_2)?,
+            negative_prompt: all("negative_prompt", &request.negative_prompt)?,
+            negative_prompt_2: all("negative_prompt_2", &request.negative_prompt_2)?,
+            empty: Prompt::parse("", request.prompt_syntax)?,
+        })
+    }
+
+    /// All of them, with the fields that they are in.
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Prompt)> {
+        let lists = [
+            ("prompt", &self.prompt),
+            ("prompt_2", &self.prompt_2),
+            ("negative_prompt", &self.negative_prompt),
+            ("negative_prompt_2", &self.negative_prompt_2),
+        ];
+        (lists.into_iter()).flat_map(|(field, list)| list.iter().map(move |read| (field, read)))
+    }
+}
+
+/// Refuses encoded prompts that do not go with the rest.
 ///
 /// # Errors
-/// [`Error::Request`] that says where.
-pub fn check(
+/// [`Error::Request`] that says why.
+pub fn check_embeds(
     checkpoint: &Checkpoint,
     refiner: bool,
     request: &Request,
-    embeds: Option<&Embeds>,
+    embeds: &Embeds,
 ) -> Result<()> {
-    for text in texts(request) {
-        Prompt::parse(text, request.prompt_syntax)?;
-    }
-    let Some(embeds) = embeds else { return Ok(()) };
     if refiner {
         return Err(Error::request(
-            "prompt_embeds: they are of the base's two text encoders, and a refiner reads the \
-             prompt with its own; give the prompt instead",
-        ));
+            "prompt_embeds",
+            "they are of the base's two text encoders, and a refiner reads the prompt with its own",
+        )
+        .with_hint("give the prompt instead"));
     }
     let (given, prompts) = (embeds.positive.len(), request.prompt.len());
     if given != prompts {
-        return Err(Error::request(format!(
-            "prompt_embeds: {given} given for {prompts} prompts"
-        )));
+        return Err(Error::request(
+            "prompt_embeds",
+            format!("{given} given for {prompts} prompts"),
+        ));
     }
     embeds.check(
         checkpoint.unet.cross_attention_dim,
@@ -125,45 +168,57 @@ fn is_single(resolved: &Resolved) -> bool {
     resolved.join == Join::Concat || matches!(&resolved.parts[..], [] | [Part { weight: 1.0, .. }])
 }
 
-/// Encodes every prompt of the request for `model`, in order, or takes `embeds` instead;
-/// `steps` are the steps of the whole way from noise to picture.
+/// Encodes every prompt of the request with the text encoders of `checkpoint`, in order, or takes
+/// `embeds` instead; `steps` are the steps of the whole way from noise to picture.
 ///
 /// # Errors
-/// Prompts that cannot be read or tokenized.
+/// Prompts that cannot be tokenized.
 pub fn encode(
-    model: &Pipeline,
+    (checkpoint, text): (&Checkpoint, &TextEncoders),
     request: &Request,
+    prompts: &Prompts,
     embeds: Option<&Embeds>,
     steps: usize,
-    warn: &mut dyn FnMut(String),
+    warn: &mut dyn FnMut(Warning),
 ) -> Result<Vec<PromptPair>> {
-    let text = &*model.text.get()?;
     let options = TextOptions::of(request);
     // clip_skip is for the positive prompt only, as in the reference.
     let negative_options = TextOptions {
         clip_skip: None,
         ..options
     };
-    let zeros = model.checkpoint.force_zeros_for_empty_prompt && request.negative_prompt.is_empty();
+    let zeros = checkpoint.force_zeros_for_empty_prompt && request.negative_prompt.is_empty();
     let given = |side: &[Conditioning], i: usize| -> Option<Side> {
         let conditioning = side.get(if side.len() == 1 { 0 } else { i })?;
         Some(Side::one(Arc::new(conditioning.clone())))
     };
     let mut pairs: Vec<PromptPair> = Vec::new();
-    for (i, prompt) in request.prompt.iter().enumerate() {
-        let mut side = |text_1: &str, text_2: Option<&str>, options: &TextOptions, negative| {
-            let texts = (text_1, text_2.filter(|t| !t.is_empty()));
-            encode_side(text, request, texts, options, negative, steps, warn)
+    for (i, prompt) in prompts.prompt.iter().enumerate() {
+        let mut side = |text_1: Text, text_2: Option<Text>, options: &TextOptions, negative| {
+            let texts = (text_1, text_2.filter(|(raw, _)| !raw.is_empty()));
+            let field = if negative {
+                "negative_prompt"
+            } else {
+                "prompt"
+            };
+            let mut warn = |warning: Warning| {
+                warn(Warning {
+                    field: Some(field),
+                    ..warning
+                });
+            };
+            encode_side(text, texts, options, negative, steps, &mut warn)
         };
         let mut positive = match embeds {
             Some(embeds) => given(&embeds.positive, i).ok_or_else(|| {
-                Error::request(format!(
-                    "prompt_embeds: {} given for {} prompts",
-                    embeds.positive.len(),
-                    request.prompt.len()
-                ))
+                let (given, prompts) = (embeds.positive.len(), request.prompt.len());
+                let message = format!("{given} given for {prompts} prompts");
+                Error::request("prompt_embeds", message)
             })?,
-            None => side(prompt, pick(&request.prompt_2, i), &options, false)?,
+            None => {
+                let text_2 = pick(&request.prompt_2, &prompts.prompt_2, i);
+                side((&request.prompt[i], prompt), text_2, &options, false)?
+            }
         };
         // Several parts are summed as differences from the negative side, guided or not.
         let composed = positive
@@ -177,8 +232,9 @@ pub fn encode(
         } else if zeros {
             None
         } else {
-            let text_1 = pick(&request.negative_prompt, i).unwrap_or("");
-            let text_2 = pick(&request.negative_prompt_2, i);
+            let text_1 = pick(&request.negative_prompt, &prompts.negative_prompt, i);
+            let text_1 = text_1.unwrap_or(("", &prompts.empty));
+            let text_2 = pick(&request.negative_prompt_2, &prompts.negative_prompt_2, i);
             Some(side(text_1, text_2, &negative_options, true)?)
         };
         let channels = text.channels();
@@ -200,86 +256,78 @@ pub fn encode(
     Ok(pairs)
 }
 
-/// The prompts and negative prompts of a request.
-fn texts(request: &Request) -> impl Iterator<Item = &String> {
+/// The prompts and negative prompts of a request, with the fields that they are in.
+fn texts(request: &Request) -> impl Iterator<Item = (&'static str, &String)> {
     let lists = [
-        &request.prompt,
-        &request.prompt_2,
-        &request.negative_prompt,
-        &request.negative_prompt_2,
+        ("prompt", &request.prompt),
+        ("prompt_2", &request.prompt_2),
+        ("negative_prompt", &request.negative_prompt),
+        ("negative_prompt_2", &request.negative_prompt_2),
     ];
-    lists.into_iter().flatten()
+    (lists.into_iter()).flat_map(|(field, list)| list.iter().map(move |text| (field, text)))
 }
 
-/// What there is to say about LoRAs and textual inversions that do nothing: those that no prompt
-/// asks for, mostly for a slip in a name, and those that a prompt asks for in vain.
-///
-/// # Errors
-/// Prompts that cannot be read.
-pub fn remarks(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<String>> {
-    let mut said = Vec::new();
+/// Warnings of LoRAs and textual inversions that do nothing: those that no prompt asks for, mostly
+/// for a slip in a name, and those that a prompt asks for in vain.
+pub fn warnings(checkpoint: &Checkpoint, request: &Request, prompts: &Prompts) -> Vec<Warning> {
+    let mut warnings = Vec::new();
     for word in checkpoint.files().inversions().words() {
         let token = word.token.to_lowercase();
-        if !texts(request).any(|text| text.to_lowercase().contains(&token)) {
-            said.push(format!(
+        if !texts(request).any(|(_, text)| text.to_lowercase().contains(&token)) {
+            let message = format!(
                 "{}: no prompt says `{}`, so this textual inversion does nothing",
                 word.file.display(),
                 word.token
-            ));
+            );
+            let kind = WarningKind::EmbeddingUnused;
+            warnings.push(Warning::new(kind, "embeddings", message));
         }
     }
-    let syntax = request.prompt_syntax;
     let loaded = checkpoint.files().adapters().loras();
-    for text in request.prompt.iter().chain(&request.prompt_2) {
-        for lora in Prompt::parse(text, syntax)?.loras() {
-            if !loaded.iter().any(|l| l.name.as_ref() == Some(&lora.name)) {
-                said.push(format!(
-                    "the prompt asks for the LoRA `{}`, which the checkpoint was opened without",
-                    lora.name
-                ));
+    for (field, prompt) in prompts.all() {
+        for lora in prompt.loras() {
+            let name = &lora.name;
+            if field.starts_with("negative") {
+                let message = format!(
+                    "the negative prompt asks for the LoRA `{name}`: LoRAs change the whole \
+                     picture and are taken from the prompt only"
+                );
+                let kind = WarningKind::LoraInNegativePrompt;
+                warnings.push(Warning::new(kind, field, message));
+            } else if !loaded.iter().any(|l| l.name.as_ref() == Some(name)) {
+                let message = format!(
+                    "the prompt asks for the LoRA `{name}`, which the checkpoint was opened without"
+                );
+                warnings.push(Warning::new(WarningKind::LoraMissing, field, message));
             }
         }
     }
-    for text in request
-        .negative_prompt
-        .iter()
-        .chain(&request.negative_prompt_2)
-    {
-        for lora in Prompt::parse(text, syntax)?.loras() {
-            said.push(format!(
-                "the negative prompt asks for the LoRA `{}`: LoRAs change the whole picture and are \
-                 taken from the prompt only",
-                lora.name
-            ));
-        }
-    }
-    said.extend(texts(request).find_map(|text| Prompt::hint(text, syntax)));
-    Ok(said)
+    warnings.extend(texts(request).find_map(|(field, text)| {
+        let warning = Prompt::warning(text, request.prompt_syntax)?;
+        Some(Warning {
+            field: Some(field),
+            ..warning
+        })
+    }));
+    warnings
 }
 
 /// The text for prompt `index`: a list holds none, one for all, or one each.
-fn pick(list: &[String], index: usize) -> Option<&str> {
-    match list {
-        [] => None,
-        [one] => Some(one),
-        many => many.get(index).map(String::as_str),
-    }
+fn pick<'a>(raw: &'a [String], read: &'a [Prompt], index: usize) -> Option<Text<'a>> {
+    let index = if raw.len() == 1 { 0 } else { index };
+    Some((raw.get(index)?, read.get(index)?))
 }
 
 fn encode_side(
     text: &TextEncoders,
-    request: &Request,
-    texts: (&str, Option<&str>),
+    ((raw, prompt), second): (Text<'_>, Option<Text<'_>>),
     options: &TextOptions,
     negative: bool,
     steps: usize,
-    warn: &mut dyn FnMut(String),
+    warn: &mut dyn FnMut(Warning),
 ) -> Result<Side> {
-    let syntax = request.prompt_syntax;
-    let prompt = Prompt::parse(texts.0, syntax)?;
-    let prompt_2 = texts.1.map(|t| Prompt::parse(t, syntax)).transpose()?;
-    let changes =
-        prompt.changes_by_step() || prompt_2.as_ref().is_some_and(Prompt::changes_by_step);
+    let (raw_2, prompt_2) = second.unzip();
+    let changes = prompt.changes_by_step() || prompt_2.is_some_and(Prompt::changes_by_step);
     let mut seen: Vec<(Resolved, Option<Resolved>)> = Vec::new();
     let mut side = Side {
         variants: Vec::new(),
@@ -294,11 +342,12 @@ fn encode_side(
                 resolved
             }
         };
-        let now = (resolve(&prompt), prompt_2.as_ref().map(resolve));
+        let now = (resolve(prompt), prompt_2.map(resolve));
         let known = seen.iter().position(|before| *before == now);
         side.at.push(known.unwrap_or(seen.len()));
         if known.is_none() {
-            let variant = encode_variant(text, texts, (&now.0, now.1.as_ref()), options, warn)?;
+            let variant =
+                encode_variant(text, (raw, raw_2), (&now.0, now.1.as_ref()), options, warn)?;
             side.variants.push(variant);
             seen.push(now);
         }
@@ -312,7 +361,7 @@ fn encode_variant(
     (raw, raw_2): (&str, Option<&str>),
     (resolved, resolved_2): (&Resolved, Option<&Resolved>),
     options: &TextOptions,
-    warn: &mut dyn FnMut(String),
+    warn: &mut dyn FnMut(Warning),
 ) -> Result<Vec<Weighted>> {
     let resolved_2 = resolved_2.unwrap_or(resolved);
     let raw_2 = raw_2.unwrap_or(raw);
@@ -349,11 +398,12 @@ fn encode_variant(
     };
     let (first, second) = (alone(resolved), alone(resolved_2));
     if second.len() != 1 && second.len() != first.len() {
-        return Err(Error::request(format!(
-            "prompt_2: it has {} parts joined by AND and the prompt has {}; give as many, or one",
+        let message = format!(
+            "it has {} parts joined by AND and the prompt has {}",
             second.len(),
             first.len()
-        )));
+        );
+        return Err(Error::request("prompt_2", message).with_hint("give as many, or one"));
     }
     (first.iter().enumerate())
         .map(|(i, (weight, parts))| {

@@ -1,13 +1,19 @@
 //! Inpainting: what the mask adds to the loop.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::latents::Latents;
+use crate::request::Size;
 use crate::scheduler::Scheduler;
 
-/// The masked part of a picture, on the grid of the latents.
+/// The masked part of a picture, on the grid of the latents. It serialises but for the mask, which
+/// follows from the request.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Inpainting {
     /// 1 where something new is made, else 0; `[1, H, W, 1]`.
-    hole: Latents,
+    #[serde(skip)]
+    mask: Option<Latents>,
     /// The picture's latents, `[N, H, W, C]`, to which the rest is held. A UNet with channels for
     /// the mask holds to it by itself.
     known: Option<Latents>,
@@ -18,35 +24,65 @@ pub struct Inpainting {
     masked: Option<Latents>,
 }
 
+/// The mask on the grid of the latents of `width` x `height` pixels, `[1, H, W, 1]`; `pixels` has one
+/// value a pixel. A latent is masked where the first of its pixels is, as in the reference.
+///
+/// # Errors
+/// [`Error::Request`] where no latent is masked.
+pub fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
+    let (height, width) = (size.height / 8, size.width / 8);
+    let values: Vec<f32> = (0..height * width)
+        .map(|i| pixels[i / width * 8 * width * 8 + i % width * 8])
+        .map(|masked| f32::from(u8::from(masked)))
+        .collect();
+    if values.iter().all(|v| *v == 0.0) {
+        return Err(Error::request(
+            "mask",
+            "what is white (after blurring) is too thin to be seen on the latents' grid of 8 \
+             pixels",
+        )
+        .with_hint("paint more, or use `mask_crop_padding` to work on it enlarged"));
+    }
+    Ok(Latents::new([1, height, width, 1], values))
+}
+
 impl Inpainting {
-    /// `hole` is a mask of `width` pixels a row; a latent is masked where the first of its
-    /// pixels is, which is how the reference shrinks masks.
-    ///
-    /// # Errors
-    /// [`Error::Request`] where no latent is masked.
+    /// Inpainting where `mask` ([`latent_mask`]) is 1.
     pub fn new(
-        hole: &[bool],
+        mask: Latents,
         known: Option<Latents>,
         noise: Latents,
         masked: Option<Latents>,
-    ) -> Result<Self> {
-        let [_, height, width, _] = noise.shape();
-        let values: Vec<f32> = (0..height * width)
-            .map(|i| hole[i / width * 8 * width * 8 + i % width * 8])
-            .map(|masked| f32::from(u8::from(masked)))
-            .collect();
-        if values.iter().all(|v| *v == 0.0) {
-            return Err(Error::request(
-                "mask: what is white (after blurring) is too thin to be seen on the latents' grid of \
-                 8 pixels; paint more, or use mask_crop_padding to work on it enlarged",
-            ));
-        }
-        Ok(Inpainting {
-            hole: Latents::new([1, height, width, 1], values),
+    ) -> Self {
+        Inpainting {
+            mask: Some(mask),
             known,
             noise,
             masked,
-        })
+        }
+    }
+
+    /// The same with its mask, which is not stored.
+    pub fn with_mask(self, mask: Latents) -> Self {
+        let mask = Some(mask);
+        Inpainting { mask, ..self }
+    }
+
+    /// Whether a stored one goes with latents of `shape` `[N, H, W, C]`, and with a UNet that has
+    /// channels for the mask or has not.
+    pub fn fits(&self, shape: [usize; 4], sees_mask: bool) -> bool {
+        let one = [1, shape[1], shape[2], shape[3]];
+        self.noise.shape() == shape
+            && self.masked.is_some() == sees_mask
+            && (self.known.is_some() || sees_mask)
+            && (self.known.as_ref()).is_none_or(|known| known.shape() == shape)
+            && (self.masked.as_ref()).is_none_or(|masked| masked.shape() == one)
+    }
+
+    fn mask(&self) -> &[f32] {
+        let mask = self.mask.as_ref();
+        mask.expect("a stored inpainting gets its mask when a run is resumed")
+            .data()
     }
 
     /// The same for a stage that starts with noise of its own.
@@ -54,9 +90,9 @@ impl Inpainting {
         Inpainting { noise, ..self }
     }
 
-    /// Puts the picture back outside the hole, with as much noise as the next evaluation
-    /// expects, for a UNet of `channels`.
-    pub fn hold(&self, latents: &mut Latents, scheduler: &Scheduler, channels: usize) {
+    /// Puts the picture back outside the mask, with as much noise as the next evaluation expects, for
+    /// a UNet of `channels`.
+    pub fn blend_known(&self, latents: &mut Latents, scheduler: &Scheduler, channels: usize) {
         let [_, _, _, own] = latents.shape();
         let (Some(known), true) = (&self.known, channels == own) else {
             return;
@@ -64,16 +100,16 @@ impl Inpainting {
         let known = scheduler.add_noise(known, &self.noise);
         for (image, known) in latents.images_mut().zip(known.images()) {
             for (i, (value, known)) in image.iter_mut().zip(known).enumerate() {
-                let hole = self.hole.data()[i / own];
-                *value = (1.0 - hole) * known + hole * *value;
+                let mask = self.mask()[i / own];
+                *value = (1.0 - mask) * known + mask * *value;
             }
         }
     }
 
-    /// What a UNet with channels for them is shown: latents, mask, masked picture.
-    pub fn widen(&self, input: Latents) -> Latents {
+    /// The input of a UNet with channels for them: latents, mask, masked picture.
+    pub fn concat_mask(&self, input: &Latents) -> Latents {
         let Some(masked) = &self.masked else {
-            return input;
+            return input.clone();
         };
         let [images, height, width, own] = input.shape();
         let pixels = height * width;
@@ -82,7 +118,7 @@ impl Inpainting {
             for pixel in 0..pixels {
                 let range = pixel * own..(pixel + 1) * own;
                 data.extend_from_slice(&image[range.clone()]);
-                data.push(self.hole.data()[pixel]);
+                data.push(self.mask()[pixel]);
                 data.extend_from_slice(&masked.data()[range]);
             }
         }

@@ -16,9 +16,9 @@ impl Pipeline {
     /// are bit for bit those of a pipeline that never had it. A refiner stays.
     ///
     /// ```no_run
-    /// # use sdxl::{LoadOptions, Pipeline, weights::lora::Lora};
+    /// # use sdxl::{Lora, Pipeline};
     /// # fn main() -> sdxl::Result<()> {
-    /// let plain = Pipeline::load("sdxl".as_ref(), &LoadOptions::default())?;
+    /// let plain = Pipeline::open("sdxl").load()?;
     /// let ink = plain.with_loras(&[Lora::new("ink.safetensors", 0.8)])?;
     /// # Ok(()) }
     /// ```
@@ -32,17 +32,24 @@ impl Pipeline {
             checkpoint.files().adapters(),
         );
         let same = |part| before.change_alike(after, part);
-        let mut pipeline = Pipeline::of(checkpoint.clone(), self.precision, self.residence, None);
-        if same(Part::TextEncoder) && same(Part::TextEncoder2) {
-            pipeline.text = Arc::clone(&self.text);
+        let held = (self.offload, self.budget);
+        let mut pipeline = Pipeline::of(checkpoint.clone(), self.precision, held, None);
+        for (new, old) in [
+            (&mut pipeline.networks, &self.networks),
+            (&mut pipeline.streamed, &self.streamed),
+        ] {
+            if same(Part::TextEncoder) && same(Part::TextEncoder2) {
+                new.text = Arc::clone(&old.text);
+            }
+            if same(Part::UNet) {
+                new.unet = Arc::clone(&old.unet);
+            }
+            new.vae = Arc::clone(&old.vae);
         }
-        if same(Part::UNet) {
-            pipeline.unet = Arc::clone(&self.unet);
-        }
-        pipeline.vae = Arc::clone(&self.vae);
+        pipeline.projector = Arc::clone(&self.projector);
         pipeline.refiner = self.refiner.clone();
-        if self.residence.stays() {
-            pipeline.read_all()?;
+        if pipeline.is_pinned() {
+            pipeline.networks.load_all()?;
         }
         Ok(pipeline)
     }
@@ -54,7 +61,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::pipeline::Residence;
+    use crate::pipeline::Offload;
     use crate::weights::Precision;
     use crate::{Checkpoint, Request};
 
@@ -62,6 +69,11 @@ mod tests {
         PathBuf::from(env!("CARGO_MANIFEST_DIR"))
             .join("../../golden")
             .join(name)
+    }
+
+    fn open(checkpoint: Checkpoint, precision: Precision, offload: Offload) -> Pipeline {
+        let pipeline = Pipeline::open(checkpoint).precision(precision);
+        pipeline.offload(offload).load().unwrap()
     }
 
     fn lora(name: &str, scale: f32) -> Lora {
@@ -75,7 +87,7 @@ mod tests {
             steps: 2,
             ..Request::default()
         };
-        let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
+        let made = pipeline.generate(&request, &mut |_| ControlFlow::Continue(()));
         made.unwrap().latents.to_nchw()
     }
 
@@ -83,7 +95,7 @@ mod tests {
     fn only_what_changes_is_read_and_what_is_taken_off_leaves_no_trace() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
-            let plain = Pipeline::from_checkpoint(checkpoint, precision).unwrap();
+            let plain = open(checkpoint, precision, Offload::None);
             let reads = || plain.checkpoint.files().kept().reads();
             let all = reads();
             let without = latents(&plain);
@@ -94,8 +106,8 @@ mod tests {
             assert!(0 < some && some < all / 2, "{some} of {all}");
             let peft = latents(&with);
             assert!(peft != without);
-            assert!(Arc::ptr_eq(&with.vae, &plain.vae));
-            assert!(!Arc::ptr_eq(&with.text, &plain.text));
+            assert!(Arc::ptr_eq(&with.networks.vae, &plain.networks.vae));
+            assert!(!Arc::ptr_eq(&with.networks.text, &plain.networks.text));
 
             // Another scale is another change of the same layers; the same again is none.
             let before = reads();
@@ -105,15 +117,21 @@ mod tests {
             let before = reads();
             let again = with.with_loras(&[lora("peft", 1.0)]).unwrap();
             assert_eq!(reads() - before, 0);
-            assert!(Arc::ptr_eq(&again.unet, &with.unet) && Arc::ptr_eq(&again.text, &with.text));
+            assert!(
+                Arc::ptr_eq(&again.networks.unet, &with.networks.unet)
+                    && Arc::ptr_eq(&again.networks.text, &with.networks.text)
+            );
 
             // One that changes convolutions only leaves prompts remembered.
             let two = with.with_loras(&[lora("peft", 1.0), lora("convolution", 1.0)]);
             let two = two.unwrap();
-            assert!(Arc::ptr_eq(&two.text, &with.text) && !Arc::ptr_eq(&two.unet, &with.unet));
-            let encoded = two.text.get().unwrap().runs();
+            assert!(
+                Arc::ptr_eq(&two.networks.text, &with.networks.text)
+                    && !Arc::ptr_eq(&two.networks.unet, &with.networks.unet)
+            );
+            let encoded = two.networks.text.get().unwrap().runs();
             assert!(latents(&two) != peft);
-            assert_eq!(two.text.get().unwrap().runs(), encoded);
+            assert_eq!(two.networks.text.get().unwrap().runs(), encoded);
 
             // One of the two removed: the other alone, as opened with it.
             drop((more, again));
@@ -124,7 +142,7 @@ mod tests {
                 ..Default::default()
             };
             let fresh = Checkpoint::open_with(checkpoint.root(), &options).unwrap();
-            let fresh = Pipeline::from_checkpoint(fresh, precision).unwrap();
+            let fresh = open(fresh, precision, Offload::None);
             assert!(latents(&convolution) == latents(&fresh));
             assert!(latents(&two.with_loras(&[lora("peft", 1.0)]).unwrap()) == peft);
             // All removed, and at a scale of 0.
@@ -148,22 +166,22 @@ mod tests {
 
     #[test]
     fn networks_that_come_and_go_and_refiners_take_loras_too() {
-        let open = |name: &str| Checkpoint::open(&golden(name), None).unwrap();
-        let in_turn = Residence::InTurn;
-        let sparing = Pipeline::with_residence(open("base"), Precision::F32, in_turn).unwrap();
-        let staying = Pipeline::from_checkpoint(open("base"), Precision::F32).unwrap();
+        let base = || Checkpoint::open(&golden("base"), None).unwrap();
+        let sparing = open(base(), Precision::F32, Offload::Model);
+        let staying = open(base(), Precision::F32, Offload::None);
         let without = latents(&sparing);
         let with = sparing.with_loras(&[lora("kohya", 0.7)]).unwrap();
         let changed = latents(&with);
         assert!(changed == latents(&staying.with_loras(&[lora("kohya", 0.7)]).unwrap()));
         assert!(latents(&with.with_loras(&[]).unwrap()) == without && changed != without);
 
-        let refined = staying.with_refiner(open("refiner")).unwrap();
+        let refined = Pipeline::open(base()).refiner(golden("refiner"));
+        let refined = refined.precision(Precision::F32).load().unwrap();
         let with = refined.with_loras(&[lora("kohya", 0.7)]).unwrap();
         let refiners = [&refined, &with].map(|p| p.refiner().unwrap().pipeline());
         assert!(std::ptr::eq(refiners[0], refiners[1]));
         // Its text encoder is not the one that was changed.
-        let texts = [&with, refiners[1]].map(|p| p.text.get().unwrap());
+        let texts = [&with, refiners[1]].map(|p| p.networks.text.get().unwrap());
         assert!(!texts[0].share_second(&texts[1]));
     }
 
@@ -179,7 +197,7 @@ mod tests {
         };
         put("kohya", 1_000_000_000);
         let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
-        let plain = Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap();
+        let plain = open(checkpoint, Precision::F32, Offload::None);
         let first = plain.with_loras(&[Lora::new(&path, 1.0)]).unwrap();
         std::fs::remove_file(&path).unwrap();
         put("convolution", 1_000_000_001);

@@ -4,12 +4,12 @@
 //! ([`crate::memory::rehearsal`]), by their own code, for each arrangement that comes into question.
 //! Those are tried from the one that costs nothing to the one that costs most:
 //!
-//! 1. all networks in memory (for many runs);
-//! 2. networks in turn, each while it works;
+//! 1. all networks in memory ([`Offload::None`]; for many pictures, and where a pipeline has them);
+//! 2. networks in turn, each while it works ([`Offload::Model`]);
 //! 3. fewer rows of the UNet's batch at once: pictures one after the other, then the two sides of the
 //!    guidance one after the other;
 //! 4. the VAE tile by tile, which shows a little in the picture;
-//! 5. layers read from the files as they work ([`Residence::Streamed`]), which takes time at every
+//! 5. layers read from the files as they work ([`Offload::Sequential`]), which takes time at every
 //!    step;
 //! 6. smaller tiles, which show more.
 //!
@@ -18,56 +18,70 @@
 
 mod planner;
 
-use super::Residence;
-use super::vae::Passes;
+use super::conditioning::Prompts;
+use super::offload::Offload;
+use super::stages::{Stage, StageProgress};
+use super::vae::VaeBatching;
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::memory::{Budget, Effort, Speed, bytes};
 use crate::request::{Request, Tiling};
+use crate::warning::{Warning, WarningKind};
 use crate::weights::Precision;
 use crate::weights::folder::Checkpoint;
 use planner::Planner;
 
-/// What a run is planned from.
+/// A decided run that is to be arranged.
 #[derive(Clone, Copy)]
-pub struct Asked<'a> {
+pub(super) struct PlanInputs<'a> {
     /// The model.
     pub checkpoint: &'a Checkpoint,
     /// The refiner, where there is one.
     pub refiner: Option<&'a Checkpoint>,
-    /// Of the networks.
+    /// The precision of the networks.
     pub precision: Precision,
-    /// A resolved request: see [`super::resolve`].
+    /// The request, with nothing left open.
     pub request: &'a Request,
-    /// Its pictures, latents and prompts.
+    /// Its pictures, latents and encoded prompts.
     pub inputs: &'a Inputs,
-    /// When networks may be in memory: what is best first.
-    pub residences: &'a [Residence],
-    /// What there is.
+    /// Its prompts.
+    pub prompts: &'a Prompts,
+    /// Its stages.
+    pub stages: &'a [Stage],
+    /// The places of the stages.
+    pub progress: &'a [StageProgress],
+    /// The ways in which networks may be in memory, the best first.
+    pub offloads: &'a [Offload],
+    /// Memory that may be taken.
     pub budget: Budget,
 }
 
 /// This part of a budget is left free: a prediction is a little off.
 const SPARED: u64 = 16;
 
-impl Asked<'_> {
+impl PlanInputs<'_> {
     /// Bytes that a plan may take.
     fn limit(&self) -> Option<u64> {
         self.budget.bytes().map(|bytes| bytes - bytes / SPARED)
     }
 }
 
-/// How a run is arranged, and what it takes so.
+/// The arrangement of a run in memory, and what it takes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The memory of the whole process that it was made for. `None`: nobody knows how much there is.
     pub budget: Option<u64>,
-    /// Of the networks.
+    /// The precision of the networks.
     pub precision: Precision,
-    /// When networks are in memory.
-    pub residence: Residence,
+    /// The networks that are in memory.
+    pub offload: Offload,
+    /// Pictures that go from noise to the end together. The next group begins when they are given
+    /// out.
+    pub group: usize,
     /// Rows (pictures, times two with guidance) that go through the UNet together, a stage each.
     pub rows: Vec<usize>,
+    /// Rows that would fit in memory together, a stage each: what runs may share.
+    pub most_rows: Vec<usize>,
     /// Rows that one picture has, a stage each.
     pub rows_of_picture: Vec<usize>,
     /// The side of the VAE's tiles in latents, where it goes tile by tile (through pictures that are
@@ -78,21 +92,21 @@ pub struct Plan {
     /// Whether tiles were decided for want of memory.
     pub short: bool,
     /// What is in memory at once, in the order of the run.
-    pub parts: Vec<Stretch>,
+    pub parts: Vec<Phase>,
 }
 
-/// A stretch of a run.
+/// A part of a run, and what is in memory meanwhile.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Stretch {
-    /// What works.
+pub struct Phase {
+    /// The networks at work.
     pub name: String,
     /// The most memory of the process, in bytes.
     pub peak: u64,
-    /// What it does, for its time.
+    /// Work, for its time.
     pub efforts: Vec<Effort>,
 }
 
-impl Stretch {
+impl Phase {
     /// About how long it takes.
     pub fn seconds(&self, speed: &mut Speed) -> f64 {
         let seconds = self.efforts.iter().map(|effort| speed.seconds(effort));
@@ -106,13 +120,18 @@ impl Plan {
     /// # Errors
     /// Where none does, with the least that would do: [`Error::Request`] for a budget that was
     /// given, else [`Error::Machine`]. Whatever is wrong with the checkpoint's files.
-    pub fn new(asked: &Asked<'_>) -> Result<Plan> {
-        let planner = Planner::new(asked)?;
+    pub(super) fn new(asked: &PlanInputs<'_>, warn: &mut dyn FnMut(Warning)) -> Result<Plan> {
+        let planner = Planner::new(asked, warn)?;
         let limit = asked.limit();
         let mut smallest: Option<Plan> = None;
-        for (i, residence) in asked.residences.iter().enumerate() {
-            let last = i + 1 == asked.residences.len();
-            let plan = planner.arrange(*residence, last)?;
+        for (i, offload) in asked.offloads.iter().enumerate() {
+            let choice = asked.offloads.len() > 1;
+            if choice && *offload == Offload::None && !planner.has_groups() {
+                // One group needs each network once.
+                continue;
+            }
+            let last = i + 1 == asked.offloads.len();
+            let plan = planner.arrange(*offload, last)?;
             if limit.is_none_or(|limit| plan.peak() <= limit) {
                 return Ok(plan);
             }
@@ -123,6 +142,7 @@ impl Plan {
         match smallest {
             Some(plan) => Err(plan.refusal(asked)),
             None => Err(Error::request(
+                "offload",
                 "no way to have networks in memory was allowed",
             )),
         }
@@ -147,55 +167,64 @@ impl Plan {
             .any(|(rows, all)| rows < all)
     }
 
-    /// What was decided for want of memory and changes no number, in words.
-    pub fn remarks(&self) -> Vec<String> {
-        let mut said = Vec::new();
-        if self.residence == Residence::Streamed {
-            said.push("layers are read from the files as they work, which takes longer".into());
+    /// Warnings of decisions for want of memory: those that cost time, and tiles.
+    pub(super) fn warnings(&self, request: &Request, choice: bool) -> Vec<Warning> {
+        let slow = |field, message| Warning::new(WarningKind::Slow, field, message);
+        let mut warnings = Vec::new();
+        if choice && self.offload == Offload::Sequential {
+            warnings.push(slow(
+                "offload",
+                "layers are read from the files as they work, which takes longer",
+            ));
         }
         if self.is_sequential() {
-            said.push(
-                "the two sides of the guidance go through the UNet one after the other".into(),
-            );
+            warnings.push(slow(
+                "memory",
+                "the two sides of the guidance go through the UNet one after the other",
+            ));
         }
-        said
+        if self.short && self.tile_size(request).is_some() {
+            let message = "memory is short, so the VAE works tile by tile, which shows a little in \
+                           the picture";
+            let warning = Warning::new(WarningKind::Tiled, "vae_tiling", message);
+            warnings.push(warning.with_hint("`vae_tiling off` forbids it"));
+        }
+        warnings
     }
 
     /// The side in pixels of the tiles by which finished pictures are decoded, where they are.
     pub fn tile_size(&self, request: &Request) -> Option<u32> {
         let size = request.upscaled_size();
-        let passes = Passes::of(self.tile, self.sliced, [size.height / 8, size.width / 8], 1);
+        let passes = VaeBatching::of(self.tile, self.sliced, [size.height / 8, size.width / 8], 1);
         passes.tile.map(|side| 8 * side as u32)
     }
 
-    fn refusal(&self, asked: &Asked<'_>) -> Error {
+    fn refusal(&self, asked: &PlanInputs<'_>) -> Error {
         let Some(limit) = asked.budget.bytes() else {
-            return Error::request("memory: there is none");
+            return Error::request("memory", "there is none");
         };
         let need = (self.peak() + self.peak() / (SPARED - 1) + 1).next_multiple_of(1 << 20);
         let largest = self.parts.iter().max_by_key(|part| part.peak);
         let largest = largest.map_or("", |part| part.name.as_str());
-        let mut how = vec![format!("--memory {}MiB", need >> 20)];
-        if self.residence != Residence::Streamed && !asked.residences.contains(&Residence::Streamed)
-        {
-            how.push("--offload sequential takes less".into());
+        let mut how = vec![format!("`memory {}MiB`", need >> 20)];
+        if self.offload != Offload::Sequential && !asked.offloads.contains(&Offload::Sequential) {
+            how.push("`offload sequential` takes less".into());
         }
         if asked.request.vae_tiling == Tiling::Off {
-            how.push("--vae-tiling auto may take less".into());
+            how.push("`vae_tiling auto` may take less".into());
         }
         let size = asked.request.upscaled_size();
         let what = format!("{size} in {}", asked.precision);
         let (given, least) = (bytes(limit), bytes(need));
         let how = how.join("; ");
         if asked.budget.is_given() {
-            return Error::request(format!(
-                "memory: {given} given, and {what} takes at least {least} ({largest}); the smallest \
-                 that works: {how}"
-            ));
+            let message = format!("{given} given, and {what} takes at least {least} ({largest})");
+            return Error::request("memory", message)
+                .with_hint(format!("the smallest that works: {how}"));
         }
-        Error::Machine(format!(
-            "{what} takes at least {least} of memory ({largest}), and {given} are free; ask for a \
-             smaller picture or another --precision"
+        Error::machine(format!(
+            "{what} takes at least {least} of memory ({largest}), and {given} are free"
         ))
+        .with_hint("ask for a smaller picture or another `precision`")
     }
 }

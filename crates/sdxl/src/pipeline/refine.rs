@@ -3,14 +3,11 @@
 
 use std::sync::Arc;
 
-use super::Pipeline;
-use super::held::{Held, Residence};
+use super::prepare::check_out_channels;
+use super::{Offload, Pipeline};
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::vae::Vae;
-use crate::text::TextEncoders;
 use crate::weights::folder::{Checkpoint, Family, Part};
-use crate::weights::same::same_part;
 
 /// Refuses a checkpoint that cannot refine what `base` makes.
 ///
@@ -20,15 +17,17 @@ pub fn check_refiner(base: &Checkpoint, refiner: &Checkpoint) -> Result<()> {
     if base.family() == Family::Refiner {
         return Err(Error::file(
             base.root(),
-            "this is a refiner, which finishes a picture and cannot start one from a prompt; give \
-             a base checkpoint as the model",
-        ));
+            "this is a refiner, which finishes a picture and cannot start one from a prompt",
+        )
+        .with_hint("give a base checkpoint as the model"));
     }
     if refiner.family() == Family::Base {
         return Err(Error::file(
             refiner.root(),
-            "this is a base checkpoint (it has two text encoders), not a refiner; to go over a \
-             picture with it, give it as the model, with init_image and strength",
+            "this is a base checkpoint (it has two text encoders), not a refiner",
+        )
+        .with_hint(
+            "to go over a picture with it, give it as the model, with `init_image` and `strength`",
         ));
     }
     check_channels(refiner)?;
@@ -49,15 +48,17 @@ pub fn check_refiner(base: &Checkpoint, refiner: &Checkpoint) -> Result<()> {
             refiner.config_path(Part::Vae),
             format!(
                 "`{key}` is not that of {}: base and refiner must have latents of one scale to hand \
-                 them over; use a refiner of the same family",
+                 them over",
                 base.config_path(Part::Vae).display()
             ),
-        )),
+        )
+        .with_hint("use a refiner of the same family")),
         None => Ok(()),
     }
 }
 
 fn check_channels(refiner: &Checkpoint) -> Result<()> {
+    check_out_channels(refiner)?;
     if refiner.unet.in_channels == refiner.vae.latent_channels {
         return Ok(());
     }
@@ -68,39 +69,6 @@ fn check_channels(refiner: &Checkpoint) -> Result<()> {
             refiner.unet.in_channels, refiner.vae.latent_channels
         ),
     ))
-}
-
-/// Networks of a pipeline that another checkpoint may have too.
-#[derive(Clone)]
-pub struct Shared {
-    checkpoint: Checkpoint,
-    text: Arc<Held<TextEncoders>>,
-    vae: Arc<Held<Vae>>,
-}
-
-impl Shared {
-    /// Those of `base`.
-    pub fn of(base: &Pipeline) -> Shared {
-        Shared {
-            checkpoint: base.checkpoint.clone(),
-            text: Arc::clone(&base.text),
-            vae: Arc::clone(&base.vae),
-        }
-    }
-
-    /// The text encoders of a refiner, where they are the second of the base.
-    pub fn text(&self, refiner: &Checkpoint) -> Result<Option<TextEncoders>> {
-        let same = !refiner.has(Part::TextEncoder)
-            && same_part(&self.checkpoint, refiner, Part::TextEncoder2)?;
-        same.then(|| Ok(self.text.get()?.second_alone()))
-            .transpose()
-    }
-
-    /// The VAE, where it is that of the base.
-    pub fn vae(&self, refiner: &Checkpoint) -> Result<Option<Arc<Vae>>> {
-        let same = same_part(&self.checkpoint, refiner, Part::Vae)?;
-        same.then(|| self.vae.get()).transpose()
-    }
 }
 
 /// A refiner.
@@ -118,31 +86,41 @@ impl Refiner {
         let mut needed = memory::of_part(&checkpoint, Part::UNet, base.precision)?;
         for part in [Part::TextEncoder2, Part::Vae] {
             let bytes = memory::of_part(&checkpoint, part, base.precision)?;
-            if base.residence.stays()
-                && bytes != memory::of_part(&base.checkpoint, part, base.precision)?
+            if base.is_pinned() && bytes != memory::of_part(&base.checkpoint, part, base.precision)?
             {
                 needed += bytes;
             }
         }
-        if base.residence == Residence::Streamed {
+        if base
+            .offload
+            .is_none_or(|offload| offload == Offload::Sequential)
+        {
+            // Plans of runs say what fits.
             needed = 0;
         }
         memory::check(
             &format!("the refiner in {}, beside the base,", base.precision),
             needed,
-            "use --precision bf16, f16 or int8, or run base and refiner one after the other \
-             (--output-latents, then --latents with --denoising-start)",
+            "use `precision bf16`, f16 or int8, or run base and refiner one after the other \
+             (`output_latents`, then `latents` with `denoising_start`)",
         )?;
-        let pipeline = Pipeline::of(checkpoint, base.precision, base.residence, Some(base));
-        let pipeline = Arc::new(pipeline);
-        if base.residence.stays() {
-            let pipeline = Arc::clone(&pipeline);
+        let refiner = Self::lazy_beside(base, checkpoint)?;
+        if base.is_pinned() {
+            let pipeline = Arc::clone(&refiner.pipeline);
             // Without a thread it is read when it is needed; what goes wrong here does so again
             // then, and is told of.
             let _ = std::thread::Builder::new()
                 .name("refiner".into())
-                .spawn(move || pipeline.read_all());
+                .spawn(move || pipeline.networks.load_all());
         }
+        Ok(refiner)
+    }
+
+    /// Checks the refiner against `base`; it is loaded when a run first needs it.
+    pub fn lazy_beside(base: &Pipeline, checkpoint: Checkpoint) -> Result<Refiner> {
+        check_refiner(&base.checkpoint, &checkpoint)?;
+        let held = (base.offload, base.budget);
+        let pipeline = Arc::new(Pipeline::of(checkpoint, base.precision, held, Some(base)));
         Ok(Refiner { pipeline })
     }
 
@@ -173,14 +151,18 @@ mod tests {
     #[test]
     fn equal_parts_are_in_memory_once_and_changed_ones_are_not() {
         let open = |path: PathBuf| Checkpoint::open(&path, None).unwrap();
-        let base = Pipeline::from_checkpoint(open(golden("base")), Precision::F32).unwrap();
-        let base = base.with_refiner(open(golden("refiner"))).unwrap();
+        let load = |refiner: PathBuf| {
+            let base = Pipeline::open(open(golden("base"))).refiner(open(refiner));
+            base.precision(Precision::F32).load().unwrap()
+        };
+        let base = load(golden("refiner"));
         let refiner = base.refiner().unwrap().pipeline();
-        let vaes =
-            |base: &Pipeline, refiner: &Pipeline| [base, refiner].map(|p| p.vae.get().unwrap());
+        let vaes = |base: &Pipeline, refiner: &Pipeline| {
+            [base, refiner].map(|p| p.networks.vae.get().unwrap())
+        };
         let [ours, theirs] = vaes(&base, refiner);
         assert!(Arc::ptr_eq(&ours, &theirs));
-        let texts = [&base, refiner].map(|p| p.text.get().unwrap());
+        let texts = [&base, refiner].map(|p| p.networks.text.get().unwrap());
         assert!(texts[0].share_second(&texts[1]));
 
         // The same refiner with files of its own, of which the VAE differs in one bit.
@@ -204,11 +186,11 @@ mod tests {
         let mut bytes = std::fs::read(&vae).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&vae, bytes).unwrap();
-        let base = base.with_refiner(open(dir.path().to_path_buf())).unwrap();
+        let base = load(dir.path().to_path_buf());
         let refiner = base.refiner().unwrap().pipeline();
         let [ours, theirs] = vaes(&base, refiner);
         assert!(!Arc::ptr_eq(&ours, &theirs));
-        let texts = [&base, refiner].map(|p| p.text.get().unwrap());
+        let texts = [&base, refiner].map(|p| p.networks.text.get().unwrap());
         assert!(texts[0].share_second(&texts[1]));
     }
 }

@@ -1,12 +1,14 @@
-//! What a run consists of: which network goes through which part of which schedule.
+//! The stages of a run: which network goes through which part of which schedule.
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::request::{Request, Size};
-use crate::scheduler::{self, Plan, Scheduler, SchedulerConfig, Steps};
+use crate::scheduler::{self, Info, Plan, Scheduler, SchedulerConfig, Steps};
 use crate::weights::folder::Checkpoint;
 
-/// Whose network a stage runs.
+/// The network of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
     /// The pipeline's own.
@@ -15,45 +17,80 @@ pub enum Network {
     Refiner,
 }
 
-/// Where a stage starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    /// From standard normal latents, drawn or given.
+/// The latents that a stage starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartFrom {
+    /// Standard normal latents, drawn or given.
     Noise,
-    /// From the input picture, or finished latents given, with noise.
-    Picture,
-    /// From the input picture, or noisy latents given, as they are.
-    GoOn,
-    /// From the noisy latents of the stage before.
-    HandOver,
-    /// From the finished latents of the stage before, with noise.
-    Again,
-    /// From the finished latents of the stage before, enlarged, with noise.
-    Enlarged,
+    /// The input picture, or finished latents given, with noise.
+    Image,
+    /// The input picture, or noisy latents given, as they are (diffusers' `denoising_start`).
+    NoisyLatents,
+    /// The noisy latents of the stage before.
+    PreviousNoisy,
+    /// The finished latents of the stage before, with noise.
+    Previous,
+    /// The finished latents of the stage before, enlarged, with noise.
+    PreviousUpscaled,
 }
 
 /// One network's way through a schedule, or a part of one.
 pub struct Stage {
-    /// Whose network.
+    /// The network.
     pub network: Network,
-    /// From where.
-    pub begin: Begin,
+    /// Its start.
+    pub start_from: StartFrom,
     /// The size of its pictures.
     pub size: Size,
-    /// At its start.
-    pub scheduler: Scheduler,
+    config: SchedulerConfig,
+    plan: Plan,
+    /// Evaluations of the network.
+    pub evaluations: usize,
+    /// The class of its scheduler.
+    pub info: &'static Info,
 }
 
 impl Stage {
-    /// Evaluations of the network.
-    pub fn evaluations(&self) -> usize {
-        self.scheduler.timesteps().len()
+    fn new(
+        network: Network,
+        start_from: StartFrom,
+        size: Size,
+        (config, plan): (SchedulerConfig, Plan),
+    ) -> Result<Stage> {
+        let scheduler = scheduler::build(&config, &plan)?;
+        Ok(Stage {
+            network,
+            start_from,
+            size,
+            evaluations: scheduler.timesteps().len(),
+            info: scheduler.info(),
+            config,
+            plan,
+        })
+    }
+
+    /// The scheduler at its start. Built anew for every group of pictures.
+    ///
+    /// # Errors
+    /// None that did not show when the stage was made.
+    pub fn scheduler(&self) -> Result<Scheduler> {
+        Ok(scheduler::build(&self.config, &self.plan)?)
+    }
+
+    /// What the network predicts, in the words of `scheduler_config.json`.
+    pub fn prediction_type(&self) -> &str {
+        let named = self.config.get("prediction_type");
+        named.and_then(|name| name.as_str()).unwrap_or("epsilon")
     }
 
     /// Steps, of which each is one or two evaluations.
     pub fn steps(&self) -> usize {
-        self.evaluations()
-            .div_ceil(self.scheduler.info().evaluations_per_step)
+        self.evaluations.div_ceil(self.info.evaluations_per_step)
+    }
+
+    /// The step that an evaluation belongs to, both from 0.
+    pub fn step_of(&self, evaluation: usize) -> usize {
+        evaluation / self.info.evaluations_per_step
     }
 }
 
@@ -85,42 +122,58 @@ pub fn stages(
     request: &Request,
     inputs: &Inputs,
 ) -> Result<Vec<Stage>> {
-    let begin = first(refiner.is_some(), request, inputs)?;
+    let start_from = first(refiner.is_some(), request, inputs)?;
     let shared = refiner.filter(|_| request.refiner_strength.is_none());
     let (end, start) = match shared {
         Some(_) => hand_over(request),
         None => (request.denoising_end, request.denoising_start),
     };
     let size = request.picture_size();
-    let stage = |network, begin, size, checkpoint, cut| -> Result<Stage> {
-        Ok(Stage {
+    let stage = |network, start_from, size, checkpoint, cut| {
+        Stage::new(
             network,
-            begin,
+            start_from,
             size,
-            scheduler: scheduler_for(checkpoint, request, &cut)?,
+            schedule_of(checkpoint, request, &cut)?,
+        )
+        .map_err(|error| {
+            // It stands for both.
+            match request.denoising_fraction {
+                Some(_) => error
+                    .of_field("denoising_end", "denoising_fraction")
+                    .of_field("denoising_start", "denoising_fraction"),
+                None => error,
+            }
         })
     };
 
     let cut = Cut {
-        strength: request.strength.filter(|_| begin == Begin::Picture),
-        start: start.filter(|_| begin == Begin::GoOn),
+        strength: request.strength.filter(|_| start_from == StartFrom::Image),
+        start: start.filter(|_| start_from == StartFrom::NoisyLatents),
         end: end.filter(|end| *end < 1.0),
     };
-    let mut stages = vec![stage(Network::Base, begin, size, checkpoint, cut)?];
+    let mut stages = vec![stage(Network::Base, start_from, size, checkpoint, cut)?];
     if let Some(refiner) = shared {
         let cut = Cut {
             start,
             ..Cut::default()
         };
-        let second = stage(Network::Refiner, Begin::HandOver, size, refiner, cut)?;
+        let second = stage(
+            Network::Refiner,
+            StartFrom::PreviousNoisy,
+            size,
+            refiner,
+            cut,
+        )?;
         // Schedulers scale noisy latents in different ways: those of another would be no
         // picture's.
-        let [ours, theirs] = [&stages[0], &second].map(|s| s.scheduler.info().class);
+        let [ours, theirs] = [&stages[0], &second].map(|s| s.info.class);
         if ours != theirs {
-            return Err(Error::request(format!(
-                "scheduler: the base's is {ours} and the refiner's {theirs}, which cannot take over \
-                 its latents; choose one for both with --scheduler"
-            )));
+            let message = format!(
+                "the base's is {ours} and the refiner's {theirs}, which cannot take over its latents"
+            );
+            return Err(Error::request("scheduler", message)
+                .with_hint("choose one for both with `scheduler`"));
         }
         stages.push(second);
     }
@@ -130,41 +183,28 @@ pub fn stages(
             strength: Some(request.upscale_strength),
             ..Cut::default()
         };
-        stages.push(stage(
-            Network::Base,
-            Begin::Enlarged,
-            size,
-            checkpoint,
-            cut,
-        )?);
+        let start_from = StartFrom::PreviousUpscaled;
+        let second = stage(Network::Base, start_from, size, checkpoint, cut)
+            .map_err(|error| error.of_field("strength", "upscale_strength"))?;
+        stages.push(second);
     }
     if let (Some(refiner), Some(_)) = (refiner, request.refiner_strength) {
         let cut = Cut {
             strength: request.refiner_strength,
             ..Cut::default()
         };
-        stages.push(stage(Network::Refiner, Begin::Again, size, refiner, cut)?);
+        let again = stage(Network::Refiner, StartFrom::Previous, size, refiner, cut)
+            .map_err(|error| error.of_field("strength", "refiner_strength"))?;
+        stages.push(again);
     }
     Ok(stages)
 }
 
-/// How often the networks are evaluated for a resolved request, all stages together.
-///
-/// # Errors
-/// Whatever [`super::resolve`] refuses.
-pub fn evaluations(
-    checkpoint: &Checkpoint,
-    refiner: Option<&Checkpoint>,
-    request: &Request,
-    inputs: &Inputs,
-) -> Result<usize> {
-    let stages = stages(checkpoint, refiner, request, inputs)?;
-    Ok(stages.iter().map(Stage::evaluations).sum())
-}
-
 /// How a run begins, after refusing what contradicts itself.
-fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
-    let no = |message: &str| Err(Error::request(message));
+fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<StartFrom> {
+    let no = |field, message: &str, hint: &str| -> Result<StartFrom> {
+        Err(Error::request(field, message).with_hint(hint))
+    };
     let cut_short = request.denoising_end.is_some_and(|end| end < 1.0);
     if refiner {
         if request.refiner_strength.is_some()
@@ -173,8 +213,10 @@ fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
                 || cut_short)
         {
             return no(
-                "refiner_strength lets the refiner go over the finished picture, denoising_fraction \
-                 (denoising_end, denoising_start) hands it an unfinished one; give one of them",
+                "refiner_strength",
+                "it lets the refiner go over the finished picture, denoising_fraction \
+                 (denoising_end, denoising_start) hands it an unfinished one",
+                "give one of them",
             );
         }
     } else {
@@ -183,56 +225,64 @@ fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<Begin> {
             ("refiner_strength", request.refiner_strength.is_some()),
         ] {
             if given {
-                return Err(Error::request(format!(
-                    "{name}: there is no refiner; give one with --refiner DIR"
-                )));
+                return no(name, "there is no refiner", "give one with `refiner DIR`");
             }
         }
         if cut_short && request.upscale.is_some() {
             return no(
-                "upscale: denoising_end leaves noise, which cannot be enlarged; leave one of them out",
+                "upscale",
+                "denoising_end leaves noise, which cannot be enlarged",
+                "leave one of them out",
             );
         }
     }
     let (picture, latents) = (inputs.init_image.is_some(), inputs.latents.is_some());
     if picture && latents {
-        return no("init_image and latents are both given; a run starts from one of them");
-    }
-    if inputs.mask.is_some() && request.upscale.is_some() {
         return no(
-            "upscale: a second pass would also go over what the mask keeps; leave one of them out",
+            "init_image",
+            "init_image and latents are both given",
+            "a run starts from one of them",
+        );
+    }
+    let masked = inputs.mask.is_some() || !request.extend.is_zero();
+    if masked && request.upscale.is_some() {
+        return no(
+            "upscale",
+            "a second pass would also go over what the mask keeps",
+            "leave one of them out",
         );
     }
     let go_on = request.denoising_start.is_some() && !refiner;
     if go_on && request.strength.is_some() {
         return no(
-            "strength has no meaning beside denoising_start, which says where the run begins; leave \
-             one of them out",
+            "strength",
+            "it has no meaning beside denoising_start, which says where the run begins",
+            "leave one of them out",
         );
     }
     match (picture || latents, go_on) {
-        (true, true) => Ok(Begin::GoOn),
+        (true, true) => Ok(StartFrom::NoisyLatents),
         (false, true) => no(
-            "denoising_start: there is nothing to go on with; give the noisy latents of another run \
-             with --latents, or a refiner to hand over to",
+            "denoising_start",
+            "there is nothing to go on with",
+            "give the noisy latents of another run with `latents`, or a refiner to hand over to",
         ),
-        (true, false) if picture || request.strength.is_some() => Ok(Begin::Picture),
-        (false, false) if request.strength.is_some() => {
-            no("strength: there is no picture to start from; give init_image (or latents)")
-        }
-        _ => Ok(Begin::Noise),
+        (true, false) if picture || request.strength.is_some() => Ok(StartFrom::Image),
+        (false, false) if request.strength.is_some() => no(
+            "strength",
+            "there is no picture to start from",
+            "give `init_image` (or `latents`)",
+        ),
+        _ => Ok(StartFrom::Noise),
     }
 }
 
-/// The scheduler of a request for all of its schedule, at its start.
-///
-/// # Errors
-/// [`Error::Scheduler`] for a name or an option that it does not have.
-pub fn build_scheduler(checkpoint: &Checkpoint, request: &Request) -> Result<Scheduler> {
-    scheduler_for(checkpoint, request, &Cut::default())
-}
-
-fn scheduler_for(checkpoint: &Checkpoint, request: &Request, cut: &Cut) -> Result<Scheduler> {
+/// The scheduler's options and the part of its schedule that a stage runs.
+fn schedule_of(
+    checkpoint: &Checkpoint,
+    request: &Request,
+    cut: &Cut,
+) -> Result<(SchedulerConfig, Plan)> {
     let mut config = SchedulerConfig::from_json(checkpoint.scheduler.clone())?;
     if let Some(name) = &request.scheduler {
         config = config.with_scheduler(name)?;
@@ -252,48 +302,45 @@ fn scheduler_for(checkpoint: &Checkpoint, request: &Request, cut: &Cut) -> Resul
     plan.strength = cut.strength;
     plan.denoising_start = cut.start;
     plan.denoising_end = cut.end;
-    Ok(scheduler::build(&config, &plan)?)
+    Ok((config, plan))
 }
 
-/// Counts evaluations over all stages, and steps over those that share one way from noise to
-/// picture.
+/// The place of a stage within the run. Evaluations are counted over all stages (for progress); steps
+/// over the stages that share one way from noise to picture, so that base and refiner agree on the
+/// number of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Course {
+pub struct StageProgress {
     /// Evaluations of the stages before.
-    pub before: usize,
-    /// Evaluations of all stages.
-    pub total: usize,
+    pub evaluations_before: usize,
     /// Steps of the stages before on the same way.
     pub steps_before: usize,
     /// Steps of the whole way.
-    pub steps: usize,
+    pub steps_total: usize,
 }
 
-impl Course {
-    /// The course of every stage.
-    pub fn of(stages: &[Stage]) -> Vec<Course> {
-        let total = stages.iter().map(Stage::evaluations).sum();
-        let mut courses: Vec<Course> = Vec::new();
-        let mut before = 0;
+impl StageProgress {
+    /// The places of all stages.
+    pub fn of(stages: &[Stage]) -> Vec<StageProgress> {
+        let mut all: Vec<StageProgress> = Vec::new();
+        let mut evaluations_before = 0;
         for (i, stage) in stages.iter().enumerate() {
-            let steps_before = match courses.last() {
-                Some(last) if stage.begin == Begin::HandOver => {
+            let steps_before = match all.last() {
+                Some(last) if stage.start_from == StartFrom::PreviousNoisy => {
                     last.steps_before + stages[i - 1].steps()
                 }
                 _ => 0,
             };
             let after: usize = (stages[i + 1..].iter())
-                .take_while(|next| next.begin == Begin::HandOver)
+                .take_while(|next| next.start_from == StartFrom::PreviousNoisy)
                 .map(Stage::steps)
                 .sum();
-            courses.push(Course {
-                before,
-                total,
+            all.push(StageProgress {
+                evaluations_before,
                 steps_before,
-                steps: steps_before + stage.steps() + after,
+                steps_total: steps_before + stage.steps() + after,
             });
-            before += stage.evaluations();
+            evaluations_before += stage.evaluations;
         }
-        courses
+        all
     }
 }

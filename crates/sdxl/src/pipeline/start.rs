@@ -1,36 +1,60 @@
-//! Where a stage starts: noise, a picture, or what the stage before left.
+//! The latents a stage starts from: noise, a picture, or what the stage before left.
 //!
 //! The order of the draws is the reference's: the VAE's noise for the picture, the noise of the
 //! run, for inpainting the VAE's noise for the picture without its masked part, then whatever
 //! the scheduler draws.
 
-use super::Pipeline;
+use serde::{Deserialize, Serialize};
+
 use super::canvas::Canvas;
 use super::inpaint::Inpainting;
-use super::plan::Plan;
-use super::stages::{Begin, Stage};
-use super::vae::{Passes, Posterior, decode};
+use super::job::Job;
+use super::model::Model;
+use super::stages::{Stage, StartFrom};
+use super::vae::{Posterior, VaeBatching, decode};
 use crate::error::{Error, Result};
 use crate::image::Pixels;
 use crate::image::resize::lanczos;
-use crate::inputs::Inputs;
 use crate::latents::Latents;
 use crate::noise::{NoiseError, NoiseSource};
 use crate::request::{Request, Size, UpscaleMethod};
+use crate::scheduler::Scheduler;
 
-/// What stages work on.
+/// The latents that stages work on.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Work {
-    /// All images, `[N, H, W, C]`.
+    /// All images of the group, `[N, H, W, C]`.
     pub latents: Latents,
     /// The mask, where there is one.
     pub inpainting: Option<Inpainting>,
 }
 
-fn seed_error(error: NoiseError) -> Error {
-    Error::request(format!("seed: {error}"))
+/// The input picture as the VAE sees it, encoded once for all groups of pictures.
+#[derive(Default)]
+pub struct EncodedInput {
+    whole: Option<Posterior>,
+    without_masked_part: Option<Posterior>,
 }
 
-/// The run's source of noise.
+/// A stage at its start: what the latents it begins with are made from.
+pub struct Starting<'a> {
+    /// The run.
+    pub job: &'a Job,
+    /// The stage.
+    pub stage: &'a Stage,
+    /// The stage's checkpoint.
+    pub model: &'a Model,
+    /// The stage's scheduler.
+    pub scheduler: &'a Scheduler,
+    /// Images of the group.
+    pub images: usize,
+}
+
+fn seed_error(error: NoiseError) -> Error {
+    Error::request("seed", error.to_string())
+}
+
+/// The noise of a run.
 ///
 /// # Errors
 /// [`Error::Request`] for seeds that cannot be used.
@@ -38,216 +62,196 @@ pub fn noise_source(request: &Request) -> Result<NoiseSource> {
     NoiseSource::new(request.rng, &request.seed).map_err(seed_error)
 }
 
-/// Images, height, width and channels of the latents of pictures of `size`.
-fn shape_of(pipeline: &Pipeline, request: &Request, size: Size) -> [usize; 4] {
-    let channels = pipeline.checkpoint.vae.latent_channels;
-    [request.images(), size.height / 8, size.width / 8, channels]
-}
-
-/// The start of the first stage.
-///
-/// # Errors
-/// [`Error::Request`] for seeds or a mask that cannot be used; [`Error::Machine`] from the VAE.
-pub fn first(
-    pipeline: &Pipeline,
-    plan: &Plan,
-    request: &Request,
-    inputs: &Inputs,
-    canvas: Option<&Canvas>,
-    stage: &Stage,
-    noise: &mut NoiseSource,
-) -> Result<Work> {
-    let shape = shape_of(pipeline, request, stage.size);
-    let scheduler = &stage.scheduler;
-    if let Some((canvas, hole)) = canvas.and_then(|c| Some((c, c.hole.as_ref()?))) {
-        return masked(pipeline, plan, request, canvas, hole, stage, noise);
-    }
-    let mut draw = |shape| noise.draw(shape).map_err(seed_error);
-    let latents = match (stage.begin, canvas, &inputs.latents) {
-        (Begin::Noise, _, given) => {
-            let latents = match given {
-                Some(given) => given.clone(),
-                None => draw(shape)?,
-            };
-            latents.map(|x| x * scheduler.init_noise_sigma())
-        }
-        (begin, canvas, given) => {
-            let clean = match (canvas, given) {
-                (Some(canvas), _) => {
-                    let pictures = std::slice::from_ref(&canvas.picture);
-                    let posterior = Posterior::of(pipeline, plan.tile, pictures, grid(stage.size))?;
-                    encode(pipeline, &posterior, noise, shape)?
-                }
-                (None, Some(given)) => given.clone(),
-                // Stages that start so have one of them.
-                (None, None) => Latents::zeros(shape),
-            };
-            if begin == Begin::GoOn {
-                clean
-            } else {
-                let drawn = noise.draw(shape).map_err(seed_error)?;
-                scheduler.add_noise(&clean, &drawn)
-            }
-        }
-    };
-    Ok(Work {
-        latents,
-        inpainting: None,
-    })
-}
-
 /// Height and width of the latents of pictures of `size`.
 fn grid(size: Size) -> [usize; 2] {
     [size.height / 8, size.width / 8]
 }
 
-/// Latents of one picture for all images of `shape`: with one generator a single draw, with
-/// one for each image a draw from each.
-fn encode(
-    pipeline: &Pipeline,
-    posterior: &Posterior,
-    noise: &mut NoiseSource,
-    shape: [usize; 4],
-) -> Result<Latents> {
-    let one = posterior.shape();
-    let drawn = if noise.generators().len() == 1 {
-        noise.draw(one)
-    } else {
-        noise.draw(shape)
-    };
-    let sample = posterior.sample(pipeline, &drawn.map_err(seed_error)?);
-    Ok(repeated(sample, shape[0]))
-}
-
-/// `images` images, of which there are fewer in `latents`.
+/// As many images as asked for, of which there are fewer in `latents`.
 fn repeated(latents: Latents, images: usize) -> Latents {
     let copies = images / latents.batch();
     Latents::concat(&vec![latents; copies])
 }
 
-/// The start of inpainting.
-fn masked(
-    pipeline: &Pipeline,
-    plan: &Plan,
-    request: &Request,
-    canvas: &Canvas,
-    hole: &[bool],
-    stage: &Stage,
-    noise: &mut NoiseSource,
-) -> Result<Work> {
-    let shape = shape_of(pipeline, request, stage.size);
-    let one = [1, shape[1], shape[2], shape[3]];
-    let scheduler = &stage.scheduler;
-    // A picture is encoded once, with the first generator, however many there are.
-    let encode_one = |picture: &Vec<f32>, noise: &mut NoiseSource| -> Result<Latents> {
-        let pictures = std::slice::from_ref(picture);
-        let posterior = Posterior::of(pipeline, plan.tile, pictures, grid(stage.size))?;
-        Ok(posterior.sample(pipeline, &noise.draw_from_first(one)))
-    };
-    let sees_mask = pipeline.checkpoint.unet.in_channels != shape[3];
-    let from_noise = request.strength == Some(1.0) && stage.begin == Begin::Picture;
-    let known = if sees_mask && from_noise {
-        None
-    } else {
-        Some(repeated(encode_one(&canvas.picture, noise)?, shape[0]))
-    };
-    let drawn = noise.draw(shape).map_err(seed_error)?;
-    let latents = match &known {
-        Some(known) if stage.begin == Begin::GoOn => known.clone(),
-        Some(known) if !from_noise => scheduler.add_noise(known, &drawn),
-        _ => drawn.map(|x| x * scheduler.init_noise_sigma()),
-    };
-    let covered: Vec<f32> = (canvas.picture.iter().enumerate())
-        .map(|(i, v)| if hole[i / 3] { 0.0 } else { *v })
-        .collect();
-    // Drawn and encoded by the reference in any case; without a UNet that sees it, only the
-    // draw matters.
-    let masked = if sees_mask {
-        Some(encode_one(&covered, noise)?)
-    } else {
-        noise.draw_from_first(one);
-        None
-    };
-    let inpainting = Inpainting::new(hole, known, drawn, masked)?;
-    Ok(Work {
-        latents,
-        inpainting: Some(inpainting),
-    })
-}
-
-/// The start of a stage after the first, from what the stage before left.
-///
-/// Of the two models `last` is that of the stage before.
-pub fn next(
-    [pipeline, last]: [&Pipeline; 2],
-    plan: &Plan,
-    request: &Request,
-    stage: &Stage,
-    work: Work,
-    noise: &mut NoiseSource,
-) -> Result<Work> {
-    let scheduler = &stage.scheduler;
-    if stage.begin == Begin::HandOver {
-        return Ok(hold(pipeline, stage, work));
+impl Starting<'_> {
+    /// Images, height, width and channels of the latents.
+    fn shape(&self) -> [usize; 4] {
+        let [height, width] = grid(self.stage.size);
+        [self.images, height, width, self.model.latent_channels()]
     }
-    let finished = if stage.begin == Begin::Enlarged {
-        enlarge(
-            [pipeline, last],
-            plan,
-            request,
-            stage.size,
-            work.latents,
-            noise,
-        )?
-    } else {
-        work.latents
-    };
-    let drawn = noise.draw(finished.shape()).map_err(seed_error)?;
-    let latents = scheduler.add_noise(&finished, &drawn);
-    let inpainting = work.inpainting.map(|i| i.with_noise(drawn));
-    Ok(hold(
-        pipeline,
-        stage,
-        Work {
+
+    /// The start of the first stage.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] from the VAE.
+    pub fn first(&self, encoded: &mut EncodedInput, noise: &mut NoiseSource) -> Result<Work> {
+        let shape = self.shape();
+        let (canvas, given) = (self.job.canvas.as_ref(), &self.job.inputs.latents);
+        if let (Some(canvas), Some(mask)) = (canvas, &self.job.mask) {
+            return self.masked(canvas, mask, encoded, noise);
+        }
+        let part = noise.part(self.images);
+        let given = given.as_ref().map(|given| part.of_batch(given.clone()));
+        let mut draw = |shape| noise.draw(shape).map_err(seed_error);
+        let latents = if self.stage.start_from == StartFrom::Noise {
+            let latents = match given {
+                Some(given) => given,
+                None => draw(shape)?,
+            };
+            latents.map(|x| x * self.scheduler.init_noise_sigma())
+        } else {
+            let clean = match canvas {
+                Some(canvas) => self.encode(canvas, encoded, noise)?,
+                None => given.expect("stages that start so have a picture or latents"),
+            };
+            if self.stage.start_from == StartFrom::NoisyLatents {
+                clean
+            } else {
+                let drawn = noise.draw(shape).map_err(seed_error)?;
+                self.scheduler.add_noise(&clean, &drawn)
+            }
+        };
+        Ok(Work {
+            latents,
+            inpainting: None,
+        })
+    }
+
+    /// The VAE's distribution for pictures of the stage's size.
+    fn posterior(&self, pictures: &[Vec<f32>]) -> Result<Posterior> {
+        let (plan, size) = (&self.job.plan, self.stage.size);
+        Posterior::of(self.model, plan.tile, pictures, grid(size))
+    }
+
+    /// The VAE's distribution for one picture, unless it is known.
+    fn known<'a>(
+        &self,
+        known: &'a mut Option<Posterior>,
+        picture: impl FnOnce() -> Vec<f32>,
+    ) -> Result<&'a Posterior> {
+        if known.is_none() {
+            *known = Some(self.posterior(&[picture()])?);
+        }
+        Ok(known.as_ref().expect("it was set above"))
+    }
+
+    /// Latents of the input picture for all images: with one generator a single draw, with one for
+    /// each image a draw from each.
+    fn encode(
+        &self,
+        canvas: &Canvas,
+        encoded: &mut EncodedInput,
+        noise: &mut NoiseSource,
+    ) -> Result<Latents> {
+        let posterior = self.known(&mut encoded.whole, || canvas.picture.clone())?;
+        let drawn = match noise.generators() {
+            [_] => noise.draw_from_first(posterior.shape()),
+            _ => noise.draw(self.shape()).map_err(seed_error)?,
+        };
+        Ok(repeated(posterior.sample(self.model, &drawn), self.images))
+    }
+
+    /// The start of inpainting.
+    fn masked(
+        &self,
+        canvas: &Canvas,
+        mask: &Latents,
+        encoded: &mut EncodedInput,
+        noise: &mut NoiseSource,
+    ) -> Result<Work> {
+        let shape = self.shape();
+        let one = [1, shape[1], shape[2], shape[3]];
+        // A picture is encoded once, with the first generator, however many there are.
+        let sample = |posterior: &Posterior, noise: &mut NoiseSource| {
+            posterior.sample(self.model, &noise.draw_from_first(one))
+        };
+        let sees_mask = self.model.unet_channels() != shape[3];
+        let start_from = self.stage.start_from;
+        let from_noise = self.job.request.strength == Some(1.0) && start_from == StartFrom::Image;
+        let known = if sees_mask && from_noise {
+            None
+        } else {
+            let whole = self.known(&mut encoded.whole, || canvas.picture.clone())?;
+            Some(repeated(sample(whole, noise), shape[0]))
+        };
+        let drawn = noise.draw(shape).map_err(seed_error)?;
+        let latents = match &known {
+            Some(known) if start_from == StartFrom::NoisyLatents => known.clone(),
+            Some(known) if !from_noise => self.scheduler.add_noise(known, &drawn),
+            _ => drawn.map(|x| x * self.scheduler.init_noise_sigma()),
+        };
+        // Drawn and encoded by the reference in any case; without a UNet that sees it, only the
+        // draw matters.
+        let masked = if sees_mask {
+            let covered = &mut encoded.without_masked_part;
+            let covered = self.known(covered, || canvas.without_masked_part())?;
+            Some(sample(covered, noise))
+        } else {
+            noise.draw_from_first(one);
+            None
+        };
+        let inpainting = Inpainting::new(mask.clone(), known, drawn, masked);
+        Ok(Work {
+            latents,
+            inpainting: Some(inpainting),
+        })
+    }
+
+    /// The start of a stage after the first, from what the stage before left, whose model is
+    /// `previous`.
+    ///
+    /// # Errors
+    /// [`Error::Machine`] from the VAE.
+    pub fn next(&self, previous: &Model, work: Work, noise: &mut NoiseSource) -> Result<Work> {
+        if self.stage.start_from == StartFrom::PreviousNoisy {
+            return Ok(self.blend_known(work));
+        }
+        let finished = match self.stage.start_from {
+            StartFrom::PreviousUpscaled => self.upscale(previous, work.latents, noise)?,
+            _ => work.latents,
+        };
+        let drawn = noise.draw(finished.shape()).map_err(seed_error)?;
+        let latents = self.scheduler.add_noise(&finished, &drawn);
+        let inpainting = work.inpainting.map(|i| i.with_noise(drawn));
+        Ok(self.blend_known(Work {
             latents,
             inpainting,
-        },
-    ))
-}
-
-/// Outside the mask, the picture with the noise that this stage starts at.
-fn hold(pipeline: &Pipeline, stage: &Stage, mut work: Work) -> Work {
-    if let Some(inpainting) = &work.inpainting {
-        let channels = pipeline.checkpoint.unet.in_channels;
-        inpainting.hold(&mut work.latents, &stage.scheduler, channels);
+        }))
     }
-    work
-}
 
-/// Finished latents for pictures of `size`.
-fn enlarge(
-    [pipeline, last]: [&Pipeline; 2],
-    plan: &Plan,
-    request: &Request,
-    size: Size,
-    latents: Latents,
-    noise: &mut NoiseSource,
-) -> Result<Latents> {
-    let [images, height, width, _] = latents.shape();
-    if request.upscale_method == UpscaleMethod::Latent {
-        return Ok(bilinear(&latents, grid(size)));
-    }
-    let mut pictures = Vec::with_capacity(images);
-    let tile = Passes::of(plan.tile, true, [height, width], 1).tile;
-    for i in 0..images {
-        for rgb in decode(last, &latents, i, 1, false, tile)? {
-            let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
-            pictures.push(lanczos(&picture, size.width, size.height).to_signed());
+    /// Outside the mask, the picture with the noise that this stage starts at.
+    fn blend_known(&self, mut work: Work) -> Work {
+        if let Some(inpainting) = &work.inpainting {
+            let channels = self.model.unet_channels();
+            inpainting.blend_known(&mut work.latents, self.scheduler, channels);
         }
+        work
     }
-    let posterior = Posterior::of(pipeline, plan.tile, &pictures, grid(size))?;
-    let drawn = noise.draw(posterior.shape()).map_err(seed_error)?;
-    Ok(posterior.sample(pipeline, &drawn))
+
+    /// Finished latents, enlarged to the stage's size.
+    fn upscale(
+        &self,
+        previous: &Model,
+        latents: Latents,
+        noise: &mut NoiseSource,
+    ) -> Result<Latents> {
+        let [images, height, width, _] = latents.shape();
+        let size = self.stage.size;
+        if self.job.request.upscale_method == UpscaleMethod::Latent {
+            return Ok(bilinear(&latents, grid(size)));
+        }
+        let mut pictures = Vec::with_capacity(images);
+        let tile = VaeBatching::of(self.job.plan.tile, true, [height, width], 1).tile;
+        for i in 0..images {
+            for rgb in decode(previous, &latents, i, 1, false, tile)? {
+                let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
+                pictures.push(lanczos(&picture, size.width, size.height).to_signed());
+            }
+        }
+        let posterior = self.posterior(&pictures)?;
+        let drawn = noise.draw(posterior.shape()).map_err(seed_error)?;
+        Ok(posterior.sample(self.model, &drawn))
+    }
 }
 
 /// Linear interpolation between pixel centres, the border repeated.

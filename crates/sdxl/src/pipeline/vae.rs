@@ -1,6 +1,7 @@
 //! Between latents and pictures: scaling, and tiles where memory is short.
 
-use super::Pipeline;
+use super::model::Model;
+use crate::cancel::OrCancelled;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
 use crate::profile::scope;
@@ -11,37 +12,32 @@ use crate::watermark;
 /// `watermark` says so. `tile`: by tiles of so many latents a side.
 ///
 /// # Errors
-/// [`Error::Machine`] for numbers that leave the range of the precision.
+/// [`Error::Machine`] for numbers that leave the range of the precision; [`Error::Cancelled`].
 pub fn decode(
-    pipeline: &Pipeline,
+    model: &Model,
     latents: &Latents,
     first: usize,
     count: usize,
     watermark: bool,
     tile: Option<usize>,
 ) -> Result<Vec<Vec<u8>>> {
-    let config = &pipeline.checkpoint.vae;
-    let vae = pipeline.vae.get()?;
+    let config = &model.checkpoint.vae;
+    let vae = model.networks.vae.get()?;
     let [images, height, width, channels] = latents.shape();
     let count = count.min(images - first);
     let size = height * width * channels;
     let unscaled = latents.data()[first * size..(first + count) * size]
         .iter()
         .enumerate()
-        .map(|(i, v)| match (&config.latents_mean, &config.latents_std) {
-            (Some(mean), Some(std)) => {
-                v * std[i % channels] / config.scaling_factor + mean[i % channels]
-            }
-            _ => v / config.scaling_factor,
-        })
+        .map(|(i, v)| config.unscaled(*v, i % channels))
         .collect();
     let x = Tensor::from_f32(vec![count, height, width, channels], unscaled);
     let decoded: Vec<Tensor> = match tile {
         Some(tile) => (0..count)
             .map(|i| x.narrow_batch(i, 1))
-            .map(|x| scope("vae.decoder", || vae.decode_tiled(&x, tile)))
-            .collect(),
-        None => vec![scope("vae.decoder", || vae.decode(&x))],
+            .map(|x| scope("vae.decoder", || vae.decode_tiled(&x, tile))?)
+            .collect::<OrCancelled<_>>()?,
+        None => vec![scope("vae.decoder", || vae.decode(&x))??],
     };
     // What the decoder worked in is more than what follows takes.
     release_buffers();
@@ -49,11 +45,11 @@ pub fn decode(
     let mut bytes = Vec::with_capacity(count);
     for mut values in decoded.iter().map(Tensor::to_f32_vec) {
         if values.iter().any(|v| !v.is_finite()) {
-            return Err(Error::Machine(format!(
-                "the VAE's numbers left the range of {}, which would be a black picture; try \
-                 --precision f32",
-                pipeline.precision
-            )));
+            let message = format!(
+                "the VAE's numbers left the range of {}, which would be a black picture",
+                model.precision
+            );
+            return Err(Error::machine(message).with_hint("try `precision f32`"));
         }
         for picture in values.chunks_exact_mut(pixels) {
             // Before rounding, as the reference does it.
@@ -78,16 +74,16 @@ impl Posterior {
     /// those larger than `tile`, tile by tile.
     ///
     /// # Errors
-    /// [`Error::Machine`] for numbers that leave the range of the precision.
+    /// [`Error::Machine`] for numbers that leave the range of the precision; [`Error::Cancelled`].
     pub fn of(
-        pipeline: &Pipeline,
+        model: &Model,
         tile: Option<usize>,
         pictures: &[Vec<f32>],
         [height, width]: [usize; 2],
     ) -> Result<Self> {
-        let vae = pipeline.vae.get()?;
+        let vae = model.networks.vae.get()?;
         let channels = vae.config().latent_channels;
-        let tile = Passes::of(tile, true, [height, width], 1).tile;
+        let tile = VaeBatching::of(tile, true, [height, width], 1).tile;
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
@@ -95,14 +91,14 @@ impl Posterior {
             let moments = scope("vae.encoder", || match tile {
                 Some(tile) => vae.encode_tiled(&x, tile),
                 None => vae.encode(&x),
-            });
+            })??;
             for moments in moments.to_f32_vec().chunks_exact(2 * channels) {
                 if moments.iter().any(|v| !v.is_finite()) {
-                    return Err(Error::Machine(format!(
-                        "the VAE's numbers left the range of {} on the input picture; try \
-                         --precision f32",
-                        pipeline.precision
-                    )));
+                    let message = format!(
+                        "the VAE's numbers left the range of {} on the input picture",
+                        model.precision
+                    );
+                    return Err(Error::machine(message).with_hint("try `precision f32`"));
                 }
                 mean.extend_from_slice(&moments[..channels]);
                 let spread = |log: &f32| (0.5 * log.clamp(-30.0, 20.0)).exp();
@@ -123,8 +119,8 @@ impl Posterior {
 
     /// Latents for the UNet from standard normal `noise`, as many as there are of it; pictures
     /// repeat where they are fewer.
-    pub fn sample(&self, pipeline: &Pipeline, noise: &Latents) -> Latents {
-        let config = &pipeline.checkpoint.vae;
+    pub fn sample(&self, model: &Model, noise: &Latents) -> Latents {
+        let config = &model.checkpoint.vae;
         let (own, channels) = (self.mean.data().len(), self.mean.channels());
         let mut out = noise.clone();
         for (i, value) in out.data_mut().iter_mut().enumerate() {
@@ -141,12 +137,12 @@ impl Posterior {
     }
 }
 
-/// How pictures go through the VAE.
+/// The VAE's division of its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Passes {
-    /// How many at once.
+pub struct VaeBatching {
+    /// Images a call.
     pub group: usize,
-    /// The side of a tile in latents, where they go tile by tile.
+    /// The side of a tile in latents; `None`: whole images.
     pub tile: Option<usize>,
 }
 
@@ -154,7 +150,7 @@ pub struct Passes {
 /// Only small ones gain by it, and one that is finished can be written.
 const TOGETHER: usize = 512 * 512;
 
-impl Passes {
+impl VaeBatching {
     /// For `count` pictures of `height` times `width` latents: by tiles of side `tile` where they
     /// are larger, one by one if `sliced`, which changes no number.
     pub fn of(
@@ -162,9 +158,9 @@ impl Passes {
         sliced: bool,
         [height, width]: [usize; 2],
         count: usize,
-    ) -> Passes {
+    ) -> VaeBatching {
         let together = (TOGETHER / (64 * height * width).max(1)).min(count).max(1);
-        Passes {
+        VaeBatching {
             group: if sliced { 1 } else { together },
             tile: tile.filter(|tile| height > *tile || width > *tile),
         }
@@ -178,7 +174,7 @@ mod tests {
     #[test]
     fn small_pictures_go_together_and_large_ones_by_tiles() {
         let passes = |tile, sliced, grid| {
-            let passes = Passes::of(tile, sliced, grid, 5);
+            let passes = VaeBatching::of(tile, sliced, grid, 5);
             (passes.group, passes.tile)
         };
         assert_eq!(passes(None, false, [32, 32]), (4, None));

@@ -114,7 +114,7 @@ fn lora(arguments: &str) -> Result<LoraUse> {
             Some(("dyn", _)) => rank = true,
             Some(("lbw", list)) => {
                 block_weights = read_list(list).map_err(|told| {
-                    Error::request(format!("prompt: <lora:{arguments}>: {told}"))
+                    Error::request("prompt", format!("<lora:{arguments}>: {told}"))
                 })?;
             }
             Some(_) => {}
@@ -122,16 +122,16 @@ fn lora(arguments: &str) -> Result<LoraUse> {
         }
     }
     if rank || places.len() > 2 {
-        return Err(Error::request(format!(
-            "prompt: <lora:{arguments}> asks for a part of the LoRA's rank (`dyn`), which this \
-             program cannot take; leave it out"
-        )));
+        let message = format!(
+            "<lora:{arguments}> asks for a part of the LoRA's rank (`dyn`), which this program \
+             cannot take"
+        );
+        return Err(Error::request("prompt", message).with_hint("leave it out"));
     }
     let number = |word: &str| {
         float(word.trim()).filter(|n| n.is_finite()).ok_or_else(|| {
-            Error::request(format!(
-                "prompt: `{word}` in <lora:{arguments}> is not a weight; write <lora:NAME:0.8>"
-            ))
+            let message = format!("`{word}` in <lora:{arguments}> is not a weight");
+            Error::request("prompt", message).with_hint("write <lora:NAME:0.8>")
         })
     };
     let place = |at: usize| places.get(at).copied();

@@ -317,9 +317,10 @@ impl Reader {
             .count();
         let weight = power(sign, count);
         if weight.is_infinite() && self.failure.is_none() {
-            self.failure = Some(Error::request(format!(
-                "prompt: {count} times `{sign}` makes a weight too large to compute with"
-            )));
+            self.failure = Some(Error::request(
+                "prompt",
+                format!("{count} times `{sign}` makes a weight too large to compute with"),
+            ));
         }
         Some((weight, start + count))
     }
@@ -662,14 +663,16 @@ impl Reader {
             return Ok(items);
         }
         let rest: String = self.text[rest..].iter().take(40).collect();
-        Err(Error::request(if blended {
-            format!("prompt: only withLora(...) may follow .blend(...), not `{rest}`")
+        Err(if blended {
+            let message = format!("only withLora(...) may follow .blend(...), not `{rest}`");
+            Error::request("prompt", message)
         } else {
-            format!(
-                "prompt: there is a vertical tab or a form feed before `{}`; remove it",
+            let message = format!(
+                "there is a vertical tab or a form feed before `{}`",
                 rest.trim_start()
-            )
-        }))
+            );
+            Error::request("prompt", message).with_hint("remove it")
+        })
     }
 
     fn loras(&mut self, mut at: usize, items: &mut Vec<Item>) -> usize {
@@ -784,7 +787,8 @@ fn blend_item(members: Vec<Vec<Node>>, options: &[(String, Option<String>)]) -> 
     let weights = weights(".blend", options, members.len())?;
     if members.iter().any(|nodes| has_swap(nodes)) {
         return Err(Error::request(
-            "prompt: .swap(...) cannot be used inside of .blend(...)",
+            "prompt",
+            ".swap(...) cannot be used inside of .blend(...)",
         ));
     }
     Ok(Item {
@@ -809,19 +813,19 @@ fn weights(name: &str, options: &[(String, Option<String>)], count: usize) -> Re
     let mut weights = Vec::with_capacity(count);
     for (option, _) in options {
         weights.push(float(option).ok_or_else(|| {
-            Error::request(format!(
-                "prompt: `{option}` in {name}(...) is not a number; give one weight for each text"
-            ))
+            let message = format!("`{option}` in {name}(...) is not a number");
+            Error::request("prompt", message).with_hint("give one weight for each text")
         })?);
     }
     if weights.is_empty() {
         weights = vec![1.0; count];
     }
     if weights.len() != count {
-        return Err(Error::request(format!(
-            "prompt: {name}(...) has {} weights for {count} texts; give one for each, or none",
+        let message = format!(
+            "{name}(...) has {} weights for {count} texts",
             weights.len()
-        )));
+        );
+        return Err(Error::request("prompt", message).with_hint("give one for each, or none"));
     }
     Ok(weights)
 }

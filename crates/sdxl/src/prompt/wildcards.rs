@@ -92,9 +92,11 @@ impl Expansion<'_> {
     /// `in_braces`: a bar that is text has a backslash.
     fn text(&mut self, text: &str, depth: usize, in_braces: bool, out: &mut String) -> Result<()> {
         if depth > MAX_DEPTH {
-            return Err(Error::request(format!(
-                "prompt: wildcards are nested more than {MAX_DEPTH} deep; does a file name itself?"
-            )));
+            return Err(Error::request(
+                "prompt",
+                format!("wildcards are nested more than {MAX_DEPTH} deep"),
+            )
+            .with_hint("does a file name itself?"));
         }
         let partners = partners(text);
         let mut braces = partners.iter().peekable();
@@ -122,9 +124,10 @@ impl Expansion<'_> {
     fn push(&mut self, text: &str, out: &mut String) -> Result<()> {
         self.length += text.len();
         if self.length > MAX_LENGTH {
-            return Err(Error::request(format!(
-                "prompt: wildcards make a text of more than {MAX_LENGTH} bytes"
-            )));
+            return Err(Error::request(
+                "prompt",
+                format!("wildcards make a text of more than {MAX_LENGTH} bytes"),
+            ));
         }
         out.push_str(text);
         Ok(())
@@ -134,9 +137,10 @@ impl Expansion<'_> {
     fn uniform(&mut self) -> Result<f64> {
         self.choices += 1;
         if self.choices > MAX_CHOICES {
-            return Err(Error::request(format!(
-                "prompt: wildcards ask for more than {MAX_CHOICES} choices"
-            )));
+            return Err(Error::request(
+                "prompt",
+                format!("wildcards ask for more than {MAX_CHOICES} choices"),
+            ));
         }
         Ok((self.random.draw_seed() >> 10) as f64 / (1_u64 << 53) as f64)
     }
@@ -146,9 +150,11 @@ impl Expansion<'_> {
         let mut left: Vec<Choice> = split(inside, '|').into_iter().map(choice).collect();
         // each of several choices looks at all that are left
         if left.len() > MAX_CHOICES {
-            return Err(Error::request(format!(
-                "prompt: wildcards in braces have more than {MAX_CHOICES} options; a file may have more"
-            )));
+            return Err(Error::request(
+                "prompt",
+                format!("wildcards in braces have more than {MAX_CHOICES} options"),
+            )
+            .with_hint("a file may have more"));
         }
         let (low, high) = count.unwrap_or((1, 1));
         let span = high.saturating_sub(low);
@@ -191,17 +197,20 @@ impl Expansion<'_> {
 
     fn file(&mut self, name: &str, depth: usize, out: &mut String) -> Result<()> {
         let Some(folder) = self.folder else {
-            return Err(Error::request(format!(
-                "prompt: `__{name}__` asks for a file of wildcards, but no folder of them is given; \
-                 give one, or write \\__{name}__ for the characters themselves"
+            let message = format!(
+                "`__{name}__` asks for a file of wildcards, but no folder of them is given"
+            );
+            return Err(Error::request("prompt", message).with_hint(format!(
+                "give one, or write \\__{name}__ for the characters themselves"
             )));
         };
         let leads_out = name.split('/').any(|part| matches!(part, "" | "." | ".."));
         if leads_out {
-            return Err(Error::request(format!(
-                "prompt: `__{name}__` leads out of the folder of wildcards, {}",
-                folder.display()
-            )));
+            let folder = folder.display();
+            return Err(Error::request(
+                "prompt",
+                format!("`__{name}__` leads out of the folder of wildcards, {folder}"),
+            ));
         }
         let path = folder.join(format!("{name}.txt"));
         let options = match self.files.remove(&path) {
@@ -222,16 +231,20 @@ fn read_options(folder: &Path, path: &Path, name: &str) -> Result<Vec<String>> {
     match (real, std::fs::canonicalize(folder)) {
         (Ok(real), Ok(folder)) if real.starts_with(&folder) => {}
         (Ok(_), Ok(_)) => {
-            return Err(Error::request(format!(
-                "prompt: `__{name}__` leads out of the folder of wildcards, {}",
-                folder.display()
-            )));
+            let folder = folder.display();
+            return Err(Error::request(
+                "prompt",
+                format!("`__{name}__` leads out of the folder of wildcards, {folder}"),
+            ));
         }
         _ => {
-            return Err(Error::request(format!(
-                "prompt: there is no `{name}.txt` for `__{name}__` in the folder of wildcards, {}",
-                folder.display()
-            )));
+            let folder = folder.display();
+            return Err(Error::request(
+                "prompt",
+                format!(
+                    "there is no `{name}.txt` for `__{name}__` in the folder of wildcards, {folder}"
+                ),
+            ));
         }
     }
     let text = std::fs::read_to_string(path).map_err(|error| Error::read(path, &error))?;
@@ -241,7 +254,7 @@ fn read_options(folder: &Path, path: &Path, name: &str) -> Result<Vec<String>> {
         .map(String::from)
         .collect();
     if options.is_empty() {
-        return Err(Error::file(path, "it has no options; write one a line"));
+        return Err(Error::file(path, "it has no options").with_hint("write one a line"));
     }
     Ok(options)
 }

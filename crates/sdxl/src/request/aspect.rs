@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::Size;
+use crate::warning::{Warning, WarningKind};
 
 /// Heights and widths of the training buckets (Podell et al. 2023, appendix I), from the widest
 /// to the tallest. The table is not symmetric: there is 704 x 1344 and no 1344 x 704.
@@ -110,27 +111,30 @@ pub fn buckets(native: usize) -> impl Iterator<Item = (Size, Size)> {
     })
 }
 
-/// What to say of a size that is far from the `native` pixels of the training: half of them and
+/// A warning of a size that is far from the `native` pixels of the training: half of them and
 /// twice as many are near enough.
-pub fn hint(size: Size, native: usize) -> Option<String> {
+pub fn warning(size: Size, native: usize) -> Option<Warning> {
     let share = (size.width * size.height) as f64 / native as f64;
     let ratio = size.width as f64 / size.height as f64;
     let side = (native as f64).sqrt();
-    let what = if share < 0.5 {
-        "smaller: expect crude or cropped pictures"
-    } else if share > 2.0 {
-        "larger: expect repeated motifs; make a smaller picture and enlarge it with upscale"
-    } else if !(0.24..=4.1).contains(&ratio) {
-        return Some(format!(
-            "{size} is longer than any picture that SDXL was trained on (4:1)"
-        ));
-    } else {
-        return None;
-    };
-    Some(format!(
+    let of_size = |message: String| Warning::new(WarningKind::Size, "width", message);
+    let times = format!(
         "{size} has {share:.2} times the pixels that this model was trained on (about \
-         {side:.0}x{side:.0}), so is much {what}"
-    ))
+         {side:.0}x{side:.0}), so is much"
+    );
+    if share < 0.5 {
+        let message = format!("{times} smaller: expect crude or cropped pictures");
+        Some(of_size(message))
+    } else if share > 2.0 {
+        let message = format!("{times} larger: expect repeated motifs");
+        Some(of_size(message).with_hint("make a smaller picture and enlarge it with `upscale`"))
+    } else if !(0.24..=4.1).contains(&ratio) {
+        Some(of_size(format!(
+            "{size} is longer than any picture that SDXL was trained on (4:1)"
+        )))
+    } else {
+        None
+    }
 }
 
 impl FromStr for Aspect {
@@ -218,13 +222,13 @@ mod tests {
         for (bucket, same) in buckets(1024 * 1024) {
             assert_eq!(bucket, same);
             assert_eq!((bucket.width % 64, bucket.height % 64), (0, 0));
-            assert_eq!(hint(bucket, 1024 * 1024), None, "{bucket}");
+            assert_eq!(warning(bucket, 1024 * 1024), None, "{bucket}");
             let share = (bucket.width * bucket.height) as f64 / PIXELS;
             assert!((0.89..=1.01).contains(&share), "{bucket}");
         }
-        let far = |width, height| hint(Size { width, height }, 1024 * 1024);
-        assert!(far(512, 512).unwrap().contains("smaller"));
-        assert!(far(2048, 2048).unwrap().contains("larger"));
-        assert!(far(2560, 512).unwrap().contains("4:1"));
+        let far = |width, height| warning(Size { width, height }, 1024 * 1024);
+        assert!(far(512, 512).unwrap().message.contains("smaller"));
+        assert!(far(2048, 2048).unwrap().message.contains("larger"));
+        assert!(far(2560, 512).unwrap().message.contains("4:1"));
     }
 }

@@ -23,18 +23,21 @@ impl Request {
                 .prompt_2
                 .get(if self.prompt_2.len() == 1 { 0 } else { i });
             let mut loras = of(Some(prompt))?;
-            loras.extend(of(second)?);
+            let of_second = of(second).map_err(|error| error.of_field("prompt", "prompt_2"));
+            loras.extend(of_second?);
             match &all {
                 None => all = Some(loras),
                 Some(first) if same(first, &loras) => {}
                 Some(first) => {
-                    return Err(Error::request(format!(
-                        "prompt: the first asks for {} and number {} for {}; LoRAs change the whole \
-                         model, so make these pictures one after the other",
+                    let message = format!(
+                        "the first asks for {} and number {} for {}",
                         names(first),
                         i + 1,
                         names(&loras)
-                    )));
+                    );
+                    return Err(Error::request("prompt", message).with_hint(
+                        "LoRAs change the whole model, so make these pictures one after the other",
+                    ));
                 }
             }
         }

@@ -126,7 +126,9 @@ impl Request {
 
     /// What of [`Request::check`] is about the fields of this file.
     pub(super) fn check_picture(&self) -> Result<()> {
-        let no = |message: String| Err(Error::request(message));
+        let no = |field, message: String, hint: &str| -> Result<()> {
+            Err(Error::request(field, message).with_hint(hint))
+        };
         // At the ends these two would leave a network nothing to do.
         for (name, value) in [
             ("denoising_start", self.denoising_start),
@@ -135,9 +137,11 @@ impl Request {
             if let Some(value) = value
                 && !(value > 0.0 && value < 1.0)
             {
-                return no(format!(
-                    "{name}: {value} given; use a fraction between 0 and 1, such as 0.8"
-                ));
+                return no(
+                    name,
+                    format!("{value} given"),
+                    "use a fraction between 0 and 1, such as 0.8",
+                );
             }
         }
         for (name, value) in [
@@ -148,16 +152,16 @@ impl Request {
             if let Some(value) = value
                 && !(value > 0.0 && value <= 1.0)
             {
-                return no(format!("{name}: {value} given; use more than 0, up to 1"));
+                return no(name, format!("{value} given"), "use more than 0, up to 1");
             }
         }
         if self.denoising_fraction.is_some()
             && (self.denoising_end.is_some() || self.denoising_start.is_some())
         {
             return no(
-                "denoising_fraction sets both denoising_end and denoising_start; give it alone, or \
-                 the two"
-                    .into(),
+                "denoising_fraction",
+                "it sets both denoising_end and denoising_start".into(),
+                "give it alone, or the two",
             );
         }
         for (name, value) in [
@@ -165,9 +169,11 @@ impl Request {
             ("negative_aesthetic_score", self.negative_aesthetic_score),
         ] {
             if !value.is_finite() {
-                return no(format!(
-                    "{name}: {value} given; use a number, about 1 to 10"
-                ));
+                return no(
+                    name,
+                    format!("{value} given"),
+                    "use a number, about 1 to 10",
+                );
             }
         }
         if self
@@ -175,33 +181,45 @@ impl Request {
             .iter()
             .any(|scale| !scale.is_finite())
         {
-            return no("guidance_schedule: every scale must be a number".into());
+            return no(
+                "guidance_schedule",
+                "not every scale is a number to compute with".into(),
+                "5 is usual",
+            );
         }
         if let Some([from, to]) = self.guidance_interval
             && !(0.0 <= from && from < to && to <= 1.0)
         {
-            return no(format!(
-                "guidance_interval: {from},{to} given; use two fractions of the steps, the smaller \
-                 first, such as 0.2,0.8"
-            ));
+            return no(
+                "guidance_interval",
+                format!("{from},{to} given"),
+                "use two fractions of the steps, the smaller first, such as 0.2,0.8",
+            );
         }
         if !(0.0..=1024.0).contains(&self.mask_blur) {
-            return no(format!(
-                "mask_blur: {} given; use 0 to 1024 pixels",
-                self.mask_blur
-            ));
+            return no(
+                "mask_blur",
+                format!("{} given", self.mask_blur),
+                "use 0 to 1024 pixels",
+            );
         }
         if let Some((side, pixels)) =
             (self.extend.sides().into_iter()).find(|(_, pixels)| *pixels > MAX_SIDE)
         {
-            return no(format!(
-                "extend: {side}={pixels} given; use at most {MAX_SIDE}"
-            ));
+            return no(
+                "extend",
+                format!("{side}={pixels} given"),
+                &format!("use at most {MAX_SIDE}"),
+            );
         }
         if let Some(factor) = self.upscale
             && !(factor > 1.0 && factor <= 8.0)
         {
-            return no(format!("upscale: {factor} given; use more than 1, up to 8"));
+            return no(
+                "upscale",
+                format!("{factor} given"),
+                "use more than 1, up to 8",
+            );
         }
         Ok(())
     }

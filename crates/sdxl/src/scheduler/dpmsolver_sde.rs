@@ -179,7 +179,7 @@ impl DpmSolverSde {
         }
         let [batch, height, width, channels] = step.sample.shape();
         let seeds = &step.state.seeds;
-        if step.state.index > 0 && *seeds == self.grown_from {
+        if step.state.index > 0 && !self.trees.is_empty() && *seeds == self.grown_from {
             return Ok(());
         }
         let part = step.noise.part(batch);

@@ -1,12 +1,15 @@
 //! Why a scheduler cannot be built or used.
 
+use std::fmt;
+
+use crate::error::then;
 use crate::noise::NoiseError;
 
 /// Why a scheduler cannot be built or used.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Debug, PartialEq)]
+#[non_exhaustive]
 pub enum SchedulerError {
     /// No scheduler of that name.
-    #[error("unknown scheduler `{name}`; did you mean `{nearest}`? `sdxl schedulers` lists all")]
     UnknownName {
         /// The name as given.
         name: String,
@@ -14,10 +17,8 @@ pub enum SchedulerError {
         nearest: String,
     },
     /// A configuration that is not a JSON object.
-    #[error("a scheduler configuration must be a JSON object: {0}")]
     NotJson(String),
     /// An option that the class does not have.
-    #[error("{class} has no option `{option}`{hint}; it has: {options}", hint = hint(nearest))]
     UnknownOption {
         /// The class.
         class: &'static str,
@@ -29,7 +30,6 @@ pub enum SchedulerError {
         options: String,
     },
     /// An option with a value that it cannot have.
-    #[error("{class}: {option} cannot be {value}; it must be {expected}")]
     BadOption {
         /// The class.
         class: &'static str,
@@ -41,7 +41,6 @@ pub enum SchedulerError {
         expected: String,
     },
     /// Options that exclude one another.
-    #[error("{class}: {first} and {second} exclude one another; choose one")]
     Exclusive {
         /// The class.
         class: &'static str,
@@ -52,7 +51,6 @@ pub enum SchedulerError {
     },
     /// A combination of options for which the method has no finite answer, or that it does not
     /// define.
-    #[error("{class}: {reason}")]
     Unsupported {
         /// The class.
         class: &'static str,
@@ -60,10 +58,8 @@ pub enum SchedulerError {
         reason: String,
     },
     /// A plan without steps.
-    #[error("a run needs at least one step")]
     NoSteps,
     /// More steps than the model has timesteps.
-    #[error("{steps} steps are more than the {trained} timesteps of training; ask for fewer")]
     TooManySteps {
         /// The steps asked for.
         steps: usize,
@@ -71,7 +67,6 @@ pub enum SchedulerError {
         trained: usize,
     },
     /// Custom timesteps or sigmas that are not strictly descending.
-    #[error("{what} must descend: {before} is followed by {after}")]
     NotDescending {
         /// `timesteps` or `sigmas`.
         what: &'static str,
@@ -81,7 +76,6 @@ pub enum SchedulerError {
         after: f64,
     },
     /// A custom timestep or sigma outside of what the scheduler can use.
-    #[error("{what}: {value} is not {expected}")]
     BadValue {
         /// `timesteps`, `sigmas`, `strength`, ...
         what: &'static str,
@@ -91,7 +85,6 @@ pub enum SchedulerError {
         expected: String,
     },
     /// Custom timesteps or sigmas for a class that places its own.
-    #[error("{class} does not take custom {what}; use steps, or one of {takers}")]
     NotCustom {
         /// The class.
         class: &'static str,
@@ -101,8 +94,9 @@ pub enum SchedulerError {
         takers: String,
     },
     /// A plan that is cut until nothing is left of it.
-    #[error("{what} leaves none of the {evaluations} evaluations; {remedy}")]
     NothingLeft {
+        /// The field that cuts it, the last of several.
+        field: &'static str,
         /// What cuts it, with its value.
         what: String,
         /// How many evaluations the whole plan has.
@@ -111,10 +105,8 @@ pub enum SchedulerError {
         remedy: &'static str,
     },
     /// A step after the last one.
-    #[error("all {0} evaluations of the plan are done")]
     Finished(usize),
     /// A model output that does not fit the sample.
-    #[error("the model output has shape {output:?} but the sample {sample:?}")]
     Shape {
         /// `[batch, height, width, channels]` of the output.
         output: [usize; 4],
@@ -122,16 +114,145 @@ pub enum SchedulerError {
         sample: [usize; 4],
     },
     /// A saved state that belongs to another scheduler or plan.
-    #[error("the saved state does not fit: {0}")]
     ForeignState(String),
     /// Noise that cannot be drawn.
-    #[error(transparent)]
-    Noise(#[from] NoiseError),
+    Noise(NoiseError),
 }
 
-fn hint(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|n| format!(" (did you mean `{n}`?)"))
-        .unwrap_or_default()
+impl SchedulerError {
+    /// The field of a request that is at fault, by its name in the request's JSON. None where it
+    /// is a checkpoint's configuration, a caller's, or a model's.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::UnknownName { .. } => Some("scheduler"),
+            Self::UnknownOption { .. }
+            | Self::BadOption { .. }
+            | Self::Exclusive { .. }
+            | Self::Unsupported { .. } => Some("scheduler_options"),
+            Self::NoSteps | Self::TooManySteps { .. } => Some("steps"),
+            Self::NotDescending { what, .. }
+            | Self::BadValue { what, .. }
+            | Self::NotCustom { what, .. } => Some(what),
+            Self::NothingLeft { field, .. } => Some(field),
+            Self::Noise(NoiseError::UnknownRng(_)) => Some("rng"),
+            Self::Noise(_) => Some("seed"),
+            Self::NotJson(_) | Self::Finished(_) | Self::Shape { .. } | Self::ForeignState(_) => {
+                None
+            }
+        }
+    }
+
+    /// What is wrong.
+    pub fn message(&self) -> String {
+        self.told().0
+    }
+
+    /// What to do about it, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        self.told().1
+    }
+
+    /// The message and the hint.
+    fn told(&self) -> (String, Option<String>) {
+        match self {
+            Self::UnknownName { name, nearest } => (
+                format!("unknown scheduler `{name}`"),
+                Some(format!(
+                    "did you mean `{nearest}`? `sdxl schedulers` lists all"
+                )),
+            ),
+            Self::NotJson(why) => (
+                format!("a scheduler configuration must be a JSON object: {why}"),
+                None,
+            ),
+            Self::UnknownOption {
+                class,
+                option,
+                nearest,
+                options,
+            } => {
+                let near = nearest.as_ref().map(|n| format!("did you mean `{n}`? "));
+                (
+                    format!("{class} has no option `{option}`"),
+                    Some(format!("{}it has: {options}", near.unwrap_or_default())),
+                )
+            }
+            Self::BadOption {
+                class,
+                option,
+                value,
+                expected,
+            } => (
+                format!("{class}: {option} cannot be {value}"),
+                Some(format!("it must be {expected}")),
+            ),
+            Self::Exclusive {
+                class,
+                first,
+                second,
+            } => (
+                format!("{class}: {first} and {second} exclude one another"),
+                Some("choose one".into()),
+            ),
+            Self::Unsupported { class, reason } => (format!("{class}: {reason}"), None),
+            Self::NoSteps => ("a run needs at least one step".into(), None),
+            Self::TooManySteps { steps, trained } => (
+                format!("{steps} steps are more than the {trained} timesteps of training"),
+                Some("ask for fewer".into()),
+            ),
+            Self::NotDescending {
+                what,
+                before,
+                after,
+            } => (
+                format!("{what} must descend: {before} is followed by {after}"),
+                None,
+            ),
+            Self::BadValue {
+                value, expected, ..
+            } => (format!("{value} is not {expected}"), None),
+            Self::NotCustom {
+                class,
+                what,
+                takers,
+            } => (
+                format!("{class} does not take custom {what}"),
+                Some(format!("use steps, or one of {takers}")),
+            ),
+            Self::NothingLeft {
+                what,
+                evaluations,
+                remedy,
+                ..
+            } => (
+                format!("{what} leaves none of the {evaluations} evaluations"),
+                Some((*remedy).into()),
+            ),
+            Self::Finished(all) => (format!("all {all} evaluations of the plan are done"), None),
+            Self::Shape { output, sample } => (
+                format!("the model output has shape {output:?} but the sample {sample:?}"),
+                None,
+            ),
+            Self::ForeignState(why) => (format!("the saved state does not fit: {why}"), None),
+            Self::Noise(error) => (error.to_string(), None),
+        }
+    }
+}
+
+impl fmt::Display for SchedulerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (message, hint) = self.told();
+        if let Self::BadValue { what, .. } = self {
+            write!(f, "{what}: ")?;
+        }
+        write!(f, "{message}{}", then(&hint))
+    }
+}
+
+impl std::error::Error for SchedulerError {}
+
+impl From<NoiseError> for SchedulerError {
+    fn from(error: NoiseError) -> Self {
+        Self::Noise(error)
+    }
 }

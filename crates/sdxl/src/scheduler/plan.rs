@@ -188,6 +188,7 @@ impl Plan {
             let kept = ((steps as f64 * strength) as usize).min(steps);
             if kept == 0 {
                 return Err(SchedulerError::NothingLeft {
+                    field: "strength",
                     what: format!("strength {strength} of {steps} steps"),
                     evaluations,
                     remedy: "raise strength or the number of steps",
@@ -208,21 +209,19 @@ impl Plan {
             None => evaluations,
         };
         if start >= end {
-            let share = |name: &str, value: Option<f64>| value.map(|v| format!("{name} {v}"));
-            let cuts = [
-                share(
-                    "strength",
-                    self.strength.filter(|_| self.denoising_start.is_none()),
-                ),
-                share("denoising_start", self.denoising_start),
-                share("denoising_end", self.denoising_end),
-            ];
+            let strength = self.strength.filter(|_| self.denoising_start.is_none());
+            let cuts: Vec<(&str, f64)> = [
+                ("strength", strength),
+                ("denoising_start", self.denoising_start),
+                ("denoising_end", self.denoising_end),
+            ]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+            let told: Vec<String> = (cuts.iter().map(|(name, v)| format!("{name} {v}"))).collect();
             return Err(SchedulerError::NothingLeft {
-                what: cuts
-                    .into_iter()
-                    .flatten()
-                    .collect::<Vec<_>>()
-                    .join(" with "),
+                field: cuts.last().map_or("steps", |(name, _)| name),
+                what: told.join(" with "),
                 evaluations,
                 remedy: "use more steps or cut less",
             });

@@ -111,7 +111,7 @@ fn kept<E: Reused>(len: usize) -> Option<Vec<E>> {
 }
 
 /// Keeps the memory of a buffer for the next that is asked for.
-pub(super) fn keep<E: Reused>(values: Vec<E>) {
+pub(crate) fn keep<E: Reused>(values: Vec<E>) {
     if values.capacity() * size_of::<E>() >= SMALL {
         let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(E::into_kept(values));

@@ -119,11 +119,12 @@ impl Layout {
             }
         }
         if parts.len() > MAX_CHUNKS {
-            return Err(Error::request(format!(
-                "prompt: it needs {} chunks of {room} tokens, and at most {MAX_CHUNKS} are encoded; \
-                 shorten it, or cut it with truncate_long_prompts",
+            let message = format!(
+                "it needs {} chunks of {room} tokens, and at most {MAX_CHUNKS} are encoded",
                 parts.len()
-            )));
+            );
+            return Err(Error::request("prompt", message)
+                .with_hint("shorten it, or cut it with `truncate_long_prompts true`"));
         }
         let chunks = (parts.iter())
             .map(|part| {

@@ -1,6 +1,7 @@
 //! The CLIP text encoders (Radford et al. 2021): `CLIPTextModel` and
 //! `CLIPTextModelWithProjection`.
 
+use crate::cancel::{self, OrCancelled};
 use crate::error::Result;
 use crate::model::config::ClipConfig;
 use crate::ops::{self, Activation, Linear, Norm};
@@ -122,23 +123,32 @@ impl ClipTextModel {
     /// Encodes sequences of one length (at most `max_position_embeddings`; ids below
     /// `vocab_size`, and those of textual inversions). The hidden states are those after `skip` fewer layers than there
     /// are: 1 is SDXL's "penultimate", `clip_skip` k adds k.
-    pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> ClipOutput {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`] where the token that is installed for this thread was cancelled.
+    pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> OrCancelled<ClipOutput> {
         self.forward_masked(ids, None, skip)
     }
 
     /// [`Self::forward`] with tokens hidden from attention: those that are false in
     /// `seen`, one entry a token, the sequences one after the other.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
     pub fn forward_masked(
         &self,
         ids: &[Vec<u32>],
         seen: Option<&[bool]>,
         skip: usize,
-    ) -> ClipOutput {
+    ) -> OrCancelled<ClipOutput> {
         self.run(ids, seen, skip, &|sequence| self.end_of_text(sequence))
     }
 
     /// [`Self::forward`] of one sequence, with the pooled vector of the first token that is `eos`.
-    pub fn forward_to(&self, ids: Vec<u32>, skip: usize, eos: u32) -> ClipOutput {
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_to(&self, ids: Vec<u32>, skip: usize, eos: u32) -> OrCancelled<ClipOutput> {
         let end = |ids: &[u32]| ids.iter().position(|id| *id == eos).unwrap_or(0);
         self.run(&[ids], None, skip, &end)
     }
@@ -149,7 +159,7 @@ impl ClipTextModel {
         seen: Option<&[bool]>,
         skip: usize,
         end: &dyn Fn(&[u32]) -> usize,
-    ) -> ClipOutput {
+    ) -> OrCancelled<ClipOutput> {
         let (batch, tokens) = (ids.len(), ids[0].len());
         let width = self.config.hidden_size;
         let mut values = Vec::with_capacity(batch * tokens * width);
@@ -173,7 +183,7 @@ impl ClipTextModel {
             take
         };
         for (i, layer) in self.layers[..run].iter().enumerate() {
-            x = scope(format_args!("layers.{i}"), || self.layer(layer, &x, seen));
+            x = scope(format_args!("layers.{i}"), || self.layer(layer, &x, seen))?;
             if i + 1 == take {
                 hidden = x.clone();
             }
@@ -192,7 +202,9 @@ impl ClipTextModel {
             let normed = ops::layer_norm(&ends, &self.final_layer_norm);
             ops::linear(&normed, projection, Activation::None, None)
         });
-        ClipOutput { hidden, pooled }
+        // The last operators may have been cut short.
+        cancel::check()?;
+        Ok(ClipOutput { hidden, pooled })
     }
 
     fn layer(&self, layer: &EncoderLayer, x: &Tensor, seen: Option<&[bool]>) -> Tensor {

@@ -90,11 +90,13 @@ impl Embeds {
         if (self.channels, pooled) == (channels, dim) {
             return Ok(());
         }
-        Err(Error::request(format!(
-            "prompt_embeds: {} channels and {pooled} pooled ones are given, but this checkpoint takes \
-             {channels} and {dim}; they were made with another kind of model",
+        let message = format!(
+            "{} channels and {pooled} pooled ones are given, but this checkpoint takes {channels} \
+             and {dim}",
             self.channels
-        )))
+        );
+        Err(Error::request("prompt_embeds", message)
+            .with_hint("they were made with another kind of model; make them with this one"))
     }
 }
 
@@ -175,7 +177,7 @@ fn values(file: &SafeTensors<'_>, path: &Path, name: &str) -> Result<(Vec<usize>
 /// # Errors
 /// None that the arguments can cause.
 pub fn to_bytes(prompts: &[&Conditioning], channels: usize) -> Result<Vec<u8>> {
-    let failed = |e| Error::Machine(format!("the encoded prompt cannot be written: {e}"));
+    let failed = |e| Error::machine(format!("the encoded prompt cannot be written: {e}"));
     let first = prompts.first();
     let tokens = first.map_or(0, |c| c.tokens(channels));
     let dim = first.map_or(0, |c| c.pooled.len());

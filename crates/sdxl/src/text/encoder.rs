@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::clip::ClipTextModel;
 use super::tokenizer::Tokenizer;
+use crate::cancel::OrCancelled;
 use crate::error::{Error, Result};
 use crate::profile::scope;
 use crate::weights::folder::{Part, TextParts};
@@ -103,7 +104,11 @@ impl Encoder {
     }
 
     /// The states of each sequence, `[tokens, width]`, after `skip` layers fewer than there are.
-    pub fn states(&self, sequences: &[Sequence], skip: usize) -> Vec<Vec<f32>> {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`] where the token that is installed for this thread was cancelled; the same for
+    /// the functions below.
+    pub fn states(&self, sequences: &[Sequence], skip: usize) -> OrCancelled<Vec<Vec<f32>>> {
         self.runs.fetch_add(sequences.len(), Ordering::Relaxed);
         let mut states = Vec::with_capacity(sequences.len());
         for batch in sequences.chunks(BATCH) {
@@ -115,52 +120,68 @@ impl Encoder {
             });
             let output = scope(self.name, || {
                 self.model.forward_masked(&ids, seen.as_deref(), skip)
-            });
+            })??;
             let values = output.hidden.to_f32_vec();
             let one = values.len() / batch.len();
             states.extend(values.chunks_exact(one).map(<[f32]>::to_vec));
         }
-        states
+        Ok(states)
     }
 
     /// The states of the empty text: what weights count from, and what fills shorter prompts up.
-    pub fn empty(&self, skip: usize) -> Arc<Vec<f32>> {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
+    pub fn empty(&self, skip: usize) -> OrCancelled<Arc<Vec<f32>>> {
         // A panic while it was locked cannot leave half an entry.
         let mut known = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, states)) = known.iter().find(|(s, _)| *s == skip) {
-            return Arc::clone(states);
+            return Ok(Arc::clone(states));
         }
         let sequence = Sequence {
             ids: self.tokenizer.sequence(&[]),
             seen: None,
         };
-        let states = Arc::new(self.states(&[sequence], skip).concat());
+        let states = Arc::new(self.states(&[sequence], skip)?.concat());
         known.push((skip, Arc::clone(&states)));
-        states
+        Ok(states)
     }
 
     /// The pooled vector of a sequence, `[projection_dim]`; empty for an encoder without a
     /// projection.
-    pub fn pooled(&self, ids: Vec<u32>) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
+    pub fn pooled(&self, ids: Vec<u32>) -> OrCancelled<Vec<f32>> {
         self.runs.fetch_add(1, Ordering::Relaxed);
-        let pooled = scope(self.name, || self.model.forward(&[ids], 1)).pooled;
-        pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
+        let pooled = scope(self.name, || self.model.forward(&[ids], 1))??.pooled;
+        Ok(pooled.map(|p| p.to_f32_vec()).unwrap_or_default())
     }
 
     /// The pooled vector at the end of the text, also where there are textual inversions: for them
     /// the reference takes it at the last of their tokens.
-    pub fn pooled_at_end(&self, ids: Vec<u32>) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
+    pub fn pooled_at_end(&self, ids: Vec<u32>) -> OrCancelled<Vec<f32>> {
         self.runs.fetch_add(1, Ordering::Relaxed);
         let end = self.tokenizer.eos();
-        let pooled = scope(self.name, || self.model.forward_to(ids, 1, end)).pooled;
-        pooled.map(|p| p.to_f32_vec()).unwrap_or_default()
+        let pooled = scope(self.name, || self.model.forward_to(ids, 1, end))??.pooled;
+        Ok(pooled.map(|p| p.to_f32_vec()).unwrap_or_default())
     }
 
     /// States and pooled vector of one sequence at once.
-    pub fn states_and_pooled(&self, ids: Vec<u32>, skip: usize) -> (Vec<f32>, Vec<f32>) {
+    ///
+    /// # Errors
+    /// [`crate::Cancelled`].
+    pub fn states_and_pooled(
+        &self,
+        ids: Vec<u32>,
+        skip: usize,
+    ) -> OrCancelled<(Vec<f32>, Vec<f32>)> {
         self.runs.fetch_add(1, Ordering::Relaxed);
-        let output = scope(self.name, || self.model.forward(&[ids], skip));
+        let output = scope(self.name, || self.model.forward(&[ids], skip))??;
         let pooled = output.pooled.map(|p| p.to_f32_vec()).unwrap_or_default();
-        (output.hidden.to_f32_vec(), pooled)
+        Ok((output.hidden.to_f32_vec(), pooled))
     }
 }

@@ -279,7 +279,7 @@ impl Tokenizer {
         let encoding = self
             .inner
             .encode(text, false)
-            .map_err(|e| Error::request(format!("prompt: it cannot be tokenized: {e}")))?;
+            .map_err(|e| Error::request("prompt", format!("it cannot be tokenized: {e}")))?;
         let ids = encoding.get_ids();
         if self.expansions.is_empty() {
             return Ok(ids.to_vec());

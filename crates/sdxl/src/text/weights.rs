@@ -2,6 +2,7 @@
 
 use super::chunks::{Chunk, Layout, Splitting};
 use super::encoder::{Encoder, Sequence};
+use crate::cancel::OrCancelled;
 use crate::error::Result;
 use crate::prompt::{Content, Part, Span};
 
@@ -44,7 +45,7 @@ pub struct States {
 /// The states of parts one after the other, along the token axis. No parts are the empty text.
 ///
 /// # Errors
-/// Text that the tokenizer refuses.
+/// Text that the tokenizer refuses, and [`crate::Cancelled`].
 pub fn states(encoder: &Encoder, parts: &[Part], method: Method) -> Result<States> {
     if parts.is_empty() {
         return of_text(encoder, &[], method);
@@ -61,7 +62,7 @@ pub fn states(encoder: &Encoder, parts: &[Part], method: Method) -> Result<State
             }
         };
         if part.weight != 1.0 {
-            let empty = encoder.empty(method.skip);
+            let empty = encoder.empty(method.skip)?;
             for (value, empty) in states.values.iter_mut().zip(empty.iter().cycle()) {
                 *value = empty + (*value - empty) * part.weight as f32;
             }
@@ -93,7 +94,7 @@ fn of_blend(
         cut.append(&mut states.cut);
         all.push(states.values);
     }
-    let empty = encoder.empty(method.skip);
+    let empty = encoder.empty(method.skip)?;
     let len = all.iter().map(Vec::len).max().unwrap_or(empty.len());
     for values in &mut all {
         pad(values, len, &empty);
@@ -128,7 +129,7 @@ fn of_text(encoder: &Encoder, spans: &[Span], method: Method) -> Result<States> 
             seen: None,
         })
         .collect();
-    let mut chunks = encoder.states(&sequences, method.skip);
+    let mut chunks = encoder.states(&sequences, method.skip)?;
     match method.arithmetic {
         WeightArithmetic::A1111 | WeightArithmetic::A1111NoNorm => {
             let restore = method.arithmetic == WeightArithmetic::A1111;
@@ -138,12 +139,12 @@ fn of_text(encoder: &Encoder, spans: &[Span], method: Method) -> Result<States> 
         }
         WeightArithmetic::ComfyUi | WeightArithmetic::Compel => {
             for (states, chunk) in chunks.iter_mut().zip(&layout.chunks) {
-                move_from_empty(encoder, states, chunk, method.skip);
+                move_from_empty(encoder, states, chunk, method.skip)?;
             }
         }
     }
     let values = if method.arithmetic == WeightArithmetic::Compel {
-        mix_with_hidden(encoder, &layout, chunks, method)
+        mix_with_hidden(encoder, &layout, chunks, method)?
     } else {
         chunks.concat()
     };
@@ -179,11 +180,16 @@ fn multiply(states: &mut [f32], chunk: &Chunk, restore: bool) {
 
 /// `z0 + (z - z0) · w`, where `z0` is the empty text at the same position. Weight 1 leaves a
 /// state as it is, to the last bit.
-fn move_from_empty(encoder: &Encoder, states: &mut [f32], chunk: &Chunk, skip: usize) {
+fn move_from_empty(
+    encoder: &Encoder,
+    states: &mut [f32],
+    chunk: &Chunk,
+    skip: usize,
+) -> OrCancelled<()> {
     if chunk.weights.iter().all(|w| *w == 1.0) {
-        return;
+        return Ok(());
     }
-    let empty = encoder.empty(skip);
+    let empty = encoder.empty(skip)?;
     let width = encoder.width();
     let places = states
         .chunks_exact_mut(width)
@@ -196,6 +202,7 @@ fn move_from_empty(encoder: &Encoder, states: &mut [f32], chunk: &Chunk, skip: u
             }
         }
     }
+    Ok(())
 }
 
 /// The smallest weight whose share is computed: at 0 it would be infinite.
@@ -209,9 +216,9 @@ fn mix_with_hidden(
     layout: &Layout,
     whole: Vec<Vec<f32>>,
     method: Method,
-) -> Vec<f32> {
+) -> OrCancelled<Vec<f32>> {
     if layout.fragments.iter().all(|f| f.weight >= 1.0) {
-        return whole.concat();
+        return Ok(whole.concat());
     }
     let positions = layout.positions(encoder.tokenizer());
     let mut sums: Vec<Vec<f64>> = (whole.iter())
@@ -244,9 +251,9 @@ fn mix_with_hidden(
                 });
             }
         }
-        let mut hidden = encoder.states(&sequences, method.skip);
+        let mut hidden = encoder.states(&sequences, method.skip)?;
         for (states, &i) in hidden.iter_mut().zip(&touched) {
-            move_from_empty(encoder, states, &layout.chunks[i], method.skip);
+            move_from_empty(encoder, states, &layout.chunks[i], method.skip)?;
         }
         for (i, sums) in sums.iter_mut().enumerate() {
             // A chunk that the span does not reach is the same without it.
@@ -259,10 +266,8 @@ fn mix_with_hidden(
             }
         }
     }
-    sums.concat()
-        .into_iter()
-        .map(|v| (v / total) as f32)
-        .collect()
+    let mixed = sums.concat().into_iter().map(|v| (v / total) as f32);
+    Ok(mixed.collect())
 }
 
 #[cfg(test)]

@@ -197,15 +197,17 @@ pub fn lower(checkpoint: &Checkpoint, target: Target, to: &Path) -> Result<Repor
 pub fn check_name(target: Target, to: &Path) -> Result<()> {
     let gguf = to.extension().is_some_and(|e| e == "gguf");
     match target {
-        Target::Blocks(_) if !gguf => Err(Error::request(format!(
-            "{}: {target} is a format of GGUF files; name one that ends in .gguf, which gets the UNet \
-             and is used with --unet",
-            to.display()
-        ))),
-        Target::F16 | Target::Bf16 | Target::Int8 if gguf => Err(Error::request(format!(
-            "{}: a GGUF file is for q8_0, q6_k, q5_1, q5_0, q4_1 and q4_0; for {target} name a folder or \
-             a file that ends in .safetensors",
-            to.display()
+        Target::Blocks(_) if !gguf => Err(Error::file(
+            to,
+            format!("{target} is a format of GGUF files"),
+        )
+        .with_hint("name one that ends in .gguf, which gets the UNet and is used with `unet`")),
+        Target::F16 | Target::Bf16 | Target::Int8 if gguf => Err(Error::file(
+            to,
+            "a GGUF file is for q8_0, q6_k, q5_1, q5_0, q4_1 and q4_0",
+        )
+        .with_hint(format!(
+            "for {target} name a folder or a file that ends in .safetensors"
         ))),
         _ => free(to),
     }
@@ -368,11 +370,11 @@ fn write(
     path: &Path,
 ) -> Result<()> {
     safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|e| Error::Machine(format!("{}: it was not written: {e}", path.display())))
+        .map_err(|e| Error::machine(format!("{}: it was not written: {e}", path.display())))
 }
 
 fn unwritten(to: &Path, error: &std::io::Error) -> Error {
-    Error::Machine(format!("{}: it was not written: {error}", to.display()))
+    Error::machine(format!("{}: it was not written: {error}", to.display()))
 }
 
 /// Refuses the name of something that is there.

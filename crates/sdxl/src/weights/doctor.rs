@@ -16,7 +16,7 @@ use crate::text::tokenizer::Tokenizer;
 pub struct Finding {
     /// Whether it stands in the way of a picture.
     pub problem: bool,
-    /// What it is, and what to do.
+    /// What it is, and what to do; knobs are named as hints name them (see [`crate::error`]).
     pub text: String,
 }
 
@@ -90,7 +90,7 @@ pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
     if checkpoint.family() == Family::Refiner {
         found.push(note(
             "this is a refiner: it finishes pictures and cannot start one from a prompt; give it \
-             with --refiner, beside a base checkpoint as --model",
+             with `refiner`, beside a base checkpoint as `model`",
         ));
     }
     found.extend(vae(&checkpoint));
@@ -161,14 +161,14 @@ fn variants(root: &Path) -> Vec<Finding> {
             .filter(|p| !half.contains(p))
             .collect();
         found.push(note(format!(
-            "only {} have weights of variant fp16; with --variant fp16 the plain ones are used of {}",
+            "only {} have weights of variant fp16; with `variant fp16` the plain ones are used of {}",
             names(&half),
             names(&without)
         )));
     }
     if plain.is_empty() && !half.is_empty() {
         found.push(note(
-            "there are weights of variant fp16 only, which are used with or without --variant fp16",
+            "there are weights of variant fp16 only, which are used with or without `variant fp16`",
         ));
     }
     found
@@ -209,7 +209,7 @@ fn vae(checkpoint: &Checkpoint) -> Vec<Finding> {
     if config.scaling_factor == 0.18215 && config.latents_mean.is_none() {
         found.push(problem(format!(
             "{}: scaling_factor is 0.18215, that of Stable Diffusion 1 and 2; SDXL's is 0.13025. \
-             This VAE gives wrong colours with an SDXL UNet: give the right one with --vae",
+             This VAE gives wrong colours with an SDXL UNet: give the right one with `vae`",
             checkpoint.config_path(Part::Vae).display()
         )));
     }
@@ -217,7 +217,7 @@ fn vae(checkpoint: &Checkpoint) -> Vec<Finding> {
         found.push(note(
             "the VAE is decoded in f32 whatever the precision (force_upcast): SDXL's first VAE \
              overflows in f16, which gives black pictures. madebyollin/sdxl-vae-fp16-fix, given \
-             with --vae, does not",
+             with `vae`, does not",
         ));
     } else {
         found.push(note(
@@ -239,7 +239,7 @@ fn schedule(checkpoint: &Checkpoint) -> Vec<Finding> {
     let mut text = "the UNet predicts v".to_string();
     if zero {
         text.push_str(
-            ", down to a signal-to-noise ratio of zero: --guidance-rescale 0.7 keeps pictures from \
+            ", down to a signal-to-noise ratio of zero: `guidance_rescale 0.7` keeps pictures from \
              being overexposed",
         );
     }
@@ -281,7 +281,7 @@ fn inversion(path: &Path) -> Finding {
     match Inversions::open(&[file], widths) {
         Ok(_) => note(
             "this is a textual inversion: give a checkpoint as the model and this file with \
-             --embedding",
+             `embeddings`",
         ),
         Err(error) => problem(error.to_string()),
     }
@@ -301,7 +301,7 @@ fn lora(tensors: &TensorSet) -> Vec<Finding> {
             "this is a LoRA for SDXL's refiner; it does not go with the base model",
         )],
         _ => vec![note(
-            "this is a LoRA: give a checkpoint as the model and this file with --lora",
+            "this is a LoRA: give a checkpoint as the model and this file with `loras`",
         )],
     }
 }

@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sdxl_kernels::Meter;
-
 use super::folder::{Part, find_weights};
 use super::inversion::Inversions;
 use super::kept::Kept;
@@ -12,6 +10,7 @@ use super::lora::Adapters;
 use super::replacement::Replacement;
 use super::safetensors::TensorSet;
 use super::single_file::SingleFile;
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// The files of a checkpoint, and what was put in the place of some of them.
@@ -25,8 +24,8 @@ pub struct Files {
     pub(super) adapters: Arc<Adapters>,
     pub(super) kept: Arc<Kept>,
     pub(super) inversions: Arc<Inversions>,
-    /// Who counts what is read, where nothing is.
-    pub(super) meter: Option<Meter>,
+    /// The device that its networks are loaded to.
+    pub(super) device: Arc<dyn Device>,
 }
 
 impl Files {
@@ -100,10 +99,7 @@ impl Files {
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
         let stored = self.stored_tensors(part)?;
         let changed = stored.with_updates(self.adapters.of(part));
-        Ok(match &self.meter {
-            Some(meter) => changed.unread(meter),
-            None => changed.with_kept(&self.kept),
-        })
+        Ok(changed.with_kept(&self.kept).on(&self.device))
     }
 
     fn stored_tensors(&self, part: Part) -> Result<TensorSet> {
@@ -120,13 +116,12 @@ impl Files {
 
 /// What is said of a single file without a part.
 pub(super) fn missing_part(path: &Path, part: Part) -> Error {
-    let what = match part {
-        Part::TextEncoder | Part::TextEncoder2 => "it lacks a text encoder",
-        Part::UNet => "it has no UNet",
-        Part::Vae => {
-            "it has no VAE baked in; give one with --vae, such as the file of \
-                      madebyollin/sdxl-vae-fp16-fix or the vae/ folder of the base model"
-        }
-    };
-    Error::file(path, what)
+    match part {
+        Part::TextEncoder | Part::TextEncoder2 => Error::file(path, "it lacks a text encoder"),
+        Part::UNet => Error::file(path, "it has no UNet"),
+        Part::Vae => Error::file(path, "it has no VAE baked in").with_hint(
+            "give one with `vae`, such as the file of madebyollin/sdxl-vae-fp16-fix or the vae/ \
+             folder of the base model",
+        ),
+    }
 }

@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sdxl_kernels::Meter;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -17,6 +16,7 @@ use super::lora::{Adapters, Lora};
 use super::replacement::Replacement;
 use super::safetensors::{TensorSet, refuse_pickle};
 use super::single_file::{SingleFile, parse};
+use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
 use crate::model::config::{ClipConfig, UNetConfig, VaeConfig};
 
@@ -157,7 +157,7 @@ impl Checkpoint {
     /// `*.fp16.safetensors` are used where a part has them.
     ///
     /// # Errors
-    /// Names the file that is missing, unreadable, of another kind of model, or that
+    /// Names the file that is missing, or cannot be read, or is of another kind of model, or that
     /// holds something this program cannot run.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Self> {
         let options = OpenOptions {
@@ -219,7 +219,7 @@ impl Checkpoint {
             adapters: Arc::default(),
             kept: Arc::default(),
             inversions: Arc::default(),
-            meter: None,
+            device: cpu(),
         };
         if root.is_file() {
             return Self::of_single_file(files);
@@ -268,7 +268,7 @@ impl Checkpoint {
             vae: None,
             unet: None,
             inversions: Arc::default(),
-            meter: None,
+            device: cpu(),
             adapters: Arc::default(),
             kept: Arc::default(),
         };
@@ -378,12 +378,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The same for a rehearsal: no values of weights are read, and `meter` counts what that would
-    /// take.
-    pub fn unread(&self, meter: &Meter) -> Checkpoint {
-        let mut unread = self.clone();
-        unread.files.meter = Some(meter.clone());
-        unread
+    /// The same checkpoint, whose networks are loaded to `device`. One that is opened is on the
+    /// CPU.
+    pub fn on(&self, device: Arc<dyn Device>) -> Checkpoint {
+        let mut moved = self.clone();
+        moved.files.device = device;
+        // Layers that another device packed are none of this one's.
+        moved.files.kept = Arc::default();
+        moved
     }
 
     /// The folder, or the file.
@@ -493,7 +495,7 @@ impl TextParts {
                 adapters: Arc::default(),
                 kept: Arc::default(),
                 inversions: Arc::new(Inversions::open(&options.embeddings, widths)?),
-                meter: None,
+                device: cpu(),
             },
             text_encoder,
             text_encoder_2,
@@ -526,10 +528,10 @@ pub(super) fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Re
                 root,
                 format!(
                     "no part has weights of variant `{variant}` (such as \
-                         unet/diffusion_pytorch_model.{variant}.safetensors); leave out --variant \
-                         to use the plain files"
+                         unet/diffusion_pytorch_model.{variant}.safetensors)"
                 ),
-            ));
+            )
+            .with_hint("leave out `variant` to use the plain files"));
         }
     }
     if let Some(files) = files_of(&folder, part.file_stem(), None)? {
@@ -540,7 +542,7 @@ pub(super) fn find_weights(root: &Path, variant: Option<&str>, part: Part) -> Re
     {
         return Ok(files);
     }
-    Err(Error::file(&folder, missing_weights(&folder, part)))
+    Err(missing_weights(&folder, part))
 }
 
 fn variant_exists(root: &Path, variant: &str) -> bool {
@@ -576,7 +578,7 @@ pub fn missing_files(root: &Path) -> Vec<String> {
             .into_iter()
             .any(|variant| !matches!(files_of(&folder, part.file_stem(), variant), Ok(None)));
         if !found {
-            missing.push(Error::file(&folder, missing_weights(&folder, part)).to_string());
+            missing.push(missing_weights(&folder, part).to_string());
         }
     }
     let absent = wanted.iter().filter(|path| !path.is_file());
@@ -698,25 +700,29 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-fn missing_weights(folder: &Path, part: Part) -> String {
+fn missing_weights(folder: &Path, part: Part) -> Error {
     let wanted = format!("{}.safetensors", part.file_stem());
     let names = names_in(folder);
     if names.is_empty() {
-        return format!("this part of the checkpoint is missing; {wanted} should be in it");
+        return Error::file(folder, "this part of the checkpoint is missing")
+            .with_hint(format!("{wanted} should be in it"));
     }
     if let Some(pickle) = names
         .iter()
         .find(|n| refuse_pickle(Path::new(n.as_str())).is_err())
     {
-        return format!(
-            "it has only the pickle file {pickle}, which can run any program when opened and is \
-             never read; get {wanted}"
-        );
+        return Error::file(
+            folder,
+            format!(
+                "it has only the pickle file {pickle}, which can run any program when opened and \
+                 is never read"
+            ),
+        )
+        .with_hint(format!("get {wanted}"));
     }
-    format!(
-        "{wanted} is missing (found: {}); for files such as *.fp16.safetensors add --variant fp16",
-        names.join(", ")
-    )
+    let message = format!("{wanted} is missing (found: {})", names.join(", "));
+    Error::file(folder, message)
+        .with_hint("for files such as *.fp16.safetensors add `variant fp16`")
 }
 
 /// The one `.safetensors` file of a folder that has one.

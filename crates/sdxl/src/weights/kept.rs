@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-use sdxl_kernels::WeightFormat;
-
+use crate::device::{Layer, PackedWeights};
 use crate::error::Result;
 
 /// A file as it was when it was opened: one that was written anew is another.
@@ -39,10 +38,8 @@ pub struct Key {
     pub names: Vec<String>,
     /// Where their values come from.
     pub origins: Vec<Origin>,
-    /// The kind of layer, and its shape.
-    pub packed: (&'static str, [usize; 3]),
-    /// How weights are kept; `None`: as stored.
-    pub format: Option<WeightFormat>,
+    /// The kind of layer, its shape and format; `None`: a table, as stored.
+    pub layer: Option<Layer>,
 }
 
 /// Packed layers, for as long as a network has them.
@@ -57,19 +54,18 @@ impl Kept {
     ///
     /// # Errors
     /// Those of `read`.
-    pub fn layer<T: Any + Send + Sync>(
+    pub fn layer(
         &self,
         key: Key,
-        read: impl FnOnce() -> Result<T>,
-    ) -> Result<Arc<T>> {
+        read: impl FnOnce() -> Result<PackedWeights>,
+    ) -> Result<PackedWeights> {
         let found = self.lock().get(&key).and_then(Weak::upgrade);
-        if let Some(Ok(layer)) = found.map(Arc::downcast::<T>) {
+        if let Some(layer) = found {
             return Ok(layer);
         }
-        let layer = Arc::new(read()?);
+        let layer = read()?;
         self.reads.fetch_add(1, Ordering::Relaxed);
-        let shared: Arc<dyn Any + Send + Sync> = layer.clone();
-        self.lock().insert(key, Arc::downgrade(&shared));
+        self.lock().insert(key, Arc::downgrade(&layer));
         Ok(layer)
     }
 
@@ -91,6 +87,8 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use sdxl_kernels::WeightFormat;
+
     use super::*;
 
     #[test]
@@ -99,17 +97,19 @@ mod tests {
         let key = |format| Key {
             names: vec!["a.weight".into()],
             origins: Vec::new(),
-            packed: ("matrix", [1; 3]),
-            format,
+            layer: Some(Layer::Matrix { n: 1, k: 1, format }),
         };
-        let get = |format| kept.layer(key(format), || Ok(vec![1u8])).unwrap();
-        let first = get(None);
-        assert!(Arc::ptr_eq(&first, &get(None)));
-        let other = get(Some(WeightFormat::Int8));
+        let get = |format| {
+            let read = || Ok(Arc::new(vec![1u8]) as PackedWeights);
+            kept.layer(key(format), read).unwrap()
+        };
+        let first = get(WeightFormat::F32);
+        assert!(Arc::ptr_eq(&first, &get(WeightFormat::F32)));
+        let other = get(WeightFormat::Int8);
         assert!(!Arc::ptr_eq(&first, &other));
         assert_eq!(kept.reads(), 2);
         drop(first);
-        get(None);
+        get(WeightFormat::F32);
         assert_eq!(kept.reads(), 3);
         kept.tidy();
         assert_eq!(kept.lock().len(), 1);

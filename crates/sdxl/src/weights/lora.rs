@@ -21,6 +21,7 @@ use super::names::Names;
 use super::safetensors::{StoredTensor, TensorSet};
 use crate::error::{Error, Result};
 
+use crate::warning::{Warning, WarningKind};
 use blocks::{Blocks, Factors};
 use update::{Parts, Piece};
 pub(super) use update::{Update, apply};
@@ -109,7 +110,7 @@ pub(super) type Updates = HashMap<String, Vec<Update>>;
 pub struct Adapters {
     loras: Vec<Lora>,
     updates: HashMap<&'static str, Arc<Updates>>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 impl Adapters {
@@ -148,7 +149,7 @@ impl Adapters {
     }
 
     /// What of the files is not used.
-    pub fn warnings(&self) -> &[String] {
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
@@ -286,7 +287,7 @@ fn split(name: &str) -> Option<(&str, Piece)> {
 /// What a file changes.
 struct Found {
     updates: Vec<(Part, String, Update)>,
-    warning: Option<String>,
+    warning: Option<Warning>,
 }
 
 fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result<Found> {
@@ -370,10 +371,11 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
     }
     factors.check_met(&matched, path)?;
     let warning = (all > 0).then(|| {
-        format!(
+        let message = format!(
             "{}: {all} of its modules have no place in this checkpoint and are left out: {list}",
             path.display()
-        )
+        );
+        Warning::new(WarningKind::LoraPartlyUsed, "loras", message)
     });
     Ok(Found { updates, warning })
 }

@@ -2,34 +2,52 @@
 
 use std::sync::Arc;
 
+use crate::device::{Device, PackedWeights};
 use crate::error::Result;
 
 /// Reads and packs.
-type Read<T> = Box<dyn Fn() -> Result<T> + Send + Sync>;
+type Read = Box<dyn Fn() -> Result<PackedWeights> + Send + Sync>;
 
 /// Packed weights of a layer.
-pub struct Packed<T>(Place<T>);
-
-enum Place<T> {
-    Memory(Arc<T>),
-    Files(Read<T>),
+pub struct Packed {
+    device: Arc<dyn Device>,
+    place: Place,
 }
 
-impl<T> Packed<T> {
-    /// Weights that stay in memory.
-    pub fn in_memory(weights: Arc<T>) -> Packed<T> {
-        Packed(Place::Memory(weights))
+enum Place {
+    Memory(PackedWeights),
+    Files(Read),
+}
+
+impl Packed {
+    /// Creates weights that stay in the memory of `device`, which packed them.
+    pub fn in_memory(device: Arc<dyn Device>, weights: PackedWeights) -> Packed {
+        Packed {
+            device,
+            place: Place::Memory(weights),
+        }
     }
 
-    /// Weights that `read` packs, each time they are asked for. It must have been tried: nobody
-    /// expects an error in the middle of a run.
-    pub fn in_files(read: impl Fn() -> Result<T> + Send + Sync + 'static) -> Packed<T> {
-        Packed(Place::Files(Box::new(read)))
+    /// Creates weights that `read` has `device` pack, each time they are asked for. It must have
+    /// been tried: nobody expects an error in the middle of a run.
+    pub fn in_files(
+        device: Arc<dyn Device>,
+        read: impl Fn() -> Result<PackedWeights> + Send + Sync + 'static,
+    ) -> Packed {
+        Packed {
+            device,
+            place: Place::Files(Box::new(read)),
+        }
+    }
+
+    /// The device that packs them, and computes with them.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
     }
 
     /// The weights, where they are in memory.
-    pub fn here(&self) -> Option<Arc<T>> {
-        match &self.0 {
+    pub fn here(&self) -> Option<PackedWeights> {
+        match &self.place {
             Place::Memory(weights) => Some(Arc::clone(weights)),
             Place::Files(_) => None,
         }
@@ -39,11 +57,11 @@ impl<T> Packed<T> {
     ///
     /// # Panics
     /// If they cannot be read any more.
-    pub fn get(&self) -> Arc<T> {
-        match &self.0 {
+    pub fn get(&self) -> PackedWeights {
+        match &self.place {
             Place::Memory(weights) => Arc::clone(weights),
             Place::Files(read) => match read() {
-                Ok(weights) => Arc::new(weights),
+                Ok(weights) => weights,
                 Err(error) => panic!("{error} (it was readable before the run)"),
             },
         }

@@ -108,22 +108,22 @@ impl Kind {
         }
     }
 
-    /// What to do with it, where it was given as a checkpoint.
+    /// What to do with it, where it was given as a checkpoint; a hint, as in [`crate::error`].
     pub fn advice(self) -> &'static str {
         match self {
             Kind::Base => "give it as the model",
             Kind::Refiner => "give it as the refiner, beside a base checkpoint",
-            Kind::OriginalUNet => "give a checkpoint as the model and this file with --unet",
+            Kind::OriginalUNet => "give a checkpoint as the model and this file with `unet`",
             Kind::UNet | Kind::TextEncoder => {
                 "give the checkpoint's folder, the one that holds model_index.json"
             }
-            Kind::Vae => "give a checkpoint as the model and this file with --vae",
-            Kind::Lora => "give a checkpoint as the model and this file with --lora",
+            Kind::Vae => "give a checkpoint as the model and this file with `vae`",
+            Kind::Lora => "give a checkpoint as the model and this file with `loras`",
             Kind::Sd1 | Kind::Sd2 | Kind::Transformer => {
                 "this program runs Stable Diffusion XL; get a checkpoint of that family"
             }
             Kind::Edm => "this program runs the usual schedule only",
-            Kind::Embedding => "give a checkpoint as the model and this file with --embedding",
+            Kind::Embedding => "give a checkpoint as the model and this file with `embeddings`",
             Kind::ControlNet => "it goes with a checkpoint and is none",
             Kind::Unknown => "give a checkpoint of Stable Diffusion XL",
         }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
-use sdxl_kernels::{Meter, Weights};
+use sdxl_kernels::Weights;
 
 use super::blocks::BlockType;
 use super::kept::{Kept, Origin, Stamp};
 use super::lora::{self, Update, Updates};
 use super::{gguf, random, to_f32};
+use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
 
 /// What follows a weight's name in that of its scales.
@@ -173,8 +174,8 @@ pub struct TensorSet {
     /// Whether values are made up instead of read: there are no files then, and tensors have
     /// the shapes they are asked for.
     random: bool,
-    /// Who counts what is read, where nothing is.
-    meter: Option<Meter>,
+    /// The device that layers are packed by.
+    device: Arc<dyn Device>,
 }
 
 impl TensorSet {
@@ -187,7 +188,7 @@ impl TensorSet {
             updates: None,
             kept: None,
             random: false,
-            meter: None,
+            device: cpu(),
         };
         for path in paths {
             set.add(path)?;
@@ -203,7 +204,7 @@ impl TensorSet {
             updates: None,
             kept: None,
             random: true,
-            meter: None,
+            device: cpu(),
         }
     }
 
@@ -285,7 +286,7 @@ impl TensorSet {
             updates: None,
             kept: None,
             random: false,
-            meter: None,
+            device: cpu(),
         }
     }
 
@@ -301,17 +302,15 @@ impl TensorSet {
         self
     }
 
-    /// The same tensors for a rehearsal: their values are not read, and `meter` counts what that
-    /// would take.
-    pub(super) fn unread(mut self, meter: &Meter) -> TensorSet {
-        self.meter = Some(meter.clone());
-        self.kept = None;
+    /// The same tensors, whose layers `device` packs.
+    pub(super) fn on(mut self, device: &Arc<dyn Device>) -> TensorSet {
+        self.device = Arc::clone(device);
         self
     }
 
-    /// Who counts, where nothing is read.
-    pub(super) fn meter(&self) -> Option<&Meter> {
-        self.meter.as_ref()
+    /// The device that packs layers of these tensors.
+    pub(super) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
     }
 
     /// Bytes that are in memory while [`Self::read`] is at work, beside what is made of the values.
@@ -408,12 +407,6 @@ impl TensorSet {
         tensor: &StoredTensor,
         use_values: impl FnOnce(Weights<'_>) -> R,
     ) -> Result<R> {
-        if let Some(meter) = &self.meter {
-            let len = tensor.values();
-            let result = use_values(Weights::Unread { len, meter });
-            meter.passing(self.reading_bytes(name, tensor));
-            return Ok(result);
-        }
         let updates = self.updates.as_ref().and_then(|all| all.get(name));
         let Some(updates) = updates else {
             return self.read_stored(name, tensor, use_values);
@@ -426,7 +419,7 @@ impl TensorSet {
     /// Brings the file's pages of a tensor into memory, all at once: one by one, as each is looked at
     /// first, they cost more time than what is done with them. [`Self::read`] gives them back.
     pub(super) fn fetch(&self, tensor: &StoredTensor) {
-        if !self.random && self.meter.is_none() && tensor.start < tensor.end {
+        if !self.random && tensor.start < tensor.end {
             #[cfg(target_os = "linux")]
             let _ = self.files[tensor.file].map.advise_range(
                 // Older systems do not know it, and go on as before.

@@ -5,13 +5,14 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::folder::{Checkpoint, Part};
+use crate::cancel;
 use crate::error::{Error, Result};
 
 /// Whether `part` (and, of a text encoder, its tokenizer) is the same in both checkpoints:
 /// equal configuration, and files that are one file or equal byte for byte.
 ///
 /// # Errors
-/// A file that is missing or cannot be read.
+/// A file that is missing or cannot be read, and [`Error::Cancelled`].
 pub fn same_part(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
     let configs = match part {
         Part::TextEncoder => a.text_encoder == b.text_encoder,
@@ -99,6 +100,7 @@ fn same_file(a: &Path, b: &Path) -> Result<bool> {
     let (mut chunk_a, mut chunk_b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     let mut left = length_a;
     while left > 0 {
+        cancel::check()?;
         let size = left.min(1 << 20) as usize;
         let (chunk_a, chunk_b) = (&mut chunk_a[..size], &mut chunk_b[..size]);
         file_a.read_exact(chunk_a).map_err(|e| Error::read(a, &e))?;

@@ -55,10 +55,8 @@ impl SingleFile {
             Kind::Base => Family::Base,
             Kind::Refiner => Family::Refiner,
             other => {
-                return Err(Error::file(
-                    path,
-                    format!("this is {}; {}", other.describe(), other.advice()),
-                ));
+                let message = format!("this is {}", other.describe());
+                return Err(Error::file(path, message).with_hint(other.advice()));
             }
         };
         refuse_scaled(&all, path)?;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use sdxl::pipeline::Source;
 use sdxl::prompt::Prompt;
 use sdxl::tensor::Tensor;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::folder::read_json;
-use sdxl::{Checkpoint, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, Event, Output, Pipeline, Precision, Request};
 use serde_json::Value;
 
 /// A path below the repository's `golden/`.
@@ -173,9 +174,20 @@ pub fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Condi
     text.encode(input, input, &options, &mut |_| {}).unwrap()
 }
 
+/// A pipeline whose networks stay in memory.
+pub fn load(source: impl Into<Source>, precision: Precision) -> Pipeline {
+    Pipeline::open(source).precision(precision).load().unwrap()
+}
+
+/// Makes the pictures of a request, whatever it says meanwhile.
+pub fn generate(pipeline: &Pipeline, request: &Request) -> Output {
+    let silent = &mut |_: Event<'_>| ControlFlow::Continue(());
+    pipeline.generate(request, silent).unwrap()
+}
+
 /// The final latents of the request of `lora/cases.json`, in torch's order.
 pub fn latents(checkpoint: Checkpoint) -> Vec<f32> {
-    latents_of(&Pipeline::from_checkpoint(checkpoint, Precision::F32).unwrap())
+    latents_of(&load(checkpoint, Precision::F32))
 }
 
 /// [`latents`] of a loaded pipeline.
@@ -191,6 +203,5 @@ pub fn latents_of(pipeline: &Pipeline) -> Vec<f32> {
         seed: vec![number("seed")],
         ..Request::default()
     };
-    let made = pipeline.generate(&request, None, &mut |_| ControlFlow::Continue(()));
-    made.unwrap().latents.to_nchw()
+    generate(pipeline, &request).latents.to_nchw()
 }

@@ -6,6 +6,7 @@
 //! unlike its neighbours'.
 
 use super::Vae;
+use crate::cancel::OrCancelled;
 use crate::tensor::Tensor;
 
 /// The part of a tile that overlaps the next.
@@ -78,7 +79,10 @@ impl Vae {
 
     /// [`Vae::decode`] of one picture `[1, H, W, C]`, by tiles of `tile` times `tile` latents; a
     /// quarter of each lies on the next, so `tile` is a multiple of 4.
-    pub fn decode_tiled(&self, latents: &Tensor, tile: usize) -> Tensor {
+    ///
+    /// # Errors
+    /// As [`Vae::decode`].
+    pub fn decode_tiled(&self, latents: &Tensor, tile: usize) -> OrCancelled<Tensor> {
         let scale = self.scale();
         let sizes = Sizes::new(tile, tile * scale);
         let size = [latents.dim(1) * scale, latents.dim(2) * scale];
@@ -86,7 +90,10 @@ impl Vae {
     }
 
     /// [`Vae::encode`] of one picture `[1, 8H, 8W, 3]`, by tiles as for [`Self::decode_tiled`].
-    pub fn encode_tiled(&self, picture: &Tensor, tile: usize) -> Tensor {
+    ///
+    /// # Errors
+    /// As [`Vae::decode`].
+    pub fn encode_tiled(&self, picture: &Tensor, tile: usize) -> OrCancelled<Tensor> {
         let scale = self.scale();
         let sizes = Sizes::new(tile * scale, tile);
         let size = [picture.dim(1) / scale, picture.dim(2) / scale];
@@ -101,8 +108,8 @@ fn tiled(
     [out_height, out_width]: [usize; 2],
     channels: usize,
     sizes: &Sizes,
-    network: &dyn Fn(&Tensor) -> Tensor,
-) -> Tensor {
+    network: &dyn Fn(&Tensor) -> OrCancelled<Tensor>,
+) -> OrCancelled<Tensor> {
     let values = input.to_f32_vec();
     let row_length = out_width * channels;
     let mut out = vec![0f32; out_height * row_length];
@@ -111,7 +118,7 @@ fn tiled(
     for (row, top) in (0..input.dim(1)).step_by(sizes.step).enumerate() {
         let mut current: Vec<Tile> = Vec::new();
         for (column, left) in (0..input.dim(2)).step_by(sizes.step).enumerate() {
-            let result = network(&part(&values, input.shape(), [top, left], sizes.tile));
+            let result = network(&part(&values, input.shape(), [top, left], sizes.tile))?;
             let mut here = Tile {
                 height: result.dim(1),
                 width: result.dim(2),
@@ -133,7 +140,10 @@ fn tiled(
         }
         above = current;
     }
-    Tensor::from_f32(vec![1, out_height, out_width, channels], out)
+    Ok(Tensor::from_f32(
+        vec![1, out_height, out_width, channels],
+        out,
+    ))
 }
 
 /// The tile of `values` `[1, H, W, C]` whose corner is at `top`, `left`.

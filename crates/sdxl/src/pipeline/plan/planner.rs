@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 
-use sdxl_kernels::Meter;
-
-use super::{Asked, Plan, Stretch};
+use super::{Phase, Plan, PlanInputs};
+use crate::device::Meta;
 use crate::error::Result;
 use crate::memory::Effort;
 use crate::memory::rehearsal::{self, Rehearsed, Work};
 use crate::model::unet::UNet;
 use crate::model::vae::{Vae, tiles_of};
 use crate::pipeline::conditioning::{self, PromptPair};
+use crate::pipeline::denoiser::{KEPT_KEYS, MOST_IMAGES};
 use crate::pipeline::guidance::scale_at;
-use crate::pipeline::predict::{KEPT_KEYS, MOST_IMAGES};
-use crate::pipeline::stages::{Begin, Course, Network, Stage, stages};
-use crate::pipeline::vae::Passes;
-use crate::pipeline::{Pipeline, Residence};
+use crate::pipeline::networks::{Holding, Networks as Loadable};
+use crate::pipeline::offload::Offload;
+use crate::pipeline::stages::{Network, Stage, StageProgress, StartFrom};
+use crate::pipeline::vae::VaeBatching;
 use crate::profile;
 use crate::request::{Size, Tiling, UpscaleMethod};
+use crate::warning::Warning;
 use crate::weights::folder::{Checkpoint, Part};
 
 /// A process without networks: program, threads, tokenizers, and what the allocator does not give
@@ -37,6 +38,14 @@ const PREPARING: u64 = 27;
 /// Sequences that a text encoder reads at once, mostly: a prompt and its negative.
 const SEQUENCES: usize = 2;
 
+/// Positions of latents, counted over all rows of a batch, from which on a larger batch no longer makes
+/// the kernels faster: two rows at 1024x1024, eight at 512x512.
+const BATCH_POSITIONS: usize = 1 << 15;
+
+/// Pictures of a group at least, where every group reads the networks again: that takes as long as
+/// an evaluation or two, of dozens for each picture.
+const MODEL_GROUP: usize = 4;
+
 /// Latents beside those that the UNet reads: noise, prediction, the scheduler's history.
 const LATENTS: usize = 10;
 
@@ -50,74 +59,110 @@ struct Networks {
     vae_shared: bool,
 }
 
-/// A stage of the run.
-struct Leg<'a> {
-    stage: Stage,
-    course: Course,
+/// A stage of the run that is planned.
+struct PlannedStage<'a> {
+    stage: &'a Stage,
+    progress: StageProgress,
     checkpoint: &'a Checkpoint,
     prompts: Vec<PromptPair>,
     /// Operations for encoding them, and bytes of weights where those do not stay in memory.
     encoding: (f64, f64),
 }
 
-pub struct Planner<'a> {
-    asked: &'a Asked<'a>,
-    legs: Vec<Leg<'a>>,
+/// The stages of a run on meta tensors.
+pub(super) struct Planner<'a> {
+    asked: &'a PlanInputs<'a>,
+    stages: Vec<PlannedStage<'a>>,
 }
 
 /// A part of the plan for the VAE: before which stage, and what.
-type VaePart = (usize, Stretch);
+type VaePart = (usize, Phase);
 
 impl<'a> Planner<'a> {
-    pub fn new(asked: &'a Asked<'a>) -> Result<Self> {
-        let stages = stages(asked.checkpoint, asked.refiner, asked.request, asked.inputs)?;
-        let mut models: Vec<(&Checkpoint, Meter, Pipeline)> = Vec::new();
+    /// Encodes the prompts without values. `warn` is told of prompts that are cut and the like.
+    pub fn new(asked: &'a PlanInputs<'a>, warn: &mut dyn FnMut(Warning)) -> Result<Self> {
+        let mut models: Vec<(&Checkpoint, Arc<Meta>, Loadable)> = Vec::new();
         for checkpoint in checkpoints(asked) {
-            let meter = Meter::default();
-            let unread = checkpoint.unread(&meter);
-            let model = Pipeline::of(unread, asked.precision, Residence::Streamed, None);
-            models.push((checkpoint, meter, model));
+            let meta = Arc::new(Meta::default());
+            let holding = Holding {
+                precision: asked.precision,
+                pinned: false,
+                streamed: true,
+            };
+            let networks = Loadable::new(&checkpoint.on(meta.clone()), holding, None);
+            models.push((checkpoint, meta, networks));
         }
-        let mut legs = Vec::new();
-        let courses = Course::of(&stages);
-        for (stage, course) in stages.into_iter().zip(courses) {
-            let (checkpoint, meter, model) = &models[model_of(&stage)];
+        let mut stages = Vec::new();
+        for (stage, progress) in asked.stages.iter().zip(asked.progress) {
+            let (checkpoint, meta, networks) = &models[model_of(stage)];
             let embeds = asked.inputs.embeds.as_ref();
-            let before = meter.packed();
+            let text = networks.text.get()?;
+            let before = meta.meter().packed();
             let (prompts, profile) = profile::record(|| {
-                conditioning::encode(model, asked.request, embeds, course.steps, &mut |_| {})
+                let (encoders, steps) = ((*checkpoint, &*text), progress.steps_total);
+                let (request, prompts) = (asked.request, asked.prompts);
+                conditioning::encode(encoders, request, prompts, embeds, steps, warn)
             });
-            legs.push(Leg {
+            stages.push(PlannedStage {
                 prompts: prompts?,
-                encoding: (profile.flop as f64, (meter.packed() - before) as f64),
+                encoding: (profile.flop as f64, (meta.meter().packed() - before) as f64),
                 stage,
-                course,
+                progress: *progress,
                 checkpoint,
             });
         }
-        Ok(Planner { asked, legs })
+        Ok(Planner { asked, stages })
+    }
+
+    /// Pictures that go through the UNet together where memory allows it: as many as make the kernels
+    /// faster.
+    fn at_once(&self) -> usize {
+        let request = self.asked.request;
+        let positions = |planned: &PlannedStage<'_>| {
+            let rows = planned.rows_of_picture(request.guided());
+            grid(planned.stage.size).iter().product::<usize>() * rows
+        };
+        let most = self.stages.iter().map(positions).max().unwrap_or(1).max(1);
+        (BATCH_POSITIONS / most).clamp(1, MOST_IMAGES.min(request.images()).max(1))
+    }
+
+    /// Pictures of a group.
+    fn group(&self, offload: Offload) -> usize {
+        let at_once = self.at_once();
+        match offload {
+            // Every group reads the networks again.
+            Offload::Model => at_once.max(MODEL_GROUP),
+            Offload::None | Offload::Sequential => at_once,
+        }
+        .min(self.asked.request.images().max(1))
+    }
+
+    /// Whether pictures are made in several groups.
+    pub fn has_groups(&self) -> bool {
+        self.asked.request.images() > self.group(Offload::None)
     }
 
     /// The best that can be done with weights in memory so: what fits, else what takes least.
     /// `last`: with tiles as small as they can be.
-    pub fn arrange(&self, residence: Residence, last: bool) -> Result<Plan> {
+    pub fn arrange(&self, offload: Offload, last: bool) -> Result<Plan> {
         let request = self.asked.request;
-        let networks = self.networks(residence == Residence::Streamed)?;
+        let networks = self.networks(offload == Offload::Sequential)?;
         let limit = self.asked.limit().unwrap_or(u64::MAX);
         // Where all stay, each works beside the weights of the others.
-        let others = |own: u64| match residence.stays() {
+        let others = |own: u64| match offload.keeps_networks() {
             true => networks.iter().map(Networks::weights).sum::<u64>() - own,
             false => 0,
         };
 
-        let mut rows = Vec::new();
+        let group = self.group(offload);
+        let (mut rows, mut most_rows) = (Vec::new(), Vec::new());
         let mut stages = Vec::new();
-        for leg in &self.legs {
-            let unet = &networks[model_of(&leg.stage)].unet;
-            let around = PROCESS + others(unet.weights()) + self.latents(leg);
+        for planned in &self.stages {
+            let unet = &networks[model_of(planned.stage)].unet;
+            let around = PROCESS + others(unet.weights()) + self.latents(planned, group);
             let mut found = None;
-            for rows in rows_to_try(request.images(), leg.rows_of_picture(request.guided())) {
-                let work = leg.evaluation(unet, rows);
+            for rows in rows_to_try(self.at_once(), planned.rows_of_picture(request.guided())) {
+                let work = planned.evaluation(unet, rows);
                 let peak = around + work.peak.max(unet.loading().peak);
                 found = Some((rows, work, peak));
                 if peak <= limit {
@@ -128,11 +173,18 @@ impl<'a> Planner<'a> {
             let Some((at_once, work, peak)) = found else {
                 continue;
             };
+            // Memory grows with every row by the same.
+            let of_row = planned
+                .evaluation(unet, at_once + 1)
+                .peak
+                .saturating_sub(work.peak);
+            let more = limit.saturating_sub(peak) / of_row.max(1);
+            most_rows.push(at_once.saturating_add(more as usize));
             rows.push(at_once);
-            stages.push(Stretch {
-                name: leg.name(),
+            stages.push(Phase {
+                name: planned.name(),
                 peak,
-                efforts: vec![self.evaluations(leg, unet, at_once, work, residence)],
+                efforts: vec![self.evaluations(planned, unet, at_once, work, offload)],
             });
         }
 
@@ -140,13 +192,13 @@ impl<'a> Planner<'a> {
         let mut chosen = (None, true);
         for (tile, sliced) in self.passes_to_try(&networks[0].vae, last) {
             chosen = (tile, sliced);
-            vae = self.vae(&networks, residence, chosen, &others);
+            vae = self.vae(&networks, offload, chosen, &others);
             if vae.iter().all(|(_, part)| part.peak <= limit) {
                 break;
             }
         }
 
-        let mut parts = vec![self.texts(&networks, residence, &others)];
+        let mut parts = vec![self.texts(&networks, offload, &others)];
         for (i, stage) in stages.into_iter().enumerate() {
             parts.extend(
                 vae.iter()
@@ -155,7 +207,7 @@ impl<'a> Planner<'a> {
             );
             parts.push(stage);
         }
-        let end = self.legs.len();
+        let end = self.stages.len();
         parts.extend(
             vae.iter()
                 .filter(|(at, _)| *at == end)
@@ -166,11 +218,13 @@ impl<'a> Planner<'a> {
         Ok(Plan {
             budget: self.asked.budget.bytes(),
             precision: self.asked.precision,
-            residence,
-            rows_of_picture: (self.legs.iter())
-                .map(|leg| leg.rows_of_picture(request.guided()))
+            offload,
+            group,
+            rows_of_picture: (self.stages.iter())
+                .map(|planned| planned.rows_of_picture(request.guided()))
                 .collect(),
             rows,
+            most_rows,
             tile,
             sliced,
             short: tile.is_some() && !asked,
@@ -209,53 +263,47 @@ impl<'a> Planner<'a> {
         Ok(all)
     }
 
-    fn texts(
-        &self,
-        networks: &[Networks],
-        residence: Residence,
-        others: &dyn Fn(u64) -> u64,
-    ) -> Stretch {
+    fn texts(&self, networks: &[Networks], offload: Offload, others: &dyn Fn(u64) -> u64) -> Phase {
         let weights = networks.iter().map(|n| n.text.0).sum();
         let work = networks.iter().map(|n| n.text.1).max().unwrap_or(0);
-        let (flop, packed) = (self.legs.iter().map(|leg| leg.encoding))
-            .fold((0.0, 0.0), |sum, leg| (sum.0 + leg.0, sum.1 + leg.1));
-        Stretch {
+        let (flop, packed) = (self.stages.iter().map(|planned| planned.encoding))
+            .fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        Phase {
             name: "text encoders".into(),
             peak: PROCESS + others(weights) + weights + work.max(TOKENIZERS),
             efforts: vec![Effort {
                 part: Part::TextEncoder2,
                 precision: self.asked.precision.of_part(Part::TextEncoder2, false),
                 flop,
-                packed: match residence {
-                    Residence::Streamed => packed,
+                packed: match offload {
+                    Offload::Sequential => packed,
                     _ => weights as f64,
                 },
             }],
         }
     }
 
-    fn latents(&self, leg: &Leg<'_>) -> u64 {
-        let [height, width] = grid(leg.stage.size);
-        let values = height * width * leg.checkpoint.vae.latent_channels;
-        (LATENTS * values * size_of::<f32>() * self.asked.request.images()) as u64
+    fn latents(&self, planned: &PlannedStage<'_>, group: usize) -> u64 {
+        let [height, width] = grid(planned.stage.size);
+        let values = height * width * planned.checkpoint.vae.latent_channels;
+        (LATENTS * values * size_of::<f32>() * group) as u64
     }
 
     /// All evaluations of a stage, of which `work` is one, of so many rows `at_once`.
     fn evaluations(
         &self,
-        leg: &Leg<'_>,
+        planned: &PlannedStage<'_>,
         unet: &Rehearsed<UNet>,
         at_once: usize,
         work: Work,
-        residence: Residence,
+        offload: Offload,
     ) -> Effort {
         let request = self.asked.request;
-        let per_step = leg.stage.scheduler.info().evaluations_per_step;
         let (mut rows, mut calls) = (0, 0);
-        for evaluation in 0..leg.stage.evaluations() {
-            let step = leg.course.steps_before + evaluation / per_step;
-            let guided = scale_at(request, step, leg.course.steps).is_some();
-            let here: usize = (leg.prompts.iter())
+        for evaluation in 0..planned.stage.evaluations {
+            let step = planned.progress.steps_before + planned.stage.step_of(evaluation);
+            let guided = scale_at(request, step, planned.progress.steps_total).is_some();
+            let here: usize = (planned.prompts.iter())
                 .map(|p| p.positive(step).len() + usize::from(guided || p.is_composed()))
                 .sum();
             rows += here * request.num_images;
@@ -265,9 +313,13 @@ impl<'a> Planner<'a> {
             part: Part::UNet,
             precision: self.asked.precision,
             flop: work.flop as f64 / at_once as f64 * rows as f64,
-            packed: match residence {
-                Residence::Streamed => work.packed as f64 * calls as f64,
-                _ => unet.weights() as f64,
+            packed: match offload {
+                Offload::Sequential => work.packed as f64 * calls as f64,
+                Offload::Model => {
+                    let groups = request.images().div_ceil(self.group(offload));
+                    unet.weights() as f64 * groups as f64
+                }
+                Offload::None => unet.weights() as f64,
             },
         }
     }
@@ -299,12 +351,12 @@ impl<'a> Planner<'a> {
     fn vae(
         &self,
         networks: &[Networks],
-        residence: Residence,
+        offload: Offload,
         (tile, sliced): (Option<usize>, bool),
         others: &dyn Fn(u64) -> u64,
     ) -> Vec<VaePart> {
         let request = self.asked.request;
-        let images = request.images() as u64;
+        let images = self.group(offload);
         // `waiting` is beside the work in memory, `host` what is done before or after it takes.
         let part =
             |name: &str, vae: &Rehearsed<Vae>, works: &[(Work, f64)], [waiting, host]: [u64; 2]| {
@@ -316,7 +368,7 @@ impl<'a> Planner<'a> {
                 };
                 let most = works.iter().map(|(work, _)| work.peak).max().unwrap_or(0);
                 let upcast = self.asked.checkpoint.vae.force_upcast;
-                Stretch {
+                Phase {
                     name: name.into(),
                     peak: PROCESS
                         + others(vae.weights())
@@ -325,8 +377,8 @@ impl<'a> Planner<'a> {
                         part: Part::Vae,
                         precision: self.asked.precision.of_part(Part::Vae, upcast),
                         flop: sum(&|work| work.flop),
-                        packed: match residence {
-                            Residence::Streamed => sum(&|work| work.packed),
+                        packed: match offload {
+                            Offload::Sequential => sum(&|work| work.packed),
                             _ => vae.weights() as f64,
                         },
                     }],
@@ -355,46 +407,50 @@ impl<'a> Planner<'a> {
         let pixel_values = 64 * 3;
         let mut parts = Vec::new();
         if self.asked.inputs.init_image.is_some() {
-            let size = self.legs[0].stage.size;
+            let size = self.stages[0].stage.size;
             let (works, waiting) = passes(size, &|grid| base.encode(grid), 1.0, moments);
             // The prepared picture stays until it is encoded.
             let host = PREPARING * pixels(size);
             parts.push((0, part("VAE, encoding", base, &works, [waiting + host, 0])));
         }
-        for (i, leg) in self.legs.iter().enumerate() {
-            if leg.stage.begin != Begin::Enlarged
+        for (i, planned) in self.stages.iter().enumerate() {
+            if planned.stage.start_from != StartFrom::PreviousUpscaled
                 || request.upscale_method != UpscaleMethod::Lanczos
             {
                 continue;
             }
-            let (from, to, times) = (request.picture_size(), leg.stage.size, images as f64);
+            let (from, to, times) = (
+                request.picture_size(),
+                planned.stage.size,
+                request.images() as f64,
+            );
             let decoding = passes(from, &|grid| base.decode(1, grid), times, pixel_values);
             let encoding = passes(to, &|grid| base.encode(grid), times, moments);
             let works = [decoding.0, encoding.0].concat();
             let waiting = decoding.1.max(encoding.1);
             let host = FINISHING * pixels(from);
-            let waiting = waiting + PREPARING * pixels(to) * images;
+            let waiting = waiting + PREPARING * pixels(to) * images as u64;
             parts.push((i, part("VAE, enlarging", base, &works, [waiting, host])));
         }
         let size = request.upscaled_size();
-        let vae = match self.legs.last() {
-            Some(leg) => &networks[model_of(&leg.stage)].vae,
+        let vae = match self.stages.last() {
+            Some(planned) => &networks[model_of(planned.stage)].vae,
             None => base,
         };
-        let group = match Passes::of(tile, sliced, grid(size), request.images()) {
-            Passes { tile: Some(_), .. } => 1,
-            Passes { group, .. } => group,
+        let group = match VaeBatching::of(tile, sliced, grid(size), images) {
+            VaeBatching { tile: Some(_), .. } => 1,
+            VaeBatching { group, .. } => group,
         };
         let times = request.images().div_ceil(group) as f64;
         let decode = |grid| vae.decode(group, grid);
         let (works, waiting) = passes(size, &decode, times, pixel_values);
-        let finished = 3 * images * pixels(size);
+        let finished = 3 * images as u64 * pixels(size);
         let (waiting, host) = (
             waiting + finished,
             FINISHING * group as u64 * pixels(size) + finished,
         );
         let decoding = part("VAE, decoding", vae, &works, [waiting, host]);
-        parts.push((self.legs.len(), decoding));
+        parts.push((self.stages.len(), decoding));
         parts
     }
 }
@@ -410,11 +466,11 @@ impl Networks {
     }
 }
 
-impl Leg<'_> {
+impl PlannedStage<'_> {
     fn name(&self) -> String {
-        let what = match (self.stage.network, self.stage.begin) {
+        let what = match (self.stage.network, self.stage.start_from) {
             (Network::Refiner, _) => "refiner's UNet",
-            (_, Begin::Enlarged) => "UNet, second pass",
+            (_, StartFrom::PreviousUpscaled) => "UNet, second pass",
             _ => "UNet",
         };
         format!("{what}, {}", self.stage.size)
@@ -442,7 +498,7 @@ impl Leg<'_> {
 }
 
 /// Of the base and, where there is one, of the refiner.
-fn checkpoints<'a>(asked: &Asked<'a>) -> impl Iterator<Item = &'a Checkpoint> {
+fn checkpoints<'a>(asked: &PlanInputs<'a>) -> impl Iterator<Item = &'a Checkpoint> {
     std::iter::once(asked.checkpoint).chain(asked.refiner)
 }
 

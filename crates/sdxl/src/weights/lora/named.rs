@@ -32,11 +32,12 @@ impl Lora {
 /// No such folder, no such file (with the names that are most like it), or several.
 pub fn find(folder: &Path, name: &str) -> Result<PathBuf> {
     if !folder.is_dir() {
-        return Err(Error::request(format!(
-            "prompt: it asks for the LoRA `{name}`, and there is no folder {} to look for it in; name \
-             the folder with --lora-dir, or the file with --lora",
+        let message = format!(
+            "it asks for the LoRA `{name}`, and there is no folder {} to look for it in",
             folder.display()
-        )));
+        );
+        return Err(Error::request("prompt", message)
+            .with_hint("name the folder with `lora_dir`, or the file with `loras`"));
     }
     let mut files = Vec::new();
     list(folder, MAX_DEPTH, &mut files)?;
@@ -67,12 +68,12 @@ pub fn find(folder: &Path, name: &str) -> Result<PathBuf> {
             name,
             files.iter().map(|path| inside(path)).collect(),
         )),
-        [first, second, ..] => Err(Error::request(format!(
-            "prompt: the LoRA `{name}` may be {} or {}; write which, as in <lora:{}:1>",
-            first.display(),
-            second.display(),
-            inside(first)
-        ))),
+        [first, second, ..] => {
+            let (one, other) = (first.display(), second.display());
+            let message = format!("the LoRA `{name}` may be {one} or {other}");
+            Err(Error::request("prompt", message)
+                .with_hint(format!("write which, as in <lora:{}:1>", inside(first))))
+        }
     }
 }
 
@@ -111,11 +112,11 @@ fn unknown(folder: &Path, name: &str, mut known: Vec<String>) -> Error {
             near.join(", ")
         ),
     };
-    Error::request(format!(
-        "prompt: it asks for the LoRA `{name}`, and the folder {} {there} (--lora-dir names another \
-         folder)",
+    let message = format!(
+        "it asks for the LoRA `{name}`, and the folder {} {there}",
         folder.display()
-    ))
+    );
+    Error::request("prompt", message).with_hint("`lora_dir` names another folder")
 }
 
 #[cfg(test)]
@@ -174,7 +175,7 @@ mod tests {
             find(&at("none"), "ink")
                 .unwrap_err()
                 .to_string()
-                .contains("--lora-dir")
+                .contains("`lora_dir`")
         );
         std::fs::create_dir(at("empty")).unwrap();
         let error = find(&at("empty"), "ink").unwrap_err().to_string();

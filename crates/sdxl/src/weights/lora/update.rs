@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use sdxl_kernels::{PackedMatrix, WeightFormat, Weights};
+use sdxl_kernels::{WeightFormat, Weights};
 
+use crate::device::{Layer, cpu, pack_on_cpu};
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Linear};
 use crate::tensor::Tensor;
@@ -417,13 +418,13 @@ fn turned(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 /// `a` `[rows, inner]` times `b` `[inner, columns]`.
 fn multiply(a: &[f32], rows: usize, inner: usize, b: &[f32], columns: usize) -> Vec<f32> {
     let b = turned(b, inner, columns);
+    let matrix = Layer::Matrix {
+        n: columns,
+        k: inner,
+        format: WeightFormat::F32,
+    };
     let layer = Linear {
-        weight: Packed::in_memory(Arc::new(PackedMatrix::pack(
-            Weights::F32(&b),
-            columns,
-            inner,
-            WeightFormat::F32,
-        ))),
+        weight: Packed::in_memory(cpu(), pack_on_cpu(matrix, Weights::F32(&b))),
         n: columns,
         k: inner,
         bias: None,

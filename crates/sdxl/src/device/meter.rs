@@ -1,11 +1,8 @@
 //! Counts the memory that work would take, without doing it.
-//!
-//! Weights that are [`Weights::Unread`](crate::Weights) are packed into layers without values. Such a
-//! layer cannot compute, but it has the size of a real one and tells its meter so, as the tensors
-//! do that a network would make of it, and the kernels of the memory they work in. What the
-//! meter has seen at the end is what a real run would have taken.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sdxl_kernels::Workspace;
 
 /// Counts bytes. Clones count together.
 #[derive(Clone, Debug, Default)]
@@ -41,22 +38,13 @@ pub struct Counted {
     bytes: usize,
 }
 
-/// What a kernel works in, beside its input and its output.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Workspace {
-    /// Bytes that are given back at its end.
-    pub passing: usize,
-    /// Bytes of each buffer that it has at once of those that are kept between calls.
-    pub scratch: Vec<usize>,
-}
-
 impl Count {
     fn now(&self) -> usize {
         self.weights + self.kept + self.scratch.iter().sum::<usize>()
     }
 
-    fn note(&mut self, passing: usize) {
-        self.peak = self.peak.max(self.now() + passing);
+    fn note(&mut self, temporary: usize) {
+        self.peak = self.peak.max(self.now() + temporary);
     }
 }
 
@@ -87,7 +75,7 @@ impl Meter {
     }
 
     /// Notes memory that is there for a moment, beside all that is counted.
-    pub fn passing(&self, bytes: usize) {
+    pub fn temporary(&self, bytes: usize) {
         self.lock().note(bytes);
     }
 
@@ -106,7 +94,7 @@ impl Meter {
             })
             .collect();
         count.scratch.extend(taken);
-        count.note(workspace.passing);
+        count.note(workspace.temporary);
     }
 
     /// Gives back what is kept for tensors and kernels to come.
@@ -145,12 +133,7 @@ impl Meter {
 }
 
 impl Counted {
-    /// Who counts them.
-    pub fn meter(&self) -> &Meter {
-        &self.meter
-    }
-
-    /// How many they are.
+    /// The number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -181,7 +164,7 @@ mod tests {
         // In the place of what was there.
         let tensor = meter.count(Kind::Tensor, 140);
         assert_eq!((meter.now(), meter.weights()), (1150, 1000));
-        meter.passing(7);
+        meter.temporary(7);
         assert_eq!(meter.take_peak(), 1157);
         drop(weights);
         assert_eq!((meter.now(), meter.take_peak()), (150, 1150));
@@ -197,7 +180,7 @@ mod tests {
         let meter = Meter::default();
         let work = |scratch: &[usize]| {
             meter.work(&Workspace {
-                passing: 1,
+                temporary: 1,
                 scratch: scratch.to_vec(),
             });
             meter.now()

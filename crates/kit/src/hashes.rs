@@ -9,14 +9,18 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use sdxl::recipe;
+use sdxl::Checkpoint;
+use sdxl::recipe::{self, FileHash};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
+
+use crate::environment;
+use crate::error::Result;
 
 /// Files that are remembered at most: those hashed last.
 const MOST: usize = 256;
 
-/// How long a file must have been left alone.
+/// The time for which a file must have been left alone.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// A file as it was.
@@ -38,22 +42,31 @@ struct Entry {
 }
 
 /// The hashes that are remembered.
-pub struct Known {
+#[derive(Debug, Clone)]
+pub struct HashCache {
     // None: nothing can be remembered here.
     path: Option<PathBuf>,
 }
 
-impl Known {
-    /// Those in the user's cache.
-    pub fn of_user() -> Known {
-        use etcetera::BaseStrategy;
-        let folders = etcetera::choose_base_strategy().ok();
-        Known {
-            path: folders.map(|f| f.cache_dir().join("sdxl/hashes.json")),
+impl HashCache {
+    /// Names the hashes in the user's cache folder; without such a folder none are remembered.
+    pub fn of_user() -> HashCache {
+        HashCache {
+            path: environment::hashes_file(),
         }
     }
 
-    /// Size and SHA-256 of a file, remembered or found now.
+    /// Hashes all weight files of a checkpoint and those added to it, as recipes name them
+    /// ([`recipe::hash_weights`]).
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn hash_weights(&self, checkpoint: &Checkpoint) -> Result<Vec<FileHash>> {
+        let hash = |path: &Path| self.hash_file(path);
+        Ok(recipe::hash_weights(checkpoint, &hash)?)
+    }
+
+    /// Finds size (in bytes) and SHA-256 (in hexadecimal) of a file, remembered or read now.
     ///
     /// # Errors
     /// A file that cannot be read. A cache that cannot be is as good as none.
@@ -80,7 +93,7 @@ impl Known {
 }
 
 impl Stamp {
-    /// Nothing where the system does not tell files apart so.
+    /// Looks at a file; nothing where the system does not tell files apart so.
     #[cfg(unix)]
     fn of(path: &Path) -> Option<Stamp> {
         use std::os::unix::fs::MetadataExt;
@@ -113,7 +126,7 @@ impl Stamp {
     }
 }
 
-/// What is remembered; nothing where that is damaged.
+/// Reads what is remembered; nothing where that is damaged.
 fn read(cache: &Path) -> Vec<Entry> {
     let bytes = std::fs::read(cache).unwrap_or_default();
     let entries: Vec<Entry> = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -122,8 +135,8 @@ fn read(cache: &Path) -> Vec<Entry> {
     entries.into_iter().filter(is_hash).collect()
 }
 
-/// Through a file of another name, so that no reader sees half of one. Of two programs that write
-/// at once, one's entry may be lost, and is found again another time.
+/// Writes an entry, through a file of another name, so that no reader sees half of one. Of two
+/// programs that write at once, one's entry may be lost, and is found again another time.
 fn remember(cache: &Path, entry: Entry) -> std::io::Result<()> {
     let mut entries = read(cache);
     entries.retain(|e| e.file.path != entry.file.path);
@@ -154,7 +167,7 @@ mod tests {
     fn what_is_remembered_counts_only_for_the_same_file() {
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("new/hashes.json");
-        let known = Known {
+        let known = HashCache {
             path: Some(cache.clone()),
         };
         let path = dir.path().join("weights");

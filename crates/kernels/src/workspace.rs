@@ -1,0 +1,11 @@
+//! Memory that a kernel works in, known before it runs.
+
+/// Memory that a kernel works in, beside its input and its output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// Bytes that are given back at its end.
+    pub temporary: usize,
+    /// Bytes of each buffer that it has at once of those that are kept between calls, until
+    /// [`release_scratch`](crate::release_scratch).
+    pub scratch: Vec<usize>,
+}

@@ -1,0 +1,28 @@
+//! A checkpoint with its networks, as a run uses it.
+
+use super::networks::Networks;
+use crate::weights::Precision;
+use crate::weights::folder::Checkpoint;
+
+/// A checkpoint and its networks.
+#[derive(Clone)]
+pub struct Model {
+    /// Files and configurations.
+    pub checkpoint: Checkpoint,
+    /// The precision of the networks.
+    pub precision: Precision,
+    /// The networks, loaded on first use.
+    pub(super) networks: Networks,
+}
+
+impl Model {
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.checkpoint.vae.latent_channels
+    }
+
+    /// Channels of the UNet's input: more than the latents have where it sees a mask.
+    pub fn unet_channels(&self) -> usize {
+        self.checkpoint.unet.in_channels
+    }
+}

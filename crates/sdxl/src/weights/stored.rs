@@ -1,0 +1,243 @@
+//! The weights of a layer as they are stored, for a device to read and pack.
+
+use half::{bf16, f16};
+use sdxl_kernels::Weights;
+
+use super::safetensors::{StoredTensor, TensorSet};
+use crate::error::Result;
+
+/// Weights of a layer that a device may read, or only ask for their size.
+pub trait StoredWeights {
+    /// The number of weights.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of a value as [`Self::read`] hands it over.
+    fn value_bytes(&self) -> usize;
+
+    /// Memory that reading them takes.
+    fn memory(&self) -> ReadingBytes;
+
+    /// Runs `use_values` once, on the values.
+    ///
+    /// # Errors
+    /// Values that cannot be read.
+    fn read(&self, use_values: &mut dyn FnMut(Weights<'_>)) -> Result<()>;
+
+    /// Reads without making anything of it: later, in the middle of a run, nothing may be found
+    /// to be wrong.
+    ///
+    /// # Errors
+    /// Values that cannot be read.
+    fn check(&self) -> Result<()>;
+}
+
+/// The most memory at once that reading weights takes, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadingBytes {
+    /// Before all values are there.
+    pub gathering: usize,
+    /// Beside what is made of the values.
+    pub packing: usize,
+    /// In [`StoredWeights::check`].
+    pub checking: usize,
+}
+
+/// Tensors whose rows, stacked, are a layer.
+pub(super) struct Source {
+    pub(super) tensors: TensorSet,
+    pub(super) found: Vec<(String, StoredTensor)>,
+}
+
+impl Source {
+    /// A tensor that is small, or read piece by piece, of `tensors`.
+    pub(super) fn of_one(tensors: &TensorSet, name: &str, tensor: StoredTensor) -> Source {
+        Source {
+            tensors: tensors.clone(),
+            found: vec![(name.to_string(), tensor)],
+        }
+    }
+
+    /// Whether the stacked rows stay as they are stored, in 16 bits.
+    fn narrow(&self) -> bool {
+        let stored = |(_, tensor): &(_, StoredTensor)| tensor.value_bytes() == 2;
+        let changed = |(name, _): &(String, _)| self.tensors.changes(name);
+        self.found.iter().all(stored) && !self.found.iter().any(changed)
+    }
+}
+
+impl StoredWeights for Source {
+    fn len(&self) -> usize {
+        self.found.iter().map(|(_, tensor)| tensor.values()).sum()
+    }
+
+    fn value_bytes(&self) -> usize {
+        match self.found.as_slice() {
+            [(name, tensor)] if !self.tensors.changes(name) => tensor.value_bytes(),
+            [_] => size_of::<f32>(),
+            // As `Rows` has them.
+            _ if self.narrow() => 2,
+            _ => size_of::<f32>(),
+        }
+    }
+
+    fn memory(&self) -> ReadingBytes {
+        let reading =
+            |(name, tensor): &(String, StoredTensor)| self.tensors.reading_bytes(name, tensor);
+        let checking = match self.tensors.is_random() {
+            true => 0,
+            false => self.found.iter().map(reading).max().unwrap_or(0),
+        };
+        match self.found.as_slice() {
+            [one] => ReadingBytes {
+                gathering: 0,
+                packing: reading(one),
+                checking,
+            },
+            several => {
+                let rows = self.len() * self.value_bytes();
+                // Values that are widened are there twice for a moment.
+                let last = several.last().map_or(0, |last| {
+                    let widened = if self.narrow() { 0 } else { last.1.values() };
+                    widened * self.value_bytes() + reading(last)
+                });
+                ReadingBytes {
+                    gathering: rows + last,
+                    packing: rows,
+                    checking,
+                }
+            }
+        }
+    }
+
+    fn read(&self, use_values: &mut dyn FnMut(Weights<'_>)) -> Result<()> {
+        if let [(name, tensor)] = self.found.as_slice() {
+            self.tensors.fetch(tensor);
+            return self.tensors.read(name, tensor, use_values);
+        }
+        let mut rows = Rows::default();
+        for (name, tensor) in &self.found {
+            self.tensors.fetch(tensor);
+            self.tensors.read(name, tensor, |w| rows.add(w))?;
+        }
+        rows.with(use_values);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, tensor) in &self.found {
+            if !self.tensors.is_random() {
+                self.tensors.read(name, tensor, |_| ())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values as `f32`.
+pub(crate) fn to_f32(values: Weights<'_>) -> Vec<f32> {
+    match values {
+        Weights::F32(v) => v.to_vec(),
+        Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        Weights::Int8 { bytes, scales } => {
+            let rows = bytes.chunks_exact(bytes.len() / scales.len()).zip(scales);
+            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
+                .collect()
+        }
+    }
+}
+
+fn same_type<'a>(a: Weights<'a>, b: Weights<'a>) -> bool {
+    std::mem::discriminant(&a) == std::mem::discriminant(&b)
+}
+
+/// Rows of several tensors below one another: as bytes while all of them are, so that those are
+/// not rounded again, and as stored while all are of 16 bits, which is quicker.
+#[derive(Default)]
+struct Rows {
+    floats: Vec<f32>,
+    halves: Vec<f16>,
+    brains: Vec<bf16>,
+    bytes: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl Rows {
+    fn add(&mut self, rows: Weights<'_>) {
+        if self.len() == 0 || self.with(|all| same_type(all, rows)) {
+            match rows {
+                Weights::F32(v) => self.floats.extend_from_slice(v),
+                Weights::F16(v) => self.halves.extend_from_slice(v),
+                Weights::Bf16(v) => self.brains.extend_from_slice(v),
+                Weights::Int8 { bytes, scales } => {
+                    self.bytes.extend_from_slice(bytes);
+                    self.scales.extend_from_slice(scales);
+                }
+            }
+            return;
+        }
+        let mut floats = self.with(to_f32);
+        floats.extend(to_f32(rows));
+        *self = Rows {
+            floats,
+            ..Rows::default()
+        };
+    }
+
+    fn len(&self) -> usize {
+        self.floats.len() + self.halves.len() + self.brains.len() + self.bytes.len()
+    }
+
+    fn with<R>(&self, use_values: impl FnOnce(Weights<'_>) -> R) -> R {
+        let (bytes, scales) = (&self.bytes, &self.scales);
+        use_values(if !bytes.is_empty() {
+            Weights::Int8 { bytes, scales }
+        } else if !self.halves.is_empty() {
+            Weights::F16(&self.halves)
+        } else if !self.brains.is_empty() {
+            Weights::Bf16(&self.brains)
+        } else {
+            Weights::F32(&self.floats)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacked_rows_keep_their_values() {
+        let floats = [1.0, -0.3333, 3e-6, 7.5];
+        let halves = floats.map(f16::from_f32);
+        let brains = floats.map(bf16::from_f32);
+        let (bytes, scales) = ([3, -7, 127, 0], [0.5, 0.1]);
+        let bytes = Weights::Int8 {
+            bytes: &bytes,
+            scales: &scales,
+        };
+        let (floats, halves) = (Weights::F32(&floats), Weights::F16(&halves));
+        let all = [floats, halves, Weights::Bf16(&brains), bytes];
+        for first in all {
+            for second in all {
+                for third in all {
+                    let mut rows = Rows::default();
+                    let mut want = Vec::new();
+                    for part in [first, second, third] {
+                        rows.add(part);
+                        want.extend(to_f32(part));
+                    }
+                    assert_eq!(rows.with(to_f32), want);
+                    // Without a detour where they are of one type.
+                    let same = same_type(first, second) && same_type(first, third);
+                    assert!(!same || rows.with(|w| same_type(w, first)));
+                }
+            }
+        }
+    }
+}
