@@ -398,7 +398,7 @@ impl Request {
         }
     }
 
-    /// The size that pictures are made at, once it is decided (see [`crate::pipeline::resolve`]).
+    /// The size that pictures are made at, once it is decided (see [`crate::Pipeline::prepare`]).
     pub fn picture_size(&self) -> Size {
         Size {
             width: self.width.unwrap_or(0),
