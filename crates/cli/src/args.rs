@@ -36,7 +36,7 @@ pub enum Switch {
 /// When the VAE decodes tile by tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TilingWord {
-    /// Where the picture would not fit in memory otherwise
+    /// Only if the picture would not fit in memory otherwise
     Auto,
     /// Always, for pictures larger than a tile
     On,
@@ -44,14 +44,14 @@ pub enum TilingWord {
     Off,
 }
 
-/// How prompts are read.
+/// The syntax that prompts are written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SyntaxWord {
     /// Compel's: `word+`, `(some words)1.3`, `("a", "b").blend(0.3, 0.7)`
     Compel,
     /// AUTOMATIC1111's: `(some words:1.3)`, `[from:to:0.4]`, `AND`
     A1111,
-    /// As they stand
+    /// None: the prompt as it stands
     Plain,
 }
 
@@ -66,10 +66,10 @@ impl SyntaxWord {
     }
 }
 
-/// What weights do.
+/// The method of applying the weights in prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WeightingWord {
-    /// What goes with the syntax
+    /// The method that goes with the syntax
     Auto,
     /// Away from the empty text; below 1, towards the prompt without the words
     Compel,
@@ -95,7 +95,7 @@ impl WeightingWord {
     }
 }
 
-/// What the pooled vector is computed from.
+/// The text that the pooled vector is computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PooledWord {
     /// The prompt as written, signs included
@@ -119,12 +119,12 @@ impl PooledWord {
 pub struct Numbers(pub Vec<f64>);
 
 impl Numbers {
-    /// What `--timesteps` takes.
+    /// Parses the value of `--timesteps`.
     pub fn timesteps(text: &str) -> Result<Self, String> {
         sdxl::request::timesteps(text).map(Numbers)
     }
 
-    /// What `--sigmas` takes.
+    /// Parses the value of `--sigmas`.
     pub fn sigmas(text: &str) -> Result<Self, String> {
         sdxl::request::sigmas(text).map(Numbers)
     }
@@ -139,7 +139,7 @@ pub struct GenerateArgs {
     /// Draw where the time went
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub svg: Option<PathBuf>,
-    /// What the picture shows; several prompts make several pictures
+    /// Description of the picture; several prompts make several pictures
     #[arg(required_unless_present_any = ["recipe", "prompt_embeds"])]
     pub prompt: Vec<String>,
     /// Make the choices `{red|green|blue}` in prompts, by the seed, for every picture
@@ -206,42 +206,42 @@ pub struct GenerateArgs {
     /// Also write the final latents (safetensors)
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub output_latents: Option<PathBuf>,
-    /// Whose signature pictures bear.
+    /// The certificate and the private key that pictures are signed with.
     #[cfg(feature = "c2pa")]
     #[command(flatten)]
     pub c2pa: credentials::CredentialsArgs,
     /// Pictures to start from, refiners, second passes.
     #[command(flatten)]
     pub start: start::StartArgs,
-    /// What `sdxl plot` takes too.
+    /// The arguments shared with `sdxl plot`.
     #[command(flatten)]
     pub picture: PictureArgs,
 }
 
-/// What every command takes that makes pictures from prompts.
+/// The arguments of every command that makes pictures from prompts.
 #[derive(Args)]
 pub struct PictureArgs {
     /// A prompt of its own for the second text encoder (once, or once per prompt)
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt_2: Vec<String>,
-    /// What the picture must not show (once, or once per prompt); without it the
+    /// Description of what the picture must not show (once, or once per prompt); without it the
     /// checkpoint decides between an empty text and none
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub negative_prompt: Vec<String>,
     /// The negative prompt for the second text encoder
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub negative_prompt_2: Vec<String>,
-    /// How prompts are read
+    /// Syntax that prompts are written in
     #[arg(long, value_enum, default_value = "compel", help_heading = "Prompt")]
     pub prompt_syntax: SyntaxWord,
-    /// What weights in prompts do
+    /// Method of applying the weights in prompts
     #[arg(long, value_enum, default_value = "auto", help_heading = "Prompt")]
     pub prompt_weighting: WeightingWord,
     /// Cut prompts of more than 77 tokens, instead of encoding them in several chunks
     /// [default: true with plain syntax, else false]
     #[arg(long, value_name = "true|false", help_heading = "Prompt")]
     pub truncate_long_prompts: Option<bool>,
-    /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
+    /// Text that the pooled vector is computed from [default: clean with a1111 syntax, else raw]
     #[arg(long, value_enum, help_heading = "Prompt")]
     pub pooled_from: Option<PooledWord>,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
@@ -258,7 +258,7 @@ pub struct PictureArgs {
     #[arg(long, value_name = "W:H|NAME", conflicts_with_all = ["width", "height"],
           help_heading = "Picture")]
     pub aspect: Option<Aspect>,
-    /// Whose random numbers a seed gives: torch-cpu or torch-cuda
+    /// Random number generator that the seed starts: torch-cpu or torch-cuda
     #[arg(long, default_value = defaults().rng.name(), help_heading = "Picture")]
     pub rng: Rng,
 
@@ -345,7 +345,7 @@ pub struct PictureArgs {
         help_heading = "Checkpoint and machine"
     )]
     pub lora: Vec<Lora>,
-    /// Where the LoRAs are that prompts ask for by name (<lora:NAME:0.8> in A1111's language,
+    /// Folder of the LoRAs that prompts ask for by name (<lora:NAME:0.8> in A1111's language,
     /// withLora(NAME, 0.8) in Compel's): NAME.safetensors, also in folders inside it. That of
     /// A1111's web UI is models/Lora
     /// [default: the folder that SDXL_LORA_DIR names, else loras]
@@ -363,10 +363,11 @@ pub struct PictureArgs {
     /// README for how near) [default: bf16 where the processor has it, else f32]
     #[arg(long, help_heading = "Checkpoint and machine")]
     pub precision: Option<Precision>,
-    /// What is in memory: `none`, all networks at once; `model`, each only while it works;
-    /// `sequential`, of that one the layer at work, read from the files at every step: the least
-    /// memory (with --vae-tile-size 512), and some seconds more a step. No number changes. [default:
-    /// model for one run, none for many; sequential where the rest does not fit]
+    /// Offload mode, which decides what is in memory: `none`, all networks at once; `model`, each
+    /// only while it works; `sequential`, of that one only the layer at work, read from the files
+    /// at every step: the least memory (with --vae-tile-size 512), and some seconds more a step. No
+    /// number changes. [default: model for one run, none for many; sequential where the rest does
+    /// not fit]
     #[arg(
         long,
         value_name = "none|model|sequential",

@@ -18,7 +18,7 @@ use sdxl_kit::files;
 use crate::profile_report;
 use subject::Subject;
 
-/// What can be timed.
+/// The work that can be timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// One call of the denoising network
@@ -34,7 +34,7 @@ pub enum What {
 /// `sdxl bench`
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to time
+    /// Work to time
     #[arg(value_enum)]
     what: What,
     /// Side of the pictures in pixels, a multiple of 8 (`text` has none)
@@ -82,7 +82,7 @@ fn side(text: &str) -> Result<usize, String> {
     }
 }
 
-/// What the program says of one timing.
+/// The report of one timing, as the program prints it.
 struct Report {
     what: String,
     size: Size,

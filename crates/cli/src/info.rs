@@ -25,17 +25,17 @@ pub struct InfoArgs {
     pub json: bool,
 }
 
-/// What a part of a checkpoint holds.
+/// The contents of a part of a checkpoint.
 #[derive(Serialize)]
 pub struct PartInfo {
     /// The part's folder.
     pub name: &'static str,
-    /// Its files.
+    /// The names of the files that hold the weights.
     pub files: Vec<String>,
     bytes: u64,
     /// Number of weights.
     pub parameters: u64,
-    /// How they are stored.
+    /// The element types that the weights are stored in.
     pub dtypes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,

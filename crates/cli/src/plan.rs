@@ -12,7 +12,7 @@ use crate::args::GenerateArgs;
 /// precision would take is only said.
 ///
 /// # Errors
-/// Those of [`sdxl::Pipeline::prepare`] and [`StateFile::prepare`].
+/// The errors of [`sdxl::Pipeline::prepare`] and [`StateFile::prepare`].
 pub fn prepare(
     own: &GenerateArgs,
     session: &Session,

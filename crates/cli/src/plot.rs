@@ -37,7 +37,7 @@ const MAX_PIXELS: usize = 1 << 28;
 /// `sdxl plot`
 #[derive(Args)]
 pub struct PlotArgs {
-    /// What the pictures show; given several times, the sheet compares prompts
+    /// Description of the pictures; given several times, the sheet compares prompts
     #[arg(
         long,
         value_name = "TEXT",
@@ -72,7 +72,7 @@ pub struct PlotArgs {
     pub seed: Vec<u64>,
     /// Any field to compare, as in guidance_scale=3,5,7 or
     /// scheduler_options.timestep_spacing=leading,trailing; values with commas as a JSON list.
-    /// Of two axes the first goes down and the second across; for every value of a third there is
+    /// The first of two axes goes down and the second across; for every value of a third there is
     /// a grid
     #[arg(long, value_name = "FIELD=V,V,...", help_heading = "Sheet")]
     pub axis: Vec<String>,
@@ -88,20 +88,20 @@ pub struct PlotArgs {
         help_heading = "Output"
     )]
     pub output: PathBuf,
-    /// What `sdxl generate` takes too.
+    /// The arguments shared with `sdxl generate`.
     #[command(flatten)]
     pub picture: PictureArgs,
 }
 
 /// One picture of the sheet.
 struct Cell {
-    /// What tells it from the others.
+    /// The name that tells it from the others, made of its values on all axes.
     name: String,
-    /// How it is made, with everything decided.
+    /// The recipe that makes it, with everything decided.
     recipe: Recipe,
-    /// Where it is kept.
+    /// The path of the file that it is kept in.
     path: PathBuf,
-    /// What it starts from besides its seed.
+    /// The inputs that it starts from besides its seed.
     inputs: Inputs,
     /// Evaluations that it takes.
     evaluations: usize,
@@ -196,7 +196,7 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What all pictures share, and what they differ in.
+/// Gives the request that all pictures share, and the axes along which they differ.
 fn request(
     own: &PlotArgs,
     matches: &ArgMatches,
@@ -439,7 +439,7 @@ fn make(
     Ok(())
 }
 
-/// What stands above the sheet: the prompt, and what all pictures share.
+/// Gives the lines above the sheet: the prompt, and the settings and model that all pictures share.
 fn title(shared: &Recipe, axes: &[Axis], cells: &[Cell]) -> Vec<String> {
     let varies = |field: &str| axes.iter().any(|axis| axis.field == field);
     let request = &shared.request;

@@ -1,4 +1,4 @@
-//! What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere.
+//! The display of the progress of a run: a bar on a terminal, plain lines elsewhere.
 //! Everything goes to standard error, so that standard output stays for results.
 
 use std::io::IsTerminal;

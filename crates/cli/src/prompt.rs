@@ -22,7 +22,7 @@ use crate::usage;
 pub struct PromptArgs {
     /// The prompt
     pub prompt: String,
-    /// How it is read
+    /// Syntax that it is written in
     #[arg(long, value_enum, default_value = "compel")]
     pub prompt_syntax: SyntaxWord,
     /// Print it in another language, and nothing else
@@ -49,10 +49,10 @@ pub struct PromptArgs {
     /// Replace a file that exists
     #[arg(long)]
     pub overwrite: bool,
-    /// What weights do to the encoded prompt
+    /// Method of applying weights to the encoded prompt
     #[arg(long, value_enum, default_value = "auto")]
     pub prompt_weighting: WeightingWord,
-    /// What the pooled vector is computed from [default: clean with a1111 syntax, else raw]
+    /// Text that the pooled vector is computed from [default: clean with a1111 syntax, else raw]
     #[arg(long, value_enum)]
     pub pooled_from: Option<PooledWord>,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
@@ -219,10 +219,10 @@ struct Reading {
     steps: (usize, usize),
     name: String,
     layout: Layout,
-    /// How each token reads, chunk by chunk; a word's are joined by dots.
+    /// The words of each chunk, with the tokens within a word joined by dots.
     words: Vec<Vec<Word>>,
     tokens: Vec<Vec<String>>,
-    /// What would be cut, or is.
+    /// The text beyond 77 tokens, which is cut if `truncated` and would be otherwise.
     cut: String,
     truncated: bool,
 }

@@ -1,5 +1,5 @@
-//! What a person sees while files come from a hub: a bar for each on a terminal, else a line for
-//! each. Everything goes to standard error.
+//! The display of the progress of files that come from a hub: a bar for each on a terminal, else a
+//! line for each. Everything goes to standard error.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;

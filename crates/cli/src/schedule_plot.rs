@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 /// The run of one scheduler.
 pub struct Curve {
-    /// What to call it.
+    /// The name of the curve in the plot.
     pub name: String,
     /// One for each evaluation.
     pub timesteps: Vec<f64>,

@@ -189,7 +189,7 @@ fn build(
     Ok(scheduler::build(&config, &Plan::new(steps)).map_err(sdxl::Error::from)?)
 }
 
-/// What a plot shows, in the words that asked for it.
+/// Gives the title of a plot, in the words of the arguments that asked for it.
 fn title(args: &ShowArgs) -> String {
     let (what, count) = match (&args.timesteps, &args.sigmas) {
         (Some(list), _) => ("custom timesteps", list.0.len()),

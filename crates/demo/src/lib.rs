@@ -43,7 +43,7 @@ impl Demo {
     /// Both, in the order they run.
     pub const ALL: [Demo; 2] = [Demo::Base, Demo::Refiner];
 
-    /// What stands for the model where a checkpoint folder is asked for.
+    /// Gives the name that stands for the model where a checkpoint folder is asked for.
     pub fn name(self) -> &'static str {
         match self {
             Demo::Base => "demo",
@@ -56,7 +56,7 @@ impl Demo {
         Demo::ALL.into_iter().find(|d| name.as_os_str() == d.name())
     }
 
-    /// Its folder's name in an exported copy.
+    /// Gives the name of its folder in an exported copy.
     pub fn folder_name(self) -> &'static str {
         match self {
             Demo::Base => "base",
@@ -112,7 +112,7 @@ impl Demo {
     /// contents are left alone; others of the same names are replaced, each at once.
     ///
     /// # Errors
-    /// What the file system says, with the path.
+    /// The file system's error, with the path.
     pub fn write(self, into: &Path) -> io::Result<()> {
         for file in self.files() {
             let path = into.join(file.path);

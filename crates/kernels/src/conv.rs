@@ -82,7 +82,7 @@ pub fn conv2d<E: Element>(
     conv2d_of(x, None, g, w, bias, sample_bias, residual, out);
 }
 
-/// What [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
+/// Gives the memory that [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
 pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     if w.form == Form::Points {
         return winograd_bf16::workspace(g, w);
@@ -329,7 +329,7 @@ pub(crate) mod tests {
         out
     }
 
-    /// What is added to the convolution.
+    /// Adds the biases and the residual to the convolution `want`.
     pub(crate) fn epilogue(
         want: &mut [f64],
         pixels: usize,

@@ -1,4 +1,4 @@
-//! Where the allocator takes large buffers from.
+//! The allocator's setting for large buffers: whether it takes them from the system or its heap.
 
 #![allow(unsafe_code)]
 

@@ -23,7 +23,7 @@ pub(crate) struct Quantised {
     memory: Scratch,
     /// Length of a row, padded to whole steps of four.
     pub(crate) stride: usize,
-    /// What a unit is worth, for each group of rows.
+    /// The scale of each group of rows: the value of one unit of its bytes.
     pub(crate) scales: Vec<f32>,
 }
 

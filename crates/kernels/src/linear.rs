@@ -68,7 +68,7 @@ pub fn linear_geglu<E: Element>(
     product(x, rows, w, epilogue, out);
 }
 
-/// What [`linear`] and [`linear_geglu`] work in on `rows` rows of `E`.
+/// Gives the memory that [`linear`] and [`linear_geglu`] work in on `rows` rows of `E`.
 pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace {
     let format = w.panel_layout.format;
     if format == WeightFormat::Int8 {

@@ -43,7 +43,7 @@ impl Moments {
     }
 }
 
-/// What a group norm makes of the channels of some images, their statistics known:
+/// A group norm of some images whose statistics are known, as a map of each of their channels:
 /// `x * scale + shift`, and perhaps silu.
 pub struct GroupNorm {
     isa: Isa,
@@ -180,7 +180,7 @@ impl GroupNorm {
         (&self.scale[channels.clone()], &self.shift[channels])
     }
 
-    /// What it makes of the channels from `i` on of a pixel of an image, as [`Self::apply`] does.
+    /// Applies it to the channels from `i` on of a pixel of an image, as [`Self::apply`] does.
     #[inline(always)]
     pub(crate) fn at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
         self.with(s, self.factors(s, image, i), x, false)
@@ -193,7 +193,7 @@ impl GroupNorm {
         [s.read(scale, i), s.read(shift, i)]
     }
 
-    /// What it makes of channels with these [`Self::factors`]; with `rough`, as exact as bf16 needs.
+    /// Applies it to channels with these [`Self::factors`]; with `rough`, as exact as bf16 needs.
     #[inline(always)]
     pub(crate) fn with<S: Simd>(
         &self,
@@ -220,7 +220,7 @@ fn pixels_of_part(c: usize) -> usize {
     (PART / c).max(1)
 }
 
-/// Where a part of an image lies.
+/// Gives the range of the elements of a part of an image.
 fn part(image: usize, part: usize, hw: usize, c: usize) -> Range<usize> {
     let first = part * pixels_of_part(c);
     let end = hw.min(first + pixels_of_part(c));

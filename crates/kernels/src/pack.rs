@@ -57,7 +57,7 @@ impl Weights<'_> {
     }
 }
 
-/// How packed weights are kept in memory.
+/// The number format of packed weights in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// 32-bit floats.
@@ -230,14 +230,14 @@ impl PackedMatrix {
     }
 }
 
-/// What the segments of a convolution's panels are.
+/// The meaning of the segments of a convolution's panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Its taps.
+    /// The taps of the convolution.
     Taps,
     /// The four taps of each phase of an enlarged input: see [`PackedConv::pack_upsampled`].
     Phases,
-    /// What the taps are at the points of `winograd_bf16.rs`.
+    /// The values of the transformed taps at the points of `winograd_bf16.rs`.
     Points,
 }
 

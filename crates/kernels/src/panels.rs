@@ -203,7 +203,7 @@ impl Panels {
     }
 }
 
-/// What int8 keeps of a column.
+/// The scale of a column of int8 weights and the sum of its bytes.
 #[derive(Clone, Copy, Default)]
 struct Column {
     scale: f32,
@@ -211,7 +211,7 @@ struct Column {
 }
 
 impl Column {
-    /// What the activations' offset adds to the sum, the bits of an integer.
+    /// Gives the integer that the activations' offset adds to the sum, as the bits of an `f32`.
     fn offset(self) -> f32 {
         f32::from_bits((i32::from(ZERO) * self.sum) as u32)
     }

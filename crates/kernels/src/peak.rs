@@ -1,4 +1,4 @@
-//! What the machine can do at most, to compare the kernels with.
+//! The peak speed of the machine, to compare the kernels with.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -76,7 +76,7 @@ mod tests {
         WeightFormat, Weights, attention, conv2d, linear, linear_geglu,
     };
 
-    /// What an output holds before a kernel writes it: no kernel here computes it.
+    /// The value that an output holds before a kernel writes it: no kernel here computes it.
     const UNTOUCHED: f32 = 12345.0;
 
     fn untouched<E: Element>(len: usize) -> Vec<E> {

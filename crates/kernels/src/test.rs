@@ -1,4 +1,4 @@
-//! What the kernels' tests share: numbers to compute with, and how results are compared.
+//! The helpers that the kernels' tests share: numbers to compute with, a comparison of results.
 
 use crate::element::Element;
 

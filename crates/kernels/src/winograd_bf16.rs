@@ -4,17 +4,19 @@
 //! A tile of 2 x 2 outputs depends on 4 x 4 inputs; the points are 0, 1, -1 and infinity: 16 products
 //! of channel vectors instead of 36. Larger tiles save more and cost digits: bf16 has none to lose.
 //!
-//! What it costs here. Input and weights are each rounded once, as they are for the plain sum, but
-//! in transformed shape, and of independent errors the transforms let through 25/9 of the variance:
-//! so the sum is off by 1.67 times what rounded factors alone make it, a norm before the convolution
-//! included, which happens in `f32` on the way. The output is rounded as ever.
+//! Rounding error: input and weights are each rounded once, as they are for the plain sum, but
+//! after they are transformed, and the transforms let through 25/9 of the variance of independent
+//! errors: so the sum's error is 1.67 times the one that rounded factors alone cause. That includes
+//! a norm before the convolution, which is computed in `f32` on the way. The output is rounded as
+//! ever.
 //!
 //! The weights are transformed when they are packed: 16/9 of the memory, and small maps would not
 //! pay for doing it at every call.
 //!
-//! How fast it is (two Zen 4 cores, with norm and SiLU, 640 channels at 64 x 64 / 1280 at 32 x 32; the
-//! plain sum alone takes 34 / 138 ms): 18 / 71 ms, where the multiplications would take 15 / 58.
-//! Columns that two tiles share are normed once (the norm is a tenth of the time at 320 channels).
+//! Speed (two Zen 4 cores, with norm and SiLU, 640 channels at 64 x 64 / 1280 at 32 x 32; the plain
+//! sum alone takes 34 / 138 ms): 18 / 71 ms, where the multiplications by themselves would take
+//! 15 / 58. Columns that two tiles share are normed once (the norm is a tenth of the time at 320
+//! channels).
 
 #![allow(unsafe_code)]
 
@@ -85,7 +87,7 @@ fn outputs<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
     ]
 }
 
-/// What [`conv`] works in.
+/// Gives the memory that [`conv`] needs while it works.
 pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     let plan = Plan::new(g, w);
     let at_once = plan.at_once();
@@ -157,7 +159,7 @@ pub(crate) fn conv(
     }
 }
 
-/// Where tiles are and how transformed data lies.
+/// The positions of the tiles and the layout of the transformed data.
 struct Plan<'a> {
     g: &'a ConvGeometry,
     c_in: usize,

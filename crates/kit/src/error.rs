@@ -250,7 +250,7 @@ impl Error {
         }
     }
 
-    /// Who can do something about it.
+    /// Says who can do something about the error.
     pub fn class(&self) -> Class {
         match self {
             Error::Library(error) => error.class(),

@@ -26,9 +26,9 @@ pub enum Error {
         /// request (`memory`, `latents`, ...); of several that do not go together, the one to
         /// change.
         field: Option<&'static str>,
-        /// What is wrong.
+        /// The description of what is wrong.
         message: String,
-        /// What to do.
+        /// The advice on what to do.
         hint: Option<String>,
     },
     /// A file of the checkpoint (or another input file) is missing or wrong.
@@ -36,17 +36,17 @@ pub enum Error {
     File {
         /// The file or folder that is at fault.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The description of what is wrong with it.
         message: String,
-        /// What to do, where the message does not say it.
+        /// The advice on what to do, where the message does not say it.
         hint: Option<String>,
     },
     /// The machine cannot do it: memory, disk, permissions.
     #[error("{message}{}", then(hint))]
     Machine {
-        /// What went wrong.
+        /// The description of what went wrong.
         message: String,
-        /// What to do.
+        /// The advice on what to do.
         hint: Option<String>,
     },
     /// The caller asked the run to stop; nothing is wrong.
@@ -61,7 +61,7 @@ pub enum Error {
     Hub(#[from] crate::hub::HubError),
 }
 
-/// Who has to act on an error.
+/// The party that has to act on an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -154,7 +154,7 @@ impl Error {
         }
     }
 
-    /// Who has to act.
+    /// Says who has to act.
     pub fn class(&self) -> Class {
         match self {
             Error::Request { .. } | Error::Scheduler(_) => Class::Request,
@@ -177,7 +177,7 @@ impl Error {
         }
     }
 
-    /// What is wrong, without the field's name and without [`Error::hint`].
+    /// Says what is wrong, without the field's name and without [`Error::hint`].
     pub fn message(&self) -> String {
         match self {
             Error::Request { message, .. } | Error::Machine { message, .. } => message.clone(),
@@ -187,7 +187,7 @@ impl Error {
         }
     }
 
-    /// What to do about it; knobs are named as in [the module's](self) convention.
+    /// Says what to do about it; fields are named as in [the module's](self) convention.
     pub fn hint(&self) -> Option<std::borrow::Cow<'_, str>> {
         match self {
             Error::Request { hint, .. }

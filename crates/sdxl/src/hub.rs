@@ -1,7 +1,8 @@
 //! Checkpoints from a model hub, by name, in the cache that Python's `huggingface_hub` keeps.
 //!
-//! What is in the cache is used without asking: a run never waits for the network when it has its
-//! files, and means the same files tomorrow. [`Hub::pull`] asks what the hub has now.
+//! Files in the cache are used without asking the hub: a run never waits for the network when it
+//! has its files, and a name means the same files tomorrow. [`Hub::pull`] asks what the hub has
+//! now.
 
 mod cache;
 mod digest;
@@ -39,7 +40,7 @@ pub use select::{Purpose, Want};
 pub use settings::Settings;
 pub use verify::{Broken, Verified};
 
-/// What happens while files are fetched. Events come from several threads.
+/// An event while files are fetched. Events come from several threads.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// It is known what has to come.
@@ -48,14 +49,14 @@ pub enum Event<'a> {
         repo: &'a str,
         /// The commit whose files these are.
         commit: &'a str,
-        /// How many files.
+        /// The number of files to bring into the snapshot.
         files: usize,
-        /// How many bytes are still to come.
+        /// The number of bytes that are still to come.
         bytes: u64,
     },
     /// A file has grown. It may shrink where a server cannot go on in the middle.
     File {
-        /// Its path in the repository.
+        /// The path of the file in the repository.
         path: &'a str,
         /// Bytes that are here.
         done: u64,
@@ -64,11 +65,11 @@ pub enum Event<'a> {
     },
     /// An attempt came to nothing and there will be another.
     Waiting {
-        /// What was asked for.
+        /// The address that was requested.
         url: &'a str,
-        /// What happened.
+        /// The reason why the attempt failed.
         why: &'a str,
-        /// How long until the next.
+        /// The time until the next attempt.
         pause: Duration,
     },
 }
@@ -100,7 +101,7 @@ impl Hub {
         &self.settings.cache
     }
 
-    /// Where a model is in the cache, whether it has all its files or not.
+    /// Finds a model in the cache, whether it has all its files or not.
     ///
     /// # Errors
     /// [`HubError::NotCached`].
@@ -198,7 +199,7 @@ impl Hub {
         Ok(found(name, &listing.commit, &snapshot, selection))
     }
 
-    /// What is wanted of a model, if the cache has all of it; else what it lacks.
+    /// Finds a model in the cache if all that is wanted of it is there; else gives what it lacks.
     fn find(&self, name: &Name, want: &Want) -> Result<std::result::Result<Found, Vec<String>>> {
         let folder = RepoFolder::new(&self.settings.cache, &name.repo);
         let Some(commit) = folder.commit_of(name.revision()) else {

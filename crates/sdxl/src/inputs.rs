@@ -17,13 +17,13 @@ use crate::text::embeds_file::Embeds;
 pub struct InputFile {
     /// The request's field that names it.
     pub field: String,
-    /// As it was named.
+    /// The path, as the request names it.
     pub path: PathBuf,
     /// SHA-256 of its contents, in hexadecimal.
     pub sha256: String,
 }
 
-/// What a run starts from besides its seed. `Inputs::default()` is a run from noise.
+/// The data that a run starts from besides its seed. `Inputs::default()` is a run from noise.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
     /// With `strength`: finished latents to make anew. With `denoising_start` and no refiner: noisy

@@ -14,8 +14,8 @@ pub struct Latents {
     data: Vec<f32>,
 }
 
-/// What is stored: read back through a check, because a length that does not fit the shape would
-/// panic later.
+/// The stored form of latents: read back through a check, because a length that does not fit the
+/// shape would panic later.
 #[derive(Deserialize)]
 struct Parts {
     shape: [usize; 4],

@@ -1,6 +1,6 @@
-//! How much memory there is, how much may be taken ([`Budget`]), and what networks take of it
-//! ([`rehearsal`]) and of time ([`Speed`]). What a whole run takes is
-//! [`crate::pipeline::Plan`]'s to say.
+//! The memory that there is, the part of it that may be taken ([`Budget`]), and the memory
+//! ([`rehearsal`]) and time ([`Speed`]) that networks take. The memory and time of a whole run are
+//! computed by [`crate::pipeline::Plan`].
 
 mod budget;
 pub mod rehearsal;

@@ -31,9 +31,9 @@ pub enum NoiseError {
     /// The number of seeds is neither one nor the number of images.
     #[error("{seeds} seeds for {images} images: give one seed, or one per image")]
     SeedCount {
-        /// How many seeds there are.
+        /// The number of seeds.
         seeds: usize,
-        /// How many images are to be drawn.
+        /// The number of images that are to be drawn.
         images: usize,
     },
     /// No seeds.
@@ -167,7 +167,7 @@ pub(crate) fn roughly_normal<T: Send>(seed: u64, out: &mut [T], make: impl Fn(f3
 
 /// The noise of a batch of images: one generator for all of them, or one for each.
 ///
-/// Where only some of the images are worked on at a time ([`Self::for_images`]), the whole batch is
+/// If only some of the images are worked on at a time ([`Self::for_images`]), the whole batch is
 /// drawn all the same and the rest left out, so that every image has the noise that it has when the
 /// batch is worked on at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -161,7 +161,8 @@ pub fn geglu(x: &Tensor, w: &Geglu) -> Tensor {
     })
 }
 
-/// What a convolution can do on its way, so that it is not done in another pass.
+/// The further operations that a convolution can do in the same pass over its data, so that none of
+/// them needs another pass.
 #[derive(Default, Clone, Copy)]
 pub struct ConvExtras<'a> {
     /// Added to every position of a batch element: `[B, c_out]`, always `f32`.

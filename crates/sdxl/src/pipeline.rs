@@ -153,7 +153,7 @@ impl Pipeline {
     /// ([`Inputs::read`]), prepares the run and starts it.
     ///
     /// # Errors
-    /// Those of [`Inputs::read`], [`Self::prepare`] and [`Run::start`].
+    /// The errors of [`Inputs::read`], [`Self::prepare`] and [`Run::start`].
     pub fn generate(
         &self,
         request: &Request,

@@ -1,8 +1,8 @@
-//! Where the time goes: a tree of named scopes with operators at its leaves.
+//! A profile of the time that is spent: a tree of named scopes with operators at its leaves.
 //!
 //! Networks name their parts with [`scope`], and `ops` its operators with [`operator`]. Outside
 //! of [`record`] both only run what they are given: no clock is read and no name is made.
-//! What is recorded belongs to the thread that called [`record`]; networks stay on it (their
+//! A recording belongs to the thread that called [`record`]; networks stay on that thread (their
 //! kernels spread out below the operators).
 //!
 //! Because every part of a network goes through [`scope`], it is also where a run that was cancelled
@@ -19,30 +19,30 @@ use crate::cancel::{self, OrCancelled};
 /// A scope or an operator, all its calls at one place together.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub struct Entry {
-    /// Its name; dots separate levels that were entered at once (`down_blocks.0`).
+    /// The name; dots separate levels that were entered at once (`down_blocks.0`).
     pub name: String,
     /// The sizes an operator worked on; a scope has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shape: Option<String>,
-    /// How many times it ran.
+    /// The number of calls.
     pub calls: u64,
     /// Wall-clock time, with everything inside.
     pub seconds: f64,
     /// Operations of the products inside (a product and a sum are two).
     pub flop: u64,
-    /// What ran inside, in the order of the first calls.
+    /// The scopes and operators that ran inside, in the order of the first calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inside: Vec<Entry>,
 }
 
-/// What was recorded.
+/// The profile that was recorded.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub struct Profile {
     /// Wall-clock time of the whole.
     pub seconds: f64,
     /// Operations of all products.
     pub flop: u64,
-    /// What ran, in the order of the first calls.
+    /// The outermost scopes and operators, in the order of the first calls.
     pub inside: Vec<Entry>,
 }
 
@@ -51,9 +51,9 @@ pub struct Profile {
 pub struct Total {
     /// The operator's name.
     pub name: String,
-    /// Its sizes, where totals are asked for by shape.
+    /// The sizes it worked on, where totals are asked for by shape.
     pub shape: Option<String>,
-    /// How many times it ran.
+    /// The number of calls.
     pub calls: u64,
     /// Wall-clock time.
     pub seconds: f64,

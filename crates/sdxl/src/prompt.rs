@@ -25,17 +25,17 @@ use crate::warning::{Warning, WarningKind};
 /// by recursion.
 const MAX_DEPTH: usize = 100;
 
-/// What the text encoders get for one prompt at one step: languages, edits, alternations and
-/// wildcards are gone. No parts at all mean the empty prompt.
+/// The input of the text encoders for one prompt at one step: prompt languages, edits, alternations
+/// and wildcards are resolved already. No parts at all mean the empty prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Resolved {
-    /// What is encoded, in order.
+    /// The parts that are encoded, in order.
     pub parts: Vec<Part>,
-    /// How the parts make one conditioning.
+    /// The way in which the parts make one conditioning.
     pub join: Join,
 }
 
-/// How several parts make one conditioning.
+/// The way in which several parts make one conditioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Join {
@@ -49,9 +49,9 @@ pub enum Join {
 /// One of the texts that [`Join`] puts together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Part {
-    /// What is encoded.
+    /// The content that is encoded.
     pub content: Content,
-    /// How much it counts; 1 where nothing was said.
+    /// The weight of the part; 1 where the prompt gives none.
     pub weight: f64,
 }
 
@@ -77,9 +77,9 @@ pub enum Content {
 pub enum Span {
     /// Text to encode.
     Text {
-        /// As it goes to the tokenizer.
+        /// The text, as it goes to the tokenizer.
         text: String,
-        /// Its weight; brackets are multiplied out.
+        /// The weight of the text, with the factors of all brackets multiplied into it.
         weight: f64,
     },
     /// A1111's `BREAK`: what follows begins a new chunk of 75 tokens.
@@ -89,11 +89,11 @@ pub enum Span {
 /// A LoRA that a prompt asks for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraUse {
-    /// Its name, as written.
+    /// The name of the LoRA, as written.
     pub name: String,
-    /// How strongly; 1 where nothing was said.
+    /// The strength of the LoRA; 1 where the prompt gives none.
     pub weight: f64,
-    /// How strongly in the text encoders, where that is another number.
+    /// The strength in the text encoders, where that is another number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_weight: Option<f64>,
     /// The numbers of `lbw=`, see [`Blocks::Listed`](crate::weights::lora::blocks::Blocks::Listed).
@@ -111,14 +111,14 @@ pub enum Node {
     Group {
         /// Factor for everything inside.
         weight: f64,
-        /// What the brackets hold.
+        /// The contents of the brackets.
         children: Vec<Node>,
     },
     /// Compel's `original.swap(edited)`. SDXL encodes the original.
     Swap {
-        /// What is encoded.
+        /// The text that is encoded.
         original: Vec<Node>,
-        /// What would be shown instead.
+        /// The text that would be shown instead.
         edited: Vec<Node>,
         /// Options by name, with their value as written; without effect on SDXL.
         options: Vec<(String, Option<String>)>,
@@ -143,9 +143,9 @@ pub enum Node {
 /// One of the texts that [`Join`] puts together, before it is resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Item {
-    /// What it says.
+    /// The content of the item.
     pub body: Body,
-    /// How much it counts.
+    /// The weight of the item.
     pub weight: f64,
 }
 
@@ -180,7 +180,8 @@ pub struct Prompt {
 pub struct Translation {
     /// The prompt.
     pub text: String,
-    /// What the language cannot say, and what stands in its place: a sentence each.
+    /// The losses: for each thing that the language cannot say, a sentence that names it and what
+    /// stands in its place.
     pub lost: Vec<String>,
 }
 
@@ -242,7 +243,7 @@ impl Prompt {
         &self.items
     }
 
-    /// How the items make one conditioning.
+    /// Gives the way in which the items make one conditioning.
     pub fn join(&self) -> Join {
         self.join
     }

@@ -33,7 +33,7 @@ pub struct FileHash {
 pub struct RefinerRecipe {
     /// The checkpoint as it was named.
     pub model: PathBuf,
-    /// Its weight files.
+    /// The refiner's weight files.
     pub files: Vec<FileHash>,
 }
 
@@ -47,10 +47,10 @@ pub struct Recipe {
     /// The variant of the weight files, where one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// What stood in for the checkpoint's VAE, as it was named.
+    /// The replacement for the checkpoint's VAE, as it was named, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<PathBuf>,
-    /// What stood in for the checkpoint's UNet, as it was named.
+    /// The replacement for the checkpoint's UNet, as it was named, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unet: Option<PathBuf>,
     /// The LoRAs that were added, as they were named.
@@ -139,7 +139,8 @@ impl Recipe {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// What goes into a picture: the recipe itself, and the text that other tools read.
+    /// Gives the texts that go into a picture's file: the recipe itself, the text that other tools
+    /// read, and the source type.
     pub fn texts(&self) -> Texts {
         Texts {
             parameters: Some(self.parameters()),
@@ -245,7 +246,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::read(path, &e))
 }
 
-/// What A1111 calls the sampler that a diffusers class implements.
+/// Gives A1111's name for the sampler that a diffusers class implements.
 fn a1111_sampler(class: &str) -> &str {
     match class {
         "EulerDiscreteScheduler" => "Euler",

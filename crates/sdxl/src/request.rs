@@ -68,7 +68,7 @@ impl From<Size> for String {
     }
 }
 
-/// How prompts are read.
+/// The syntax in which prompts are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
@@ -81,11 +81,11 @@ pub enum PromptSyntax {
     Plain,
 }
 
-/// What weights in prompts do to the text encoders' states.
+/// The effect of weights in prompts on the text encoders' states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptWeighting {
-    /// What goes with the syntax: A1111's arithmetic with A1111's, else Compel's.
+    /// The effect that goes with the syntax: A1111's with A1111's syntax, else Compel's.
     #[default]
     Auto,
     /// Away from the empty text by the weight; below 1, towards the prompt without the words.
@@ -133,16 +133,17 @@ pub enum Tiling {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
-    /// What the picture shows; several prompts make several pictures.
+    /// The prompt, a description of the picture; several prompts make several pictures.
     pub prompt: Vec<String>,
     /// A prompt of its own for the second text encoder: one, or one a prompt.
     pub prompt_2: Vec<String>,
-    /// What the picture must not show: none, one, or one a prompt. None and `""`
-    /// differ: see [`crate::weights::folder::Checkpoint::force_zeros_for_empty_prompt`].
+    /// The negative prompt, a description of what the picture must not show: none, one, or one a
+    /// prompt. None and `""` differ: see
+    /// [`crate::weights::folder::Checkpoint::force_zeros_for_empty_prompt`].
     pub negative_prompt: Vec<String>,
     /// The negative prompt for the second text encoder.
     pub negative_prompt_2: Vec<String>,
-    /// How prompts are read.
+    /// The syntax in which prompts are read.
     pub prompt_syntax: PromptSyntax,
     /// File of prompts that are encoded already, to be given instead of `prompt`; see
     /// [`crate::text::embeds_file`].
@@ -150,17 +151,17 @@ pub struct Request {
     /// File of encoded negative prompts. `None`: those in `prompt_embeds`, else
     /// `negative_prompt`.
     pub negative_prompt_embeds: Option<PathBuf>,
-    /// What weights do.
+    /// The effect of weights in prompts.
     pub prompt_weighting: PromptWeighting,
     /// Whether prompts of more than 77 tokens (start and end included) are cut. `None`: plain
     /// ones are, as in diffusers; others take as many chunks of 77 as they need.
     pub truncate_long_prompts: Option<bool>,
-    /// What the pooled vector is of. `None`: the clean text with A1111's syntax, else the raw
-    /// text, each as its own program does.
+    /// The text that the pooled vector is computed from. `None`: the clean text with A1111's
+    /// syntax, else the raw text, each as its own program does.
     pub pooled_from: Option<PooledFrom>,
     /// One seed for the whole batch, or one a picture. Empty: drawn at random.
     pub seed: Vec<u64>,
-    /// Whose random numbers a seed gives.
+    /// The random number generator that the seeds are for.
     pub rng: Rng,
     /// Denoising steps.
     pub steps: usize,
@@ -225,16 +226,19 @@ pub struct Request {
     /// The finished picture through the refiner once more, as image to image of this strength,
     /// instead of handing over in the middle.
     pub refiner_strength: Option<f64>,
-    /// How beautiful a refiner should think the picture, 1 to 10.
+    /// The aesthetic score that a refiner is conditioned on, 1 to 10: a higher one asks for a more
+    /// beautiful picture.
     pub aesthetic_score: f32,
-    /// How beautiful the picture to stay away from.
+    /// The aesthetic score in a refiner's negative conditioning: that of a picture to stay away
+    /// from.
     pub negative_aesthetic_score: f32,
     /// The picture to start from, for image to image.
     pub init_image: Option<PathBuf>,
-    /// What happens to a picture of another aspect ratio than `width` to `height`.
+    /// The way to fit an input picture whose aspect ratio is not `width` to `height`.
     pub resize_mode: ResizeMode,
-    /// How much of an input picture is made new, 0 to 1: so many of the steps run. `None`: 0.3,
-    /// with a mask 0.9999, which are diffusers' defaults.
+    /// The strength of image to image, 0 to 1: the share of an input picture that is made new.
+    /// This share of the steps runs. `None`: 0.3, with a mask 0.9999, which are diffusers'
+    /// defaults.
     pub strength: Option<f64>,
     /// Which part of `init_image` is made new: a picture of its size, white there.
     pub mask: Option<PathBuf>,
@@ -254,13 +258,13 @@ pub struct Request {
     pub upscale: Option<f64>,
     /// Strength of the second pass.
     pub upscale_strength: f64,
-    /// What is enlarged for the second pass.
+    /// The method of the second pass's enlargement: of the picture or of the latents.
     pub upscale_method: UpscaleMethod,
     /// Whether the VAE decodes tile by tile.
     pub vae_tiling: Tiling,
-    /// Side of its tiles in pixels, a multiple of 32 from 128: smaller ones take less memory and
-    /// differ more from the whole. `None`: the size that the checkpoint was made for (SDXL: 1024).
-    /// Where it is given, larger pictures are tiled unless that is off.
+    /// Side of the VAE's tiles in pixels, a multiple of 32 from 128: smaller ones take less memory
+    /// and differ more from the whole. `None`: the size that the checkpoint was made for (SDXL:
+    /// 1024). If it is given, larger pictures are tiled unless `vae_tiling` is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vae_tile_size: Option<u32>,
     /// Whether the VAE decodes the pictures of a batch one by one (less memory).
@@ -360,7 +364,7 @@ fn numbers(text: &str, ays: &[f64]) -> std::result::Result<Vec<f64>, String> {
     })
 }
 
-/// What JSON may hold where a list of numbers can have a name.
+/// The JSON value of a field that takes a list of numbers or the name of one.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a list of numbers, or the name `ays`")]
 enum ListOrName {

@@ -23,7 +23,7 @@ pub const AYS_SDXL_SIGMAS: [f64; 11] = [
     14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.0,
 ];
 
-/// How the noise of the training process grows from timestep to timestep.
+/// The growth of the noise of the training process from timestep to timestep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BetaSchedule {
     /// Evenly spaced betas.
@@ -125,7 +125,7 @@ pub fn sigma_of_alpha(alpha_cumprod: f32) -> f32 {
     ((1.0 - alpha_cumprod) / alpha_cumprod).sqrt()
 }
 
-/// How the timesteps of a run are spread over those of training (table 2 of Lin et al. 2023).
+/// The spacing of a run's timesteps over those of training (table 2 of Lin et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spacing {
     /// Evenly from the first to the last training timestep.

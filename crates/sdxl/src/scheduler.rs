@@ -68,9 +68,9 @@ pub use error::SchedulerError;
 pub use plan::{Plan, Steps};
 pub use registry::{Info, OptionInfo, Randomness, all, find};
 
-/// What a scheduler remembers between evaluations. Saved after any evaluation and given to
-/// [`Scheduler::restore`] of a scheduler built the same way, together with the latents and the
-/// noise source, the run goes on bit for bit.
+/// The state that a scheduler keeps between evaluations. If it is saved after any evaluation and
+/// given to [`Scheduler::restore`] of a scheduler built the same way, together with the latents and
+/// the noise source, the run goes on bit for bit.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SchedulerState {
     /// The class it belongs to.
@@ -81,7 +81,8 @@ pub struct SchedulerState {
     pub history: Vec<Latents>,
     /// The sample from which the step in progress, or the last step, started.
     pub anchor: Option<Latents>,
-    /// What a step in progress has summed up, or the noise that the last step added.
+    /// The weighted sum of the model outputs of a step in progress, or the noise that the last step
+    /// added.
     pub partial: Option<Latents>,
     /// Seeds of noise that is a function of time and not of the order of draws.
     pub seeds: Vec<u64>,
@@ -122,14 +123,14 @@ impl SchedulerState {
     }
 }
 
-/// Where the evaluations of a run lie.
+/// The timesteps and noise levels of a run's evaluations.
 #[derive(Clone, Debug, PartialEq)]
 struct Schedule {
-    /// What the UNet is told, one for each evaluation.
+    /// The timesteps given to the UNet, one for each evaluation.
     timesteps: Vec<f64>,
     /// The noise level of each evaluation's sample, and that of the result.
     sigmas: Vec<f32>,
-    /// What standard normal latents are multiplied with to start.
+    /// The factor by which standard normal latents are multiplied to start from noise.
     init_noise_sigma: f32,
 }
 
@@ -192,7 +193,7 @@ impl Step<'_> {
 /// The rule of one scheduler class. It holds the options; what changes from step to step is in the
 /// state.
 trait Rule: Send {
-    /// What the UNet is shown for a sample.
+    /// Gives the UNet's input for a sample: the sample itself, unless the class scales it.
     fn scale_model_input(&self, _at: At<'_>, sample: &Latents) -> Latents {
         sample.clone()
     }
@@ -238,12 +239,13 @@ pub fn build(config: &SchedulerConfig, plan: &Plan) -> Result<Scheduler, Schedul
 }
 
 impl Scheduler {
-    /// Its class: names, order, options.
+    /// Gives the scheduler's class: names, order, options.
     pub fn info(&self) -> &'static Info {
         self.info
     }
 
-    /// What the UNet is told, one for each evaluation of the run. May be fractional.
+    /// Gives the timesteps for the UNet, one for each evaluation of the run. They may be
+    /// fractional.
     pub fn timesteps(&self) -> &[f64] {
         &self.schedule.timesteps[self.range.clone()]
     }
@@ -255,7 +257,7 @@ impl Scheduler {
         &self.schedule.sigmas[self.range.start..=self.range.end]
     }
 
-    /// What standard normal latents are multiplied with to start from noise.
+    /// Gives the factor by which standard normal latents are multiplied to start from noise.
     pub fn init_noise_sigma(&self) -> f32 {
         self.schedule.init_noise_sigma
     }
@@ -265,7 +267,7 @@ impl Scheduler {
         self.state.index
     }
 
-    /// What the UNet is told at the next evaluation; none after the last one.
+    /// Gives the timestep for the UNet at the next evaluation; none after the last one.
     pub fn timestep(&self) -> Option<f64> {
         self.timesteps().get(self.state.index).copied()
     }
@@ -279,7 +281,7 @@ impl Scheduler {
         }
     }
 
-    /// What the UNet is shown at the next evaluation, for the latents `sample`.
+    /// Gives the UNet's input at the next evaluation, for the latents `sample`.
     pub fn scale_model_input(&self, sample: &Latents) -> Latents {
         self.rule.scale_model_input(self.at(), sample)
     }
@@ -349,7 +351,7 @@ impl Scheduler {
         self.rule.check_images(images)
     }
 
-    /// What to save to go on later.
+    /// Gives the state to save, with which [`Scheduler::restore`] goes on later.
     pub fn state(&self) -> &SchedulerState {
         &self.state
     }

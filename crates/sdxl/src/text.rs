@@ -41,7 +41,8 @@ impl Conditioning {
         size_of::<f32>() * (self.context.len() + self.pooled.len())
     }
 
-    /// What an absent negative prompt is: zeros, in the shape of another conditioning.
+    /// Makes the conditioning of an absent negative prompt: zeros, in the shape of another
+    /// conditioning.
     pub fn zeros_like(other: &Conditioning) -> Conditioning {
         Conditioning {
             context: vec![0.0; other.context.len()],
@@ -61,24 +62,24 @@ impl Conditioning {
     }
 }
 
-/// How a request wants its prompts encoded.
+/// The options of a request for the encoding of its prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextOptions {
     /// Layers skipped at the end of the encoders, beyond the one SDXL skips.
     pub clip_skip: Option<usize>,
-    /// What weights do.
+    /// The effect of weights in prompts.
     pub arithmetic: WeightArithmetic,
-    /// Where long prompts are divided.
+    /// The places where long prompts are divided.
     pub splitting: Splitting,
-    /// Whether they are cut instead.
+    /// Whether long prompts are cut instead.
     pub truncate: bool,
     /// Which text the pooled vector is of.
     pub pooled_from: PooledFrom,
 }
 
 impl TextOptions {
-    /// What `request` says, and what goes with its language where it says nothing: each language
-    /// as its own program does it, and plain text as diffusers does.
+    /// Takes the options from `request`; those that it leaves open follow from its prompt syntax:
+    /// each language as its own program does it, and plain text as diffusers does.
     pub fn of(request: &Request) -> TextOptions {
         let syntax = request.prompt_syntax;
         TextOptions {
@@ -115,12 +116,12 @@ impl TextOptions {
     }
 }
 
-/// What one encoder reads.
+/// The input of one text encoder.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TextInput<'a> {
     /// The prompt as written.
     pub raw: &'a str,
-    /// What was read from it; parts follow one another along the token axis.
+    /// The parts that were read from it; they follow one another along the token axis.
     pub parts: &'a [PromptPart],
 }
 

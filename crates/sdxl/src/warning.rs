@@ -17,9 +17,9 @@ pub struct Warning {
     /// The field that it is about, where it is about one: by its name in the request's JSON, or of
     /// what is given beside a request.
     pub field: Option<&'static str>,
-    /// What there is to know.
+    /// The message: what there is to know.
     pub message: String,
-    /// What to do about it.
+    /// The hint: what to do about it.
     pub hint: Option<String>,
 }
 

@@ -154,7 +154,7 @@ fn blocks(columns: usize, rows: usize) -> impl Iterator<Item = usize> {
         .flat_map(move |i| (0..columns / BLOCK).map(move |j| (i * columns + j) * BLOCK))
 }
 
-/// Where the largest coefficient of a block is, the block's first left out; the first of equals.
+/// Finds the largest coefficient of a block, the block's first left out; the first of equals.
 fn largest<T: PartialOrd>(block: usize, columns: usize, size: impl Fn(usize) -> T) -> usize {
     let mut best = block + 1;
     for place in (2..BLOCK * BLOCK).map(|k| block + k / BLOCK * columns + k % BLOCK) {
@@ -176,12 +176,12 @@ fn floor_divide(a: f32, b: f32) -> f32 {
     }
 }
 
-/// What a reader finds in a picture.
+/// The result of looking for the watermark in a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Detection {
     /// The 48 bits that invisible-watermark's decoder reads, first bit first.
     pub bits: [bool; BITS],
-    /// How many of them are the message's.
+    /// The number of those bits that are the same as the message's.
     pub matching: usize,
     /// By how many standard deviations the blocks that should hold a 1 hold one more often
     /// than the blocks that should hold a 0 do, in the better of the two ways to read them. A
@@ -236,7 +236,7 @@ pub fn detect(rgb: &[u8], width: usize, height: usize) -> Option<Detection> {
     })
 }
 
-/// What the blocks of a picture say.
+/// The counts of a picture's blocks, by the bit of the message that they hold.
 struct Votes {
     /// Blocks of each bit that hold a 1.
     ones: [usize; BITS],

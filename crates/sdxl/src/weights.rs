@@ -64,7 +64,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// How weights are kept in memory.
+    /// Gives the format in which weights are kept in memory.
     pub fn weight_format(self) -> WeightFormat {
         match self {
             Precision::F32 => WeightFormat::F32,
@@ -94,7 +94,7 @@ impl Precision {
         }
     }
 
-    /// What to know of this precision on this processor, if anything.
+    /// Gives a warning where this precision has a drawback on this processor.
     pub fn warning(self) -> Option<Warning> {
         let native = sdxl_kernels::Isa::current().multiplies_int8();
         (self == Precision::Int8 && !native).then(|| {
@@ -158,8 +158,8 @@ pub struct Loader<'a> {
     streamed: bool,
 }
 
-/// What was read, unless the run was cancelled meanwhile: the products that add a LoRA may then have
-/// been cut short, and a layer may stay for other runs.
+/// Gives what was read, or [`Error::Cancelled`] if the run was cancelled meanwhile: the products
+/// that add a LoRA may then have been cut short, and a layer may be kept for other runs.
 fn whole<R>(read: Result<R>) -> Result<R> {
     cancel::check()?;
     read

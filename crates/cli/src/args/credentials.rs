@@ -1,4 +1,4 @@
-//! Whose signature pictures bear.
+//! The arguments for signing pictures: a chain of certificates and its private key.
 
 use std::path::PathBuf;
 

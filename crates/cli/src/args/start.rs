@@ -8,18 +8,18 @@ use sdxl::{Margins, Request, ResizeMode, UpscaleMethod};
 
 use super::defaults;
 
-/// What happens to a picture of another aspect ratio.
+/// The way to fit a picture of another aspect ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ResizeWord {
-    /// It is stretched, as in diffusers
+    /// Stretch the picture, as diffusers does
     Stretch,
-    /// Its middle is taken
+    /// Take the middle of the picture
     Crop,
-    /// Its border is repeated outwards
+    /// Repeat the border of the picture outwards
     Pad,
 }
 
-/// What is enlarged before a second pass.
+/// The method of enlarging before a second pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum UpscaleWord {
     /// The picture, by a Lanczos filter
@@ -75,11 +75,11 @@ pub struct StartArgs {
         help_heading = "Refiner"
     )]
     pub refiner_strength: Option<f64>,
-    /// How beautiful a refiner should think the picture
+    /// Aesthetic score that a refiner is conditioned on: the higher, the more beautiful the picture
     #[arg(long, value_name = "N", default_value_t = defaults().aesthetic_score,
           allow_negative_numbers = true, help_heading = "Refiner")]
     pub aesthetic_score: f32,
-    /// How beautiful the picture to stay away from
+    /// Aesthetic score of the negative conditioning: that of the picture to stay away from
     #[arg(long, value_name = "N", default_value_t = defaults().negative_aesthetic_score,
           allow_negative_numbers = true, help_heading = "Refiner")]
     pub negative_aesthetic_score: f32,
@@ -87,7 +87,7 @@ pub struct StartArgs {
     /// Picture to start from (PNG, JPEG, WebP, GIF, BMP, TIFF, ...)
     #[arg(long, value_name = "FILE", help_heading = "From a picture")]
     pub init_image: Option<PathBuf>,
-    /// How much of the picture is made new, 0 to 1 [default: 0.3, with a mask 0.9999]
+    /// Degree to which the picture is made new, 0 to 1 [default: 0.3, with a mask 0.9999]
     #[arg(
         long,
         value_name = "S",
@@ -95,7 +95,7 @@ pub struct StartArgs {
         help_heading = "From a picture"
     )]
     pub strength: Option<f64>,
-    /// What happens to a picture of another shape than --width by --height
+    /// Way to fit a picture of another shape than --width by --height
     #[arg(
         long,
         value_enum,
@@ -103,7 +103,7 @@ pub struct StartArgs {
         help_heading = "From a picture"
     )]
     pub resize_mode: ResizeWord,
-    /// What of the picture is made new: a picture of its size, white there
+    /// Mask: a picture of the same size, white in the part that is made new
     #[arg(long, value_name = "FILE", help_heading = "From a picture")]
     pub mask: Option<PathBuf>,
     /// Make new what is black in the mask
@@ -131,11 +131,11 @@ pub struct StartArgs {
         help_heading = "Second pass"
     )]
     pub upscale: Option<f64>,
-    /// How much the second pass makes new, 0 to 1
+    /// Degree to which the second pass makes the picture new, 0 to 1
     #[arg(long, value_name = "S", default_value_t = defaults().upscale_strength,
           allow_negative_numbers = true, help_heading = "Second pass")]
     pub upscale_strength: f64,
-    /// What is enlarged
+    /// Method of enlarging the picture or its latents
     #[arg(
         long,
         value_enum,

@@ -1,4 +1,4 @@
-//! What is timed: parts of SDXL base with random weights, and something to compute.
+//! The subjects of a timing: parts of SDXL base with random weights, and inputs for them.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub enum Subject {
     Unet {
         unet: Box<UNet>,
         latents: Tensor,
-        /// What the text's part in the attention is made of: once a run, so not timed.
+        /// The keys and values of the texts in cross-attention: computed once a run, so not timed.
         texts: Vec<Arc<TextKeys>>,
         pooled: Tensor,
         time_ids: Tensor,

@@ -236,7 +236,7 @@ impl Check<'_> {
     }
 }
 
-/// What the loader packed.
+/// Gives the random weights of a tensor that the loader packed, widened to `f32`.
 fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
     let values = random::values(name, shape);
     values.into_iter().map(f32::from).collect()

@@ -63,7 +63,8 @@ impl Side {
         }
     }
 
-    /// What `named` means; a GGUF file stands in for the UNet of `base`, opened with these options.
+    /// Opens the checkpoint that `named` means; a GGUF file stands in for the UNet of `base`,
+    /// opened with these options.
     pub fn open(named: &Path, base: Option<(&Path, &OpenOptions)>) -> anyhow::Result<Side> {
         if let (Some((base, options)), true) = (base, ends_in(named, "gguf")) {
             let options = OpenOptions {

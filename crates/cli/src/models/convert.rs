@@ -30,7 +30,7 @@ save memory where weights are streamed from the file.";
 pub struct ConvertArgs {
     /// Checkpoint: its folder, one .safetensors file, or the name of one that was pulled
     from: PathBuf,
-    /// What to make: a name that ends in .safetensors becomes one file, one in .gguf the UNet alone
+    /// Output: a name that ends in .safetensors becomes one file, one in .gguf the UNet alone
     /// (for --unet), another a folder
     to: PathBuf,
     /// Store the weights with fewer bits: f16 or bf16, all of them; int8, the matrices of the UNet's

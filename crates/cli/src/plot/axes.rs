@@ -1,4 +1,4 @@
-//! What varies over a sheet: fields of a request, each with its values.
+//! The axes of a sheet: the fields of a request that vary over it, each with its values.
 
 use anyhow::Context;
 use clap::ArgMatches;

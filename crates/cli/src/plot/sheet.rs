@@ -15,7 +15,7 @@ pub struct Grid {
 
 /// Everything that a sheet shows.
 pub struct Sheet {
-    /// What all pictures share: paragraphs.
+    /// The paragraphs above the grids, about what all pictures share.
     pub title: Vec<String>,
     /// Over the columns of every grid.
     pub columns: Vec<String>,

@@ -11,7 +11,7 @@ pub struct Meter(Arc<Mutex<Count>>);
 #[derive(Debug, Default)]
 struct Count {
     weights: usize,
-    /// Of all weights so far.
+    /// Bytes of all weights packed so far, including those that are gone.
     packed: usize,
     tensors: usize,
     /// The most that tensors took so far: their memory is kept for the next ones.
@@ -21,7 +21,7 @@ struct Count {
     peak: usize,
 }
 
-/// What is counted: they are given back in different ways.
+/// The kind of the memory that is counted: each kind is given back in its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Packed weights: gone with the layer.

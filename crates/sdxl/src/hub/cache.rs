@@ -36,7 +36,7 @@ impl RepoFolder {
         self.path().join("blobs").join(etag)
     }
 
-    /// What has come so far of a blob.
+    /// Gives the path of the file that holds what has come so far of a blob.
     pub fn incomplete(&self, etag: &str) -> PathBuf {
         self.path().join("blobs").join(format!("{etag}.incomplete"))
     }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::recipe::hex;
 
-/// What the contents of a file must hash to.
+/// The hash that the contents of a file must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Id {
     /// SHA-256 of the contents, in hexadecimal.
@@ -53,9 +53,9 @@ impl Id {
 
 /// A hash of contents that come piece by piece.
 pub enum Hasher {
-    /// Of the contents alone.
+    /// The hash of the contents alone.
     Sha256(Sha256),
-    /// Of Git's header and the contents.
+    /// The hash of Git's blob header and the contents.
     Git(Sha1),
 }
 

@@ -25,11 +25,11 @@ pub(super) struct Downloader<'a> {
     pub watch: &'a Watch<'a>,
 }
 
-/// What the hub says of a file that is to come.
+/// A file that is to be fetched, as the hub describes it.
 struct Described {
     file: String,
     url: String,
-    /// What the cache calls its contents.
+    /// The name of the file's contents in the cache (the hub's ETag).
     etag: String,
     size: u64,
     id: Option<Id>,
@@ -39,7 +39,7 @@ impl Downloader<'_> {
     /// Brings `files` into the snapshot, but for those that are there.
     ///
     /// # Errors
-    /// Of several, the first that happened.
+    /// If several occur, the first that happened.
     pub fn bring(&self, files: &[String]) -> Result<(), HubError> {
         let snapshot = self.folder.snapshot(&self.listing.commit);
         let missing: Vec<&String> = (files.iter())
@@ -155,7 +155,7 @@ impl Downloader<'_> {
         })
     }
 
-    /// What is still to come of a file.
+    /// Gives the number of bytes of a file that are still to come.
     fn rest(&self, d: &Described) -> u64 {
         let size = |path: &Path| fs::metadata(path).map_or(0, |m| m.len());
         if size(&self.folder.blob(&d.etag)) == d.size {

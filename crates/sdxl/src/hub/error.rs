@@ -1,4 +1,4 @@
-//! What can go wrong between here and a hub, and what to do about it.
+//! The errors that can occur between here and a hub, and what to do about them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub enum HubError {
     NoRevision {
         /// `ORG/NAME`.
         repo: String,
-        /// What was asked for.
+        /// The revision that was asked for.
         revision: String,
     },
     /// The model lacks a file that was asked for, or that a checkpoint must have.
@@ -31,23 +31,23 @@ pub enum HubError {
         repo: String,
         /// The file.
         file: String,
-        /// What it has instead, or what to do.
+        /// The files that it has instead, or what to do.
         hint: Option<String>,
     },
     /// There is no checkpoint in the repository, or more than one.
     NotACheckpoint {
         /// `ORG/NAME`.
         repo: String,
-        /// What is there, as a continuation of the sentence.
+        /// The description of what is there, as a continuation of the sentence.
         what: String,
-        /// What to do.
+        /// The advice on what to do.
         hint: Option<String>,
     },
     /// The model is shown to those only who have agreed to its terms.
     Gated {
         /// `ORG/NAME`.
         repo: String,
-        /// Where to agree.
+        /// The address of the page where one can agree to the terms.
         page: String,
         /// Whether a token was shown.
         token: bool,
@@ -59,16 +59,16 @@ pub enum HubError {
     },
     /// The hub refuses, whatever the token.
     Forbidden {
-        /// What was asked for.
+        /// The address that was requested.
         url: String,
-        /// What the hub says.
+        /// The hub's message.
         message: String,
     },
     /// Too many requests, and the hub wants a longer wait than anyone sits through.
     Busy {
         /// The hub.
         endpoint: String,
-        /// How long it asks to wait.
+        /// The number of seconds that the hub asks to wait.
         seconds: u64,
         /// Whether a token was shown.
         token: bool,
@@ -81,7 +81,7 @@ pub enum HubError {
         cache: PathBuf,
         /// The model's folder in it.
         folder: String,
-        /// What is not there.
+        /// The names of the files that are not there, or that of the model.
         missing: Vec<String>,
     },
     /// The model was asked of the cache only and is not there.
@@ -93,34 +93,34 @@ pub enum HubError {
     },
     /// No connection, or one that was cut again and again.
     Lost {
-        /// What was asked for.
+        /// The address that was requested.
         url: String,
         /// The last failure.
         why: String,
-        /// How often it failed without a byte in between.
+        /// The number of failures in a row, without a byte in between.
         tries: u32,
     },
     /// A server that does not prove who it is.
     Certificate {
-        /// What was asked for.
+        /// The address that was requested.
         url: String,
-        /// What is wrong with it.
+        /// The description of what is wrong with the certificate.
         why: String,
     },
     /// An answer that is none of the above.
     Status {
-        /// What was asked for.
+        /// The address that was requested.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What the server says, as a continuation.
+        /// The server's message, as a continuation of the sentence.
         message: String,
     },
     /// An answer that makes no sense.
     Odd {
-        /// What was asked for.
+        /// The address that was requested.
         url: String,
-        /// What is odd.
+        /// The description of what is odd.
         what: String,
     },
     /// A file that arrived is not the file that the hub described.
@@ -145,7 +145,7 @@ pub enum HubError {
     Cache {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error that the operating system reports.
         why: String,
     },
 }
@@ -175,12 +175,12 @@ impl HubError {
         }
     }
 
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn message(&self) -> String {
         self.told().0
     }
 
-    /// What to do about it, where there is something to do.
+    /// Says what to do about it, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         self.told().1
     }

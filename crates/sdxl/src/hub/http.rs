@@ -18,7 +18,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Redirects in a row.
 const REDIRECTS: usize = 10;
 
-/// Who follows a pull, and whether it has come to nothing elsewhere.
+/// The listener of a pull, and whether the pull has failed in another thread.
 pub(super) struct Watch<'a> {
     pub told: &'a (dyn Fn(Event<'_>) + Sync),
     pub stopped: AtomicBool,
@@ -35,7 +35,7 @@ impl Watch<'_> {
     }
 }
 
-/// What a request is about, for messages.
+/// The subject of a request, for messages.
 #[derive(Clone, Copy)]
 pub(super) struct About<'a> {
     pub repo: &'a str,
@@ -203,7 +203,7 @@ impl Client {
         }))
     }
 
-    /// What an answer means that is not the thing asked for.
+    /// Gives the failure that an answer stands for, where it is not what was asked for.
     fn refusal(
         &self,
         url: &str,
@@ -321,7 +321,7 @@ impl Client {
     }
 }
 
-/// What a request that got no answer means.
+/// Gives the failure that a request's error stands for, where no answer came.
 fn failure(error: ureq::Error, url: &str) -> Failure {
     let url = url.to_string();
     match error {
@@ -343,7 +343,8 @@ fn failure(error: ureq::Error, url: &str) -> Failure {
     }
 }
 
-/// How long the server asks to wait: `Retry-After`, or the `t` of `RateLimit: "api";r=0;t=55`.
+/// Reads how long the server asks to wait: `Retry-After`, or the `t` of
+/// `RateLimit: "api";r=0;t=55`.
 fn asked_pause(headers: &HeaderMap) -> Option<Duration> {
     if let Some(text) = header(headers, "retry-after") {
         return text.parse().ok().map(Duration::from_secs);
@@ -364,7 +365,7 @@ fn origin(url: &str) -> String {
     format!("{scheme}://{host}").to_ascii_lowercase()
 }
 
-/// Where `Location: target` of an answer from `url` leads.
+/// Gives the address that `Location: target` of an answer from `url` leads to.
 fn join(url: &str, target: &str) -> String {
     let base = origin(url);
     if target.contains("://") {

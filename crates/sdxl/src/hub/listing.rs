@@ -1,4 +1,4 @@
-//! What files a model has at a revision, as a hub lists them.
+//! The list of the files of a model at a revision, as a hub gives it.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(super) struct Listing {
     pub files: BTreeMap<String, Listed>,
 }
 
-/// What the list says of a file; mirrors do not always say all.
+/// A file's entry in the list; mirrors do not always give all values.
 #[derive(Debug, Clone)]
 pub(super) struct Listed {
     pub size: Option<u64>,

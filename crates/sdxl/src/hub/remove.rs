@@ -12,7 +12,7 @@ use super::scan::{Cached, revisions};
 use super::{Hub, shared_blobs};
 use crate::error::Result;
 
-/// What removing a model, or one revision of it, takes away.
+/// The revisions and files that are taken away when a model, or one revision of it, is removed.
 #[derive(Debug)]
 pub struct Removal {
     /// The revisions that go.

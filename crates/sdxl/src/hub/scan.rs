@@ -1,4 +1,4 @@
-//! What is in the cache: models, their revisions, and what kind each is of.
+//! The contents of the cache: models, their revisions, and the kind of each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::weights::folder::{Part, named_class, read_json};
 use crate::weights::recognise;
 use crate::weights::safetensors::TensorSet;
 
-/// What a model in the cache is, for this program.
+/// The kind of a model in the cache, as this program can use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A checkpoint of Stable Diffusion XL that starts pictures.
@@ -49,11 +49,11 @@ pub struct Cached {
     pub commit: String,
     /// Branches and tags that last meant this commit.
     pub revisions: Vec<String>,
-    /// Its files with their sizes, in the order of their paths.
+    /// The files with their sizes in bytes, in the order of their paths.
     pub files: BTreeMap<String, u64>,
     /// The folder of its files.
     pub snapshot: PathBuf,
-    /// What it is.
+    /// The kind of the model.
     pub kind: Kind,
 }
 

@@ -11,21 +11,21 @@ use crate::error::Result;
 use crate::weights::Precision;
 use crate::weights::folder::{Part, check_index, named_class, shards, weight_names};
 
-/// What a model is wanted for.
+/// The purpose for which a model is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// To make pictures with.
     Checkpoint,
-    /// Its VAE alone.
+    /// The model's VAE alone.
     Vae,
     /// Whatever it is.
     Any,
 }
 
-/// What is wanted of a model on a hub.
+/// The requirements on a model of a hub: which of its files are wanted.
 #[derive(Debug, Clone)]
 pub struct Want {
-    /// What for.
+    /// The purpose for which the model is wanted.
     pub purpose: Purpose,
     /// The precision of the run: for 16 bits and less, weights of variant `fp16` are taken where
     /// there are some, or else the plain ones; for 32 bits the other way round.
@@ -71,11 +71,11 @@ pub(super) struct View<'a> {
 /// The files that a run needs.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
-    /// Those that are there.
+    /// The files that are there.
     pub files: Vec<String>,
-    /// Those that are not, or not known to be.
+    /// The files that are not there, or not known to be.
     pub missing: Vec<String>,
-    /// Those that would have been taken if there were any.
+    /// The files that would have been taken if they existed.
     pub absent: Vec<String>,
     /// The variant to open the folder with.
     pub variant: Option<String>,

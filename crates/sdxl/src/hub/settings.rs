@@ -1,12 +1,12 @@
-//! Where the hub and the cache are, and whose token is shown: the environment variables that
-//! Python's `huggingface_hub` reads. The one place of this crate that reads any.
+//! The settings of the hub and the cache, and the token to show: read from the environment
+//! variables that Python's `huggingface_hub` reads. No other place in this crate reads any.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What it takes to speak with a hub and to share its cache.
+/// The settings for speaking with a hub and sharing its cache.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The hub's address without a `/` at the end: `HF_ENDPOINT`, else `https://huggingface.co`.
@@ -20,7 +20,7 @@ pub struct Settings {
     pub offline: bool,
     /// A PEM file of the certificates to trust: `SSL_CERT_FILE`; else Mozilla's list.
     pub certificates: Option<PathBuf>,
-    /// How often something is tried that brings nothing.
+    /// The number of attempts without progress, in a row, after which a request is given up.
     pub tries: u32,
     /// The first pause between tries; each is twice the one before.
     pub pause: Duration,
@@ -29,7 +29,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What the environment says.
+    /// Reads the settings from the environment.
     pub fn from_env() -> Settings {
         Self::of(
             &|name| env::var(name).ok().filter(|value| !value.trim().is_empty()),

@@ -11,7 +11,7 @@ use super::scan::revisions;
 use super::{Hub, shared_blobs};
 use crate::error::Result;
 
-/// What was found of a model.
+/// The result of checking the files of a model.
 #[derive(Debug, Default)]
 pub struct Verified {
     /// Files that are what they should be.
@@ -25,9 +25,9 @@ pub struct Verified {
 /// A file that is not what it should be.
 #[derive(Debug)]
 pub struct Broken {
-    /// Its path in the repository.
+    /// The path of the file in the repository.
     pub file: String,
-    /// What is wrong.
+    /// The description of what is wrong.
     pub what: String,
     cache: PathBuf,
     folder: RepoFolder,

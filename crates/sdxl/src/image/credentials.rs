@@ -92,7 +92,7 @@ impl Signer {
     /// made out of another picture.
     ///
     /// # Errors
-    /// What the signing library says.
+    /// The error that the signing library reports.
     pub fn sign(&self, format: Format, file: &[u8], from_a_picture: bool) -> Result<Vec<u8>> {
         let source = match from_a_picture {
             true => DigitalSourceType::CompositeWithTrainedAlgorithmicMedia,
@@ -116,13 +116,13 @@ impl Signer {
     }
 }
 
-/// What the manifest of a file says.
+/// The statements of a file's C2PA manifest.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Credentials {
     /// The program that wrote it.
     pub generator: Option<String>,
-    /// Who signed: the certificate's organisation, or its name. Whether that is to be trusted is
-    /// not looked up.
+    /// The signer: the certificate's organisation, or else its common name. Whether the signer is
+    /// to be trusted is not looked up.
     pub signed_by: Option<String>,
     /// Whether signature and file belong together.
     pub valid: bool,

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use exif::experimental::Writer;
 use exif::{Field, In, Reader, Tag, Value};
 
-/// What the comment starts with when UTF-16 follows (Exif 2.32, section 4.6.5).
+/// The bytes that the comment starts with when UTF-16 follows (Exif 2.32, section 4.6.5).
 const UNICODE: &[u8; 8] = b"UNICODE\0";
 /// The same for ASCII.
 const ASCII: &[u8; 8] = b"ASCII\0\0\0";

@@ -25,7 +25,7 @@ use crate::warning::{Warning, WarningKind};
 
 /// Quality of a JPEG where none is asked for.
 pub const JPEG_QUALITY: u8 = 90;
-/// What an XMP segment of a JPEG begins with.
+/// The bytes that an XMP segment of a JPEG begins with.
 pub(super) const XMP_PREFIX: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// Most bytes in a segment of a JPEG.
 const SEGMENT: usize = 65_533;
@@ -113,7 +113,7 @@ impl FromStr for Format {
     }
 }
 
-/// How pictures become files.
+/// The file format of pictures, and the quality where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoding {
     format: Format,
@@ -125,7 +125,7 @@ pub struct Encoding {
 pub struct Encoded {
     /// The whole file.
     pub bytes: Vec<u8>,
-    /// What the format had no room for.
+    /// The warnings about what the format had no room for.
     pub warnings: Vec<Warning>,
 }
 

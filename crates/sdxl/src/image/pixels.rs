@@ -38,7 +38,7 @@ impl Pixels {
     /// transparency laid on white.
     ///
     /// # Errors
-    /// What is wrong with the file, without its name.
+    /// The description of what is wrong with the file, without its name.
     pub fn decode_rgb(file: &[u8]) -> Result<Pixels, String> {
         let image = decode(file)?;
         let (width, height) = (image.width() as usize, image.height() as usize);
@@ -59,7 +59,7 @@ impl Pixels {
     /// of white strokes on nothing masks what was drawn.
     ///
     /// # Errors
-    /// What is wrong with the file, without its name.
+    /// The description of what is wrong with the file, without its name.
     pub fn decode_grey(file: &[u8]) -> Result<Pixels, String> {
         let image = decode(file)?;
         let (width, height) = (image.width() as usize, image.height() as usize);

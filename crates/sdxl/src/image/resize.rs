@@ -166,8 +166,8 @@ fn pad_across(picture: &Pixels, width: usize) -> Pixels {
     Pixels::new(width, picture.height, picture.channels, data)
 }
 
-/// What diffusers fills with: Pillow's bicubic filter on an empty box at the border, which is
-/// the border pixel and an eighth of its difference from the one inside.
+/// Gives the pixel that diffusers pads with: Pillow's bicubic filter on an empty box at the border,
+/// which is the border pixel and an eighth of its difference from the one inside.
 fn beyond(border: &[u8], inside: &[u8]) -> Vec<u8> {
     let mix = |(b, i): (&u8, &u8)| ((9 * i32::from(*b) - i32::from(*i) + 4) >> 3).clamp(0, 255);
     border

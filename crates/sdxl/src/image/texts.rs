@@ -1,4 +1,4 @@
-//! What a picture file says about its making, whatever its format.
+//! The texts in a picture file that say how the picture was made, whatever the file format.
 
 use std::path::Path;
 

@@ -14,7 +14,7 @@ const IPTC: &str = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/";
 /// The namespace of our own property.
 const OWN: &str = "urn:sdxl:xmp:1.0:";
 
-/// What is read from a packet.
+/// The properties that are read from a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// `Iptc4xmpExt:DigitalSourceType`, a URI.

@@ -1,4 +1,4 @@
-//! How much memory a run may take, and how bytes are written.
+//! The memory that a run may take, and the notation for numbers of bytes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// What is free, but for an eighth that is left to the rest of the machine, beside what this
-    /// process has already. Unlimited where the system does not say.
+    /// Makes a budget of the free memory, less an eighth of it that is left to the rest of the
+    /// machine, plus what this process has already. Unlimited where the system does not say.
     pub fn free() -> Budget {
         Budget {
             bytes: available().map(|free| free - free / 8 + resident().unwrap_or(0)),

@@ -18,7 +18,7 @@ use crate::text::clip::ClipTextModel;
 use crate::weights::folder::{Checkpoint, Part};
 use crate::weights::{Loader, Precision};
 
-/// What a piece of work takes.
+/// The memory and the operations that a piece of work takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
     /// The most bytes at once, of weights, tensors, and what kernels work in.
@@ -75,7 +75,7 @@ impl<T> Rehearsed<T> {
         self.meta.meter().weights() as u64
     }
 
-    /// What reading it takes.
+    /// Gives the work of reading the network.
     pub fn loading(&self) -> Work {
         self.loading
     }
@@ -84,7 +84,8 @@ impl<T> Rehearsed<T> {
         self.work_on(|_| Ok(()), |network, ()| run(network))
     }
 
-    /// What `run` takes, and beside it in memory, not in work, what is `prepared`.
+    /// Measures the work of `run`. The memory that `prepare` takes is counted too, but not its
+    /// operations nor the weights that are packed for it.
     fn work_on<P, R>(
         &self,
         prepare: impl FnOnce(&T) -> OrCancelled<P>,

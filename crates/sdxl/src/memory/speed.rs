@@ -10,7 +10,7 @@ use crate::weights::folder::Part;
 pub struct Effort {
     /// Which.
     pub part: Part,
-    /// Its own precision.
+    /// The precision of the network itself.
     pub precision: Precision,
     /// Operations.
     pub flop: f64,
@@ -21,8 +21,9 @@ pub struct Effort {
 /// Bytes of weights that are read from the page cache and packed in a second, a thread.
 const PACKED: f64 = 0.5e9;
 
-/// What this machine can do at most: operations per second with all operands in registers,
-/// measured once for each kind that is asked for, in some hundredths of a second.
+/// The peak speed of this machine: operations per second with all operands in registers. It is
+/// measured once for each kind of arithmetic that is asked for, which takes some hundredths of a
+/// second.
 #[derive(Debug, Default)]
 pub struct Speed {
     known: Vec<(Arithmetic, f64)>,
@@ -51,8 +52,9 @@ impl Speed {
     }
 }
 
-/// What a network reaches of the peak of its arithmetic, by docs/performance.md. Above 1 it takes
-/// fewer operations than are counted (Winograd); `int8` computes a part of them in `bf16`.
+/// Gives the share of the peak of its arithmetic that a network reaches, by docs/performance.md.
+/// Above 1 it takes fewer operations than are counted (Winograd); `int8` computes a part of them in
+/// `bf16`.
 fn share_of_peak(part: Part, arithmetic: Arithmetic) -> f64 {
     match (part, arithmetic) {
         (Part::UNet, Arithmetic::F32) => 0.82,

@@ -17,7 +17,8 @@ pub struct TextKeys {
 }
 
 impl TextKeys {
-    /// What `transformers`, in the order they run, make of text states `[tokens, context]`.
+    /// Computes the cross-attention keys and values of text states `[tokens, context]` in all
+    /// blocks of `transformers`, which are given in the order they run.
     ///
     /// # Errors
     /// [`crate::Cancelled`].

@@ -1,4 +1,4 @@
-//! What the `config.json` files say: the only home of architecture numbers.
+//! The contents of the `config.json` files: the only source of architecture numbers.
 //!
 //! Keys and defaults are those of diffusers (`UNet2DConditionModel`,
 //! `AutoencoderKL`) and transformers (`CLIPTextConfig`). Unknown keys are ignored;
@@ -79,8 +79,8 @@ pub struct ClipConfig {
     /// Epsilon of the layer norms.
     #[serde(default = "layer_norm_eps")]
     pub layer_norm_eps: f32,
-    /// Where the pooled vector is taken: the value 2 of the published files is
-    /// historical and means "at the largest token id".
+    /// The id of the token at which the pooled vector is taken: the value 2 of the published
+    /// files is historical and means "at the largest token id".
     #[serde(default = "eos_token_id")]
     pub eos_token_id: u32,
 }
@@ -370,7 +370,7 @@ impl UNetConfig {
         Ok(levels)
     }
 
-    /// What stands between the way down and the way up.
+    /// Gives the kind of the middle block, between the down blocks and the up blocks.
     pub fn middle(&self, path: &Path) -> Result<Middle> {
         match self.mid_block_type.as_deref() {
             None => Ok(Middle::Absent),

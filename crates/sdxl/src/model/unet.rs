@@ -15,7 +15,8 @@ use crate::profile::scope;
 use crate::tensor::{DType, Tensor};
 use crate::weights::Loader;
 
-/// What the UNet is told besides the noisy latents, a row an image.
+/// The conditioning of the UNet: its inputs besides the noisy latents and the timestep, one row per
+/// image.
 pub struct UNetConditioning {
     /// Text states `[B, tokens, cross_attention_dim]`.
     pub context: Tensor,
@@ -203,8 +204,8 @@ impl UNet {
         self.forward_observed(x, timestep, conditioning, &mut |_, _| {})
     }
 
-    /// What the blocks make of text states `[tokens, cross_attention_dim]`, for
-    /// [`Self::forward_with`].
+    /// Computes the cross-attention keys and values of text states `[tokens, cross_attention_dim]`
+    /// in all blocks, for [`Self::forward_with`].
     ///
     /// # Errors
     /// [`crate::Cancelled`].

@@ -17,7 +17,7 @@ const BLOCK: usize = 16;
 #[serde(try_from = "Parts")]
 pub(super) struct Mt19937 {
     state: Vec<u32>,
-    /// How much of `state` has been given out.
+    /// The number of words of `state` that have been given out.
     next: usize,
     /// As bits, which every file format keeps exactly.
     cached: Option<u64>,

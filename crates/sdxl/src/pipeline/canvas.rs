@@ -19,7 +19,7 @@ pub struct Canvas {
     paste_back: bool,
     /// That part at the run's size, `[H, W, 3]` in -1 to 1.
     pub picture: Vec<f32>,
-    /// Where something new is made, `[H, W]`.
+    /// For each pixel of `picture`, whether something new is made there, `[H, W]`.
     pub mask_pixels: Option<Vec<bool>>,
 }
 

@@ -15,7 +15,8 @@ pub type Weighted = (f32, Arc<Conditioning>);
 
 /// One side of the guidance over a run.
 struct Side {
-    /// What there is to be conditioned on: several predictions each where the prompt has `AND`.
+    /// The conditionings that the steps choose from: each a single prediction, or several where the
+    /// prompt has `AND`.
     variants: Vec<Vec<Weighted>>,
     /// Which of them each step uses; empty if all use the first.
     at: Vec<usize>,
@@ -355,7 +356,7 @@ fn encode_side(
     Ok(side)
 }
 
-/// What one step is conditioned on.
+/// Encodes the conditioning of one step.
 fn encode_variant(
     text: &TextEncoders,
     (raw, raw_2): (&str, Option<&str>),

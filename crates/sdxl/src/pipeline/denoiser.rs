@@ -252,7 +252,8 @@ struct SizeIds {
 }
 
 impl SizeIds {
-    /// Those of a row: of `image`, counted over all `images` of the request.
+    /// Gives the size ids of a row of the batch: the row of `side` of the guidance for `image`,
+    /// which is counted over all `images` of the request.
     fn of(&self, side: Side, image: usize, two_sided: bool, images: usize) -> &[f32] {
         let negative = if self.alternate {
             let row = match side {

@@ -19,7 +19,7 @@ pub enum Event<'a> {
     Step(StepEvent<'a>),
     /// A picture is about to be decoded.
     Decoding {
-        /// Its number, from 1.
+        /// The number of the picture, from 1.
         index: usize,
         /// Pictures in all.
         total: usize,
@@ -58,7 +58,7 @@ impl StepEvent<'_> {
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct PictureEvent<'a> {
-    /// Its number, from 1.
+    /// The number of the picture, from 1.
     pub index: usize,
     /// Pictures in all.
     pub total: usize,

@@ -1,4 +1,5 @@
-//! How the predictions with and without the prompt combine, and how strongly at which step.
+//! Guidance: the combination of the predictions with and without the prompt, and its strength at
+//! each step.
 
 use crate::request::Request;
 

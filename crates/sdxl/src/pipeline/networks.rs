@@ -22,7 +22,7 @@ pub(super) struct Networks {
     pub vae: Arc<Lazy<Vae>>,
 }
 
-/// How the weights of networks are held.
+/// The way in which the weights of networks are held in memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Holding {
     /// The precision of the networks.

@@ -1,4 +1,4 @@
-//! How a pipeline is opened: where its weights are, and how they are held in memory.
+//! The opening of a pipeline: where its weights are, and how they are held in memory.
 
 use std::path::{Path, PathBuf};
 
@@ -224,9 +224,9 @@ impl Opening {
     /// Opens the files, and loads the networks where they are to stay in memory.
     ///
     /// # Errors
-    /// Those of [`Self::lazy`]; [`Error::File`](crate::Error::File) for weights that are wrong, and
-    /// [`Error::Machine`](crate::Error::Machine) for more than fits in memory, as far as networks are
-    /// loaded now.
+    /// The errors of [`Self::lazy`]; [`Error::File`](crate::Error::File) for weights that are
+    /// wrong, and [`Error::Machine`](crate::Error::Machine) for more than fits in memory, as far as
+    /// networks are loaded now.
     pub fn load(mut self) -> Result<Pipeline> {
         let refiner = self.refiner.take();
         let (offload, options) = (self.offload, self.options.clone());

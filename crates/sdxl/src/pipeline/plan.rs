@@ -1,8 +1,8 @@
-//! What a run will take of memory and time, and how it is arranged so that it fits.
+//! The plan of a run: the memory and time that it will take, and the arrangement by which it fits.
 //!
 //! Nothing is estimated by formulas of their own: the networks are rehearsed
 //! ([`crate::memory::rehearsal`]), by their own code, for each arrangement that comes into question.
-//! Those are tried from the one that costs nothing to the one that costs most:
+//! The arrangements are tried from the one that costs nothing to the one that costs most:
 //!
 //! 1. all networks in memory ([`Offload::None`]; for many pictures, and where a pipeline has them);
 //! 2. networks in turn, each while it works ([`Offload::Model`]);
@@ -42,11 +42,11 @@ pub(super) struct PlanInputs<'a> {
     pub precision: Precision,
     /// The request, with nothing left open.
     pub request: &'a Request,
-    /// Its pictures, latents and encoded prompts.
+    /// The pictures, latents and encoded prompts of the request.
     pub inputs: &'a Inputs,
-    /// Its prompts.
+    /// The prompts of the request.
     pub prompts: &'a Prompts,
-    /// Its stages.
+    /// The stages of the request.
     pub stages: &'a [Stage],
     /// The places of the stages.
     pub progress: &'a [StageProgress],
@@ -91,7 +91,7 @@ pub struct Plan {
     pub sliced: bool,
     /// Whether tiles were decided for want of memory.
     pub short: bool,
-    /// What is in memory at once, in the order of the run.
+    /// The phases of the run, in order, each with what is in memory at once.
     pub parts: Vec<Phase>,
 }
 
@@ -118,8 +118,9 @@ impl Plan {
     /// The arrangement that costs least among those that fit.
     ///
     /// # Errors
-    /// Where none does, with the least that would do: [`Error::Request`] for a budget that was
-    /// given, else [`Error::Machine`]. Whatever is wrong with the checkpoint's files.
+    /// If no arrangement fits, an error that says the least memory that would do:
+    /// [`Error::Request`] for a budget that was given, else [`Error::Machine`]. Also every error in
+    /// the checkpoint's files.
     pub(super) fn new(asked: &PlanInputs<'_>, warn: &mut dyn FnMut(Warning)) -> Result<Plan> {
         let planner = Planner::new(asked, warn)?;
         let limit = asked.limit();

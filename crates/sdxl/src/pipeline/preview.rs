@@ -188,7 +188,7 @@ impl Projector {
     }
 }
 
-/// What unfinished latents are becoming.
+/// A preview of unfinished latents: small pictures of what they are becoming.
 pub struct Preview {
     projector: Arc<Projector>,
     latents: Latents,

@@ -233,7 +233,7 @@ impl Run {
     /// and after them. `None` at the end. After an error the run is as it was before the step.
     ///
     /// # Errors
-    /// Those of [`Self::start`].
+    /// The errors of [`Self::start`].
     pub fn step(&mut self) -> Result<Option<Event<'_>>> {
         let cancel = self.cancel.clone();
         let done = cancel.run(|| self.advance(false))?;

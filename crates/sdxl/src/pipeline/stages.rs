@@ -38,7 +38,7 @@ pub enum StartFrom {
 pub struct Stage {
     /// The network.
     pub network: Network,
-    /// Its start.
+    /// The latents that the stage starts from.
     pub start_from: StartFrom,
     /// The size of its pictures.
     pub size: Size,
@@ -77,7 +77,7 @@ impl Stage {
         Ok(scheduler::build(&self.config, &self.plan)?)
     }
 
-    /// What the network predicts, in the words of `scheduler_config.json`.
+    /// Gives the prediction type of the network, in the words of `scheduler_config.json`.
     pub fn prediction_type(&self) -> &str {
         let named = self.config.get("prediction_type");
         named.and_then(|name| name.as_str()).unwrap_or("epsilon")
@@ -94,7 +94,7 @@ impl Stage {
     }
 }
 
-/// What of a schedule a stage runs; see [`Plan`] for the words.
+/// The part of a schedule that a stage runs; [`Plan`] explains the terms.
 #[derive(Default)]
 struct Cut {
     strength: Option<f64>,
@@ -102,7 +102,8 @@ struct Cut {
     end: Option<f64>,
 }
 
-/// Where base and refiner share a run, the ends of their parts: equal where only one is given.
+/// Gives the end of the base's part and the start of the refiner's in a run that both share: equal
+/// where only one is given.
 fn hand_over(request: &Request) -> (Option<f64>, Option<f64>) {
     let (end, start) = (request.denoising_end, request.denoising_start);
     match request.denoising_fraction {
@@ -200,7 +201,7 @@ pub fn stages(
     Ok(stages)
 }
 
-/// How a run begins, after refusing what contradicts itself.
+/// Decides how a run begins, after refusing a request that contradicts itself.
 fn first(refiner: bool, request: &Request, inputs: &Inputs) -> Result<StartFrom> {
     let no = |field, message: &str, hint: &str| -> Result<StartFrom> {
         Err(Error::request(field, message).with_hint(hint))

@@ -62,8 +62,8 @@ pub fn decode(
     Ok(bytes)
 }
 
-/// What the VAE says of pictures: latents of standard normal noise `z` are
-/// `(mean + deviation · z)`, in the UNet's scale.
+/// The distribution of latents that the VAE gives for pictures: latents of standard normal noise
+/// `z` are `(mean + deviation · z)`, in the UNet's scale.
 pub struct Posterior {
     mean: Latents,
     deviation: Latents,

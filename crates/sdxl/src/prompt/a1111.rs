@@ -24,7 +24,7 @@ use super::{Item, Join, LoraUse, MAX_DEPTH, Node, too_deep};
 use crate::error::{Error, Result};
 use crate::weights::lora::blocks::read_list;
 
-/// What one pair of round brackets multiplies by; square ones divide.
+/// The factor by which one pair of round brackets multiplies a weight; square ones divide by it.
 pub(super) const STEP: f64 = 1.1;
 
 /// Reads `text`.
@@ -303,12 +303,12 @@ fn partners(tokens: &[Token]) -> Partners {
     partners
 }
 
-/// What a bracket that is still open holds so far.
+/// A bracket that is still open, with its contents so far.
 struct Frame {
     open: usize,
     /// The part of a bracket after it was crossed by another: a weight and nothing else.
     crossed: bool,
-    /// What stands between separators.
+    /// The nodes between separators.
     segments: Vec<Vec<Node>>,
     /// `:` or `|`, one fewer than there are segments.
     separators: Vec<char>,
@@ -351,7 +351,7 @@ impl Frame {
         nodes
     }
 
-    /// What a square bracket means that closes and was not crossed.
+    /// Makes the node of a square bracket that closes and was not crossed by another.
     fn square(mut self) -> Node {
         let bars = self.separators.iter().filter(|c| **c == '|').count();
         let colons = self.separators.len() - bars;

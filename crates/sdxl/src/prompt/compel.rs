@@ -79,7 +79,7 @@ fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r' | '\n')
 }
 
-/// What pyparsing skips before it looks for blanks at the level of a prompt.
+/// Says whether pyparsing skips `c` before it looks for blanks at the level of a prompt.
 fn is_skipped_before_blank(c: char) -> bool {
     matches!(
         c,
@@ -96,7 +96,8 @@ enum Raw {
     Lora(LoraUse),
 }
 
-/// What is inside of a pair of brackets or quotes, or a word that stands without.
+/// The contents of a pair of brackets or quotes, named by the position where the pair opens, or a
+/// word without either.
 #[derive(Debug, Clone)]
 enum Inside {
     Paren(usize),
@@ -112,7 +113,7 @@ struct Pair<T> {
     holds: T,
 }
 
-/// What `.swap(` and `)` hold.
+/// The arguments between `.swap(` and `)`.
 #[derive(Debug, Clone)]
 struct Arguments {
     edited: Vec<Raw>,
@@ -121,7 +122,7 @@ struct Arguments {
 
 type Options = Vec<(String, Option<String>)>;
 
-/// What was read, and where it ends.
+/// A value that was read, and the position where it ends.
 type Read<T> = Option<(T, usize)>;
 
 struct Reader {

@@ -229,7 +229,8 @@ fn bracketed(node: &Node) -> String {
     }
 }
 
-/// What makes a weight behind brackets: signs where they give exactly that number.
+/// Gives the suffix that stands for a weight behind brackets: signs where they give exactly that
+/// number, else the number itself; nothing for a weight of 1.
 fn suffix(weight: f64) -> String {
     if weight == 1.0 {
         return String::new();
@@ -347,8 +348,8 @@ fn reads_alike(text: &str, prompt: &Prompt) -> bool {
             .all(|(a, b)| a.0 == b.0 && near(a.1, b.1))
 }
 
-/// What is said at the first step, character by character, with the weight of each: blanks come and
-/// go in translation.
+/// Gives the text of the first step, character by character, with the weight of each. Blanks are
+/// left out, since translation adds and removes them.
 fn weighted_words(prompt: &Prompt) -> Vec<(char, f64)> {
     let mut words = Vec::new();
     for Part { content, .. } in prompt.at(0, usize::MAX).parts {

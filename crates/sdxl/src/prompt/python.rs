@@ -1,4 +1,5 @@
-//! What Python calls a blank, a digit and a number: the languages' libraries are written in it.
+//! Python's definitions of a blank, a digit and a number: the libraries of the prompt languages are
+//! written in Python.
 
 /// `str.isspace`, which is also `\s` of its regular expressions.
 pub(super) fn is_space(c: char) -> bool {

@@ -19,7 +19,7 @@ struct Step {
 }
 
 impl Prompt {
-    /// What to encode at `step` (from 0) of `steps`: the same for all unless
+    /// Gives the parts to encode at `step` (from 0) of `steps`: the same at all steps unless
     /// [`Prompt::changes_by_step`].
     ///
     /// With `[a:b:8]` the first 8 steps see `a`, as the web UI documents it; `[a|b]` begins with

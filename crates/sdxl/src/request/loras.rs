@@ -67,7 +67,7 @@ fn same(a: &[LoraUse], b: &[LoraUse]) -> bool {
     sorted(a) == sorted(b)
 }
 
-/// What they are, for a message.
+/// Names the LoRAs and their weights, for a message.
 fn names(loras: &[LoraUse]) -> String {
     if loras.is_empty() {
         return "no LoRA".into();

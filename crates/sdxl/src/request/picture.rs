@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_SIDE, Request};
 use crate::error::{Error, Result};
 
-/// What happens to an input picture whose aspect ratio is not the wanted one.
+/// A way to fit an input picture whose aspect ratio is not the wanted one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResizeMode {
@@ -17,11 +17,11 @@ pub enum ResizeMode {
     Stretch,
     /// The middle is taken.
     Crop,
-    /// Its border is repeated outwards.
+    /// The picture's border is repeated outwards.
     Pad,
 }
 
-/// What is enlarged before a second pass.
+/// A method of enlargement before a second pass: of the picture or of the latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UpscaleMethod {
@@ -124,7 +124,7 @@ impl Request {
         }
     }
 
-    /// What of [`Request::check`] is about the fields of this file.
+    /// Checks the fields of this file, as the part of [`Request::check`] that is about them.
     pub(super) fn check_picture(&self) -> Result<()> {
         let no = |field, message: String, hint: &str| -> Result<()> {
             Err(Error::request(field, message).with_hint(hint))

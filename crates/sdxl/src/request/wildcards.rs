@@ -14,7 +14,7 @@ impl Request {
     /// the pictures' noise stays what it was. A request without wildcards stays as it is.
     ///
     /// # Errors
-    /// What [`Request::check`] and [`expand`] refuse.
+    /// Everything that [`Request::check`] and [`expand`] refuse.
     pub fn expand_wildcards(&mut self, folder: Option<&Path>) -> Result<()> {
         self.check()?;
         let lists = [

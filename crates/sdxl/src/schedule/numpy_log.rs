@@ -3,9 +3,9 @@
 /// The bits of `numpy.log` for a positive, finite, normal `f32`, as NumPy 2 computes it on every
 /// x86 processor since 2013: a rational approximation with fused products, up to 4 ulp off.
 ///
-/// Where differences of logarithms are divided by differences of logarithms (DEIS of third order)
-/// another last bit changes the result by 1e-4, and where a timestep is cut to a whole number it
-/// can change the number.
+/// The last bit matters: when differences of logarithms are divided by differences of logarithms
+/// (DEIS of third order), another last bit changes the result by 1e-4, and when a timestep is cut
+/// to a whole number, it can change the number.
 pub fn numpy_log(x: f32) -> f32 {
     if x <= 0.0 || !x.is_finite() {
         return libm::log(x.into()) as f32;

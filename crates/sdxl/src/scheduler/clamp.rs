@@ -12,7 +12,7 @@ pub(super) const THRESHOLDING: &[OptionInfo] = &[
     option("sample_max_value", "1.0"),
 ];
 
-/// What is done to a predicted clean image.
+/// The limit on the values of a predicted clean image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Clamp {
     /// Nothing.

@@ -38,15 +38,15 @@ const OPTIONS: &[OptionInfo] = &[
     option("clip_sample_range", "1.0"),
 ];
 
-/// How much noise a step adds.
+/// The variance of the noise that a step adds.
 #[derive(Clone, Copy, PartialEq)]
 enum Variance {
-    /// What the step takes away if the image is known.
+    /// The posterior variance: that of the next sample if the clean image is known.
     Small,
     /// The same by way of its logarithm, and used as a deviation: the reference does not take the
     /// root again.
     SmallLog,
-    /// What training added.
+    /// The variance of the noise that training adds between the step's two timesteps.
     Large,
 }
 

@@ -7,7 +7,7 @@ use super::multistep::{Level, Space};
 use super::{At, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
-/// What a solver integrates, and whether it adds noise.
+/// The quantity that a solver integrates, and whether the solver adds noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Algorithm {
     /// The noise (DPM-Solver).
@@ -24,7 +24,7 @@ pub(super) const DPM: (&str, Algorithm) = ("dpmsolver", Algorithm::Noise);
 pub(super) const DPM_PP: (&str, Algorithm) = ("dpmsolver++", Algorithm::Clean);
 pub(super) const SDE_DPM: (&str, Algorithm) = ("sde-dpmsolver", Algorithm::SdeNoise);
 pub(super) const SDE_DPM_PP: (&str, Algorithm) = ("sde-dpmsolver++", Algorithm::SdeClean);
-/// What the configurations of other classes mean here.
+/// The algorithm used here for an `algorithm_type` from a configuration of another class.
 pub(super) const DEIS: (&str, Algorithm) = ("deis", Algorithm::Clean);
 pub(super) const SA: (&str, Algorithm) = ("data_prediction", Algorithm::Clean);
 
@@ -40,7 +40,7 @@ impl Algorithm {
     }
 }
 
-/// How the first derivative enters a second-order update.
+/// The way in which the first derivative enters a second-order update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Solver {
     Midpoint,

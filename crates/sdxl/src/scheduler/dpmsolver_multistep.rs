@@ -84,7 +84,7 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     Ok((multistep::with_final(levels, last), Box::new(rule)))
 }
 
-/// What the solvers of the noise cannot do.
+/// Refuses options with which the algorithms that integrate the noise cannot work.
 pub(super) fn check_noise_algorithm(
     config: &SchedulerConfig,
     algorithm: Algorithm,
@@ -139,7 +139,8 @@ impl Rule for DpmSolverMultistep {
     }
 }
 
-/// What an algorithm integrates, from a model's output.
+/// Converts a model's output to the quantity that an algorithm integrates: the clean image or the
+/// noise.
 pub(super) fn convert(
     algorithm: Algorithm,
     prediction: Prediction,

@@ -74,7 +74,8 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
 
 struct DpmSolverSde {
     prediction: Prediction,
-    /// Of the Brownian paths: one for the batch or one for each image; drawn if there are none.
+    /// The seeds of the Brownian paths: one for the batch or one for each image; drawn if there are
+    /// none.
     seeds: Vec<u64>,
     s_noise: f32,
     /// The Brownian paths of the run, once they are needed, and the seeds that they follow from.

@@ -20,7 +20,7 @@ pub(super) const OPTIONS: &[OptionInfo] = &[
     option("final_sigmas_type", r#""zero""#),
 ];
 
-/// What the model's input and output are scaled with.
+/// The scaling of the model's input and output.
 pub(super) struct Preconditioning {
     data: f32,
     prediction: Prediction,

@@ -35,9 +35,9 @@ pub enum SchedulerError {
         class: &'static str,
         /// The option.
         option: &'static str,
-        /// Its value, as JSON.
+        /// The value of the option, as JSON.
         value: String,
-        /// What it may be.
+        /// The values that the option may have, in words.
         expected: String,
     },
     /// Options that exclude one another.
@@ -54,7 +54,7 @@ pub enum SchedulerError {
     Unsupported {
         /// The class.
         class: &'static str,
-        /// What does not go together, and what to do.
+        /// The options that do not go together, and what to do.
         reason: String,
     },
     /// A plan without steps.
@@ -81,7 +81,7 @@ pub enum SchedulerError {
         what: &'static str,
         /// The value.
         value: f64,
-        /// What it may be.
+        /// The values that are allowed, in words.
         expected: String,
     },
     /// Custom timesteps or sigmas for a class that places its own.
@@ -97,11 +97,11 @@ pub enum SchedulerError {
     NothingLeft {
         /// The field that cuts it, the last of several.
         field: &'static str,
-        /// What cuts it, with its value.
+        /// The setting that cuts it, with its value.
         what: String,
-        /// How many evaluations the whole plan has.
+        /// The number of evaluations of the whole plan.
         evaluations: usize,
-        /// What to do.
+        /// The advice to the user.
         remedy: &'static str,
     },
     /// A step after the last one.
@@ -142,12 +142,12 @@ impl SchedulerError {
         }
     }
 
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn message(&self) -> String {
         self.told().0
     }
 
-    /// What to do about it, where there is something to do.
+    /// Says what to do about it, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         self.told().1
     }

@@ -45,7 +45,8 @@ pub(super) const SOLVER: &[OptionInfo] = &[
 /// The option that cuts the noisiest timesteps off.
 pub(super) const CLIPPED: &[OptionInfo] = &[option("lambda_min_clipped", r#""-inf""#)];
 
-/// How a noise level divides a sample between image and noise.
+/// The relation between the factors of the clean image (`alpha`) and the noise (`sigma`) in a
+/// sample, by which a noise level fixes both.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Space {
     /// `alpha^2 + sigma^2 = 1`.
@@ -252,7 +253,7 @@ pub(super) fn spaced(
     Ok(timesteps)
 }
 
-/// How many of the noisiest timesteps `lambda_min_clipped` cuts off.
+/// Counts the noisiest timesteps that `lambda_min_clipped` cuts off.
 pub(super) fn clipped(config: &SchedulerConfig, alphas: &[f32]) -> Result<usize, SchedulerError> {
     let lowest = config.extended_number("lambda_min_clipped")? as f32;
     let lambda = |a: f32| ln(a.sqrt()) - ln((1.0 - a).sqrt());
@@ -282,7 +283,8 @@ pub(super) fn with_final(levels: Levels, last: f32) -> Schedule {
     }
 }
 
-/// How many outputs a multistep solver of an order uses at an evaluation, the `index`th of its run.
+/// The rule for the number of model outputs that a multistep solver of an order uses at an
+/// evaluation.
 pub(super) struct Orders {
     pub(super) order: usize,
     /// Whether schedules of less than 15 evaluations end with lower orders.
@@ -292,6 +294,7 @@ pub(super) struct Orders {
 }
 
 impl Orders {
+    /// Gives the number of model outputs to use at an evaluation, the `index`th of its run.
     pub(super) fn at(&self, at: At<'_>, index: usize) -> usize {
         let left = at.evaluations() - at.index;
         let at_end = match left {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Info, SchedulerError};
 
-/// Where the steps of a run are.
+/// The steps of a run: their number, timesteps or noise levels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Steps {
@@ -20,7 +20,7 @@ pub enum Steps {
 /// The plan of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Where the steps are.
+    /// The steps: their number, timesteps or noise levels.
     pub steps: Steps,
     /// Image to image: run only this share of the steps, the last ones. 0 to 1.
     pub strength: Option<f64>,

@@ -1,9 +1,9 @@
-//! What a model predicts, and how a clean image and noise follow from it.
+//! The prediction types of models, and the computation of clean image and noise from a prediction.
 
 use super::{SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
-/// What the model was trained to answer.
+/// The prediction type: the quantity that the model was trained to predict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prediction {
     /// The noise.

@@ -27,9 +27,9 @@ pub enum Randomness {
 /// An option of a scheduler class.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionInfo {
-    /// Its key.
+    /// The option's key in a configuration.
     pub name: &'static str,
-    /// Its default as JSON; `null` is none.
+    /// The option's default as JSON; `null` is none.
     pub default: &'static str,
 }
 
@@ -40,7 +40,7 @@ impl OptionInfo {
     }
 }
 
-/// What a rule's file gives: where the evaluations are, and the update.
+/// The result of a rule's `build` function: the schedule of the evaluations, and the update rule.
 pub(super) type Built = Result<(Schedule, Box<dyn Rule>), SchedulerError>;
 
 /// A scheduler class.
@@ -50,7 +50,8 @@ pub struct Info {
     pub class: &'static str,
     /// Short names, the one to show first.
     pub names: &'static [&'static str],
-    /// How the error falls with the length of the steps, for the default options.
+    /// The order of accuracy: the power of the step length with which the error falls, for the
+    /// default options.
     pub order: u8,
     /// Evaluations of the UNet per step; the last step of a second-order scheduler takes one.
     pub evaluations_per_step: usize,
@@ -62,7 +63,7 @@ pub struct Info {
     pub custom_timesteps: bool,
     /// Whether [`super::Steps::Sigmas`] is possible.
     pub custom_sigmas: bool,
-    /// Its options, in groups.
+    /// The options of the class, in groups.
     pub(super) options: &'static [&'static [OptionInfo]],
     pub(super) build: fn(&SchedulerConfig, &Plan) -> Built,
 }

@@ -1,5 +1,5 @@
-//! What all schedulers for discretely trained models share: the noise schedule of training, and how
-//! a run's noise levels are chosen from it.
+//! The parts that all schedulers for discretely trained models share: the noise schedule of
+//! training, and the choice of a run's noise levels from it.
 
 use super::registry::OptionInfo;
 use super::{SchedulerConfig, SchedulerError};
@@ -51,15 +51,15 @@ pub(super) const BETA_SCHEDULES: &[(&str, BetaSchedule)] = &[
     ("squaredcos_cap_v2", BetaSchedule::SquaredCosCapV2),
 ];
 
-/// What is done about the last timestep of a model trained down to pure noise, where the noise
-/// level is infinite.
+/// The treatment of the last timestep of a model trained down to pure noise (zero terminal SNR), at
+/// which the noise level is infinite.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ZeroSnr {
     /// The class has no such option.
     No,
     /// Nothing: the class works with alphas, and zero is fine.
     Exact,
-    /// Its alpha is made 2^-24, its sigma 4096.
+    /// The timestep's cumulative alpha is made 2^-24, and so its sigma 4096.
     NearlyZero,
 }
 
@@ -112,7 +112,7 @@ pub(super) fn alphas_cumprod(
     Ok(alphas)
 }
 
-/// Where the steps are.
+/// Reads the spacing of the timesteps.
 pub(super) fn spacing(config: &SchedulerConfig) -> Result<Spacing, SchedulerError> {
     config.choice(
         "timestep_spacing",

@@ -244,7 +244,7 @@ impl UniPc {
         order.min(index + 1)
     }
 
-    /// What is integrated, from a model's output.
+    /// Converts a model's output to the quantity that is integrated: the clean image or the noise.
     fn convert(&self, at: At<'_>, output: &Latents, sample: &Latents) -> Latents {
         if self.clean {
             let clean = self

@@ -1,9 +1,9 @@
-//! Memory of tensors that are gone, for the next ones: fresh pages from the system would cost
-//! more than some of what is computed into them.
+//! A pool of the buffers of dropped tensors, reused for new tensors: fresh pages from the system
+//! would cost more than some of what is computed into them.
 //!
-//! Where nothing that is kept fits, as much of it as is asked for is given back first. So tensors
-//! in use and memory kept for others together never take more than the tensors in use took at
-//! their peak.
+//! If no kept buffer fits, kept buffers of as many bytes as are asked for are freed first. So
+//! tensors in use and kept buffers together never take more memory than the tensors in use took
+//! at their peak.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,14 +12,14 @@ use half::bf16;
 /// Below this the allocator is quick by itself.
 const SMALL: usize = 1 << 16;
 
-/// What is kept, the longest unused first.
+/// The kept buffers, the longest unused first.
 static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 
 /// A buffer that nobody uses.
 pub(crate) enum Kept {
-    /// Of a tensor of 32-bit values.
+    /// The buffer of a tensor of 32-bit values.
     F32(Vec<f32>),
-    /// Of a tensor of bfloat16 values.
+    /// The buffer of a tensor of bfloat16 values.
     Bf16(Vec<bf16>),
 }
 

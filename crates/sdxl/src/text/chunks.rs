@@ -7,7 +7,7 @@ use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::prompt::Span;
 
-/// Where a text that is too long for one chunk is divided.
+/// The rule by which a text that is too long for one chunk is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Splitting {
     /// As Compel does by default: after the last full stop that fits, however early; else after
@@ -27,9 +27,9 @@ const MAX_CHUNKS: usize = 100;
 /// A span as the tokenizer reads it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fragment {
-    /// Its tokens, without start and end. When prompts are cut, no more than fit in a chunk.
+    /// The token ids, without start and end. When prompts are cut, no more than fit in a chunk.
     pub ids: Vec<u32>,
-    /// Its weight.
+    /// The weight of the span in the prompt.
     pub weight: f64,
 }
 
@@ -150,12 +150,12 @@ impl Layout {
         })
     }
 
-    /// Where each fragment stands, as first and last position counted through all chunks,
+    /// Gives the first and last position of each fragment, counted through all chunks,
     /// padding included; `None` for one without tokens, and for one that was cut off.
     ///
-    /// Compel looks fragments up by their tokens, which shows: a fragment may begin in the
-    /// padding of a chunk that ended early, spans what stands between two chunks, and if it is cut
-    /// it includes the end token.
+    /// Compel looks fragments up by their tokens, with these effects: a fragment may begin in the
+    /// padding of a chunk that ended early, it includes the tokens between two chunks that it
+    /// reaches into, and if it is cut it includes the end token.
     pub fn positions(&self, tokenizer: &Tokenizer) -> Vec<Option<RangeInclusive<usize>>> {
         let ids: Vec<u32> = self.chunks.iter().flat_map(|c| c.ids.clone()).collect();
         let mut found = Vec::with_capacity(self.fragments.len());

@@ -40,7 +40,7 @@ struct Inverted {
     rows: Vec<f32>,
 }
 
-/// What SDXL takes from a text encoder.
+/// The output of a text encoder, as far as SDXL uses it.
 pub struct ClipOutput {
     /// The asked hidden layer, not normalised: `[B, tokens, hidden_size]`.
     pub hidden: Tensor,
@@ -222,9 +222,9 @@ impl ClipTextModel {
         ops::linear(&hidden, &layer.fc2, none, Some(&x))
     }
 
-    /// Where the reference takes the pooled vector. Published SDXL files say `eos_token_id` 2, a
-    /// mistake of old that transformers keeps working by taking the largest id: the end of the
-    /// text, or a textual inversion before it.
+    /// Finds the position at which the reference takes the pooled vector. Published SDXL files say
+    /// `eos_token_id` 2, an old mistake; transformers still supports it by taking the largest id:
+    /// the end of the text, or a textual inversion before it.
     fn end_of_text(&self, ids: &[u32]) -> usize {
         let found = if self.config.eos_token_id == 2 {
             let largest = ids.iter().max();

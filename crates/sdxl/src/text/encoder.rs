@@ -25,7 +25,7 @@ pub struct Sequence {
 
 /// A text encoder with its tokenizer.
 pub struct Encoder {
-    /// Its folder's name, for profiles.
+    /// The name of the encoder's folder, for profiles.
     name: &'static str,
     tokenizer: Tokenizer,
     model: ClipTextModel,

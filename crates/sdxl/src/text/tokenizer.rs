@@ -21,7 +21,7 @@ use crate::weights::files::Files;
 use crate::weights::folder::{Part, read_json};
 use crate::weights::inversion::Inversion;
 
-/// How text is cut into words before merging: CLIP's own pattern.
+/// The pattern that cuts text into words before merging: CLIP's own.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 

@@ -1,4 +1,4 @@
-//! What weights do to the states of a text encoder.
+//! Prompt weights, and how they change the states of a text encoder.
 
 use super::chunks::{Chunk, Layout, Splitting};
 use super::encoder::{Encoder, Sequence};
@@ -6,7 +6,7 @@ use crate::cancel::OrCancelled;
 use crate::error::Result;
 use crate::prompt::{Content, Part, Span};
 
-/// How a weight changes what a word does.
+/// The arithmetic by which a prompt weight changes the states of a text encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightArithmetic {
     /// Compel's: states move away from those of the empty text by their weight; for every span
@@ -21,14 +21,14 @@ pub enum WeightArithmetic {
     ComfyUi,
 }
 
-/// How one encoder turns parts of a prompt into states.
+/// The method by which one encoder turns parts of a prompt into states.
 #[derive(Clone, Copy)]
 pub struct Method {
     /// Layers skipped at the end of the encoder.
     pub skip: usize,
-    /// What weights do.
+    /// The arithmetic that applies prompt weights.
     pub arithmetic: WeightArithmetic,
-    /// Where long texts are divided.
+    /// The rule by which long texts are divided into chunks.
     pub splitting: Splitting,
     /// Whether long texts are cut instead.
     pub truncate: bool,

@@ -32,7 +32,7 @@ struct Laid<'a> {
     parts: Vec<(String, StoredTensor)>,
     shape: Vec<usize>,
     dtype: Dtype,
-    /// How they are written, if not as they are stored.
+    /// The format that the tensors are converted to, if they are not written as they are stored.
     lowered: Option<(Storage, &'a Lowering)>,
 }
 
@@ -107,7 +107,7 @@ impl View for Laid<'_> {
     }
 }
 
-/// What goes into a `.safetensors` file.
+/// An entry of a `.safetensors` file to be written.
 enum Entry<'a> {
     Tensor(Laid<'a>),
     /// The scales of bytes: `[n, 1]`.
@@ -311,7 +311,7 @@ fn single_file(checkpoint: &Checkpoint, to: &Path, lowering: Option<&Lowering>) 
 /// it has none of its own.
 ///
 /// # Errors
-/// What the disk refuses. `to` must not exist.
+/// Files that cannot be written. `to` must not exist.
 pub fn to_folder(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
     folder(checkpoint, to, None)
 }

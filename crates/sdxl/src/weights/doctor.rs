@@ -1,4 +1,4 @@
-//! What is wrong with a checkpoint or another file of weights, and what to do about it.
+//! The diagnosis of a checkpoint or another file of weights: what is wrong with it, and what to do.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ use crate::text::tokenizer::Tokenizer;
 pub struct Finding {
     /// Whether it stands in the way of a picture.
     pub problem: bool,
-    /// What it is, and what to do; knobs are named as hints name them (see [`crate::error`]).
+    /// The finding, and what to do; fields are named as hints name them (see [`crate::error`]).
     pub text: String,
 }
 

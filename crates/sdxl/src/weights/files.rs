@@ -1,4 +1,4 @@
-//! Where the parts of a checkpoint are: in a folder with files for each, or in one file.
+//! The files of a checkpoint's parts: a folder with files for each part, or one file for all.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Files {
         &self.root
     }
 
-    /// What stands in for a part.
+    /// Gives the file or folder that replaces a part, if there is one.
     pub(super) fn replacement(&self, part: Part) -> Option<&Replacement> {
         match part {
             Part::Vae => self.vae.as_deref(),
@@ -114,7 +114,7 @@ impl Files {
     }
 }
 
-/// What is said of a single file without a part.
+/// Makes the error for a single file that lacks a part.
 pub(super) fn missing_part(path: &Path, part: Part) -> Error {
     match part {
         Part::TextEncoder | Part::TextEncoder2 => Error::file(path, "it lacks a text encoder"),

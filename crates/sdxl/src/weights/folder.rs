@@ -20,7 +20,7 @@ use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
 use crate::model::config::{ClipConfig, UNetConfig, VaeConfig};
 
-/// What kind of SDXL checkpoint a folder holds.
+/// The kinds of SDXL checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Two text encoders; makes pictures from noise.
@@ -75,7 +75,7 @@ impl Part {
     }
 }
 
-/// How a checkpoint is to be opened.
+/// Options for opening a checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// Use weight files named `*.VARIANT.safetensors` (`fp16`) where a part has them.
@@ -112,7 +112,7 @@ pub struct Checkpoint {
     pub scheduler: Map<String, Value>,
 }
 
-/// What the configuration files say.
+/// The contents of a checkpoint's configuration files.
 struct Configs {
     text_encoder: Option<ClipConfig>,
     text_encoder_2: ClipConfig,
@@ -393,7 +393,7 @@ impl Checkpoint {
         self.files.root()
     }
 
-    /// Where all parts are.
+    /// Gives the files of all parts.
     pub fn files(&self) -> &Files {
         &self.files
     }
@@ -502,7 +502,7 @@ impl TextParts {
         })
     }
 
-    /// Where both are.
+    /// Gives the files of both text encoders.
     pub fn files(&self) -> &Files {
         &self.files
     }
@@ -651,7 +651,7 @@ pub(super) fn files_of(
     Ok(Some(files))
 }
 
-/// What the weights of a variant are called: in one file, and the index of several.
+/// Gives the names of a variant's weight files: of a single file, and of the index of several.
 pub(crate) fn weight_names(stem: &str, variant: Option<&str>) -> [String; 2] {
     match variant {
         Some(v) => [

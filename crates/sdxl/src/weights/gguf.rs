@@ -33,20 +33,20 @@ const BLOCKS: [(u32, BlockType); 10] = [
     (14, BlockType::Q6K),
 ];
 
-/// What a header says of a tensor.
+/// The header's entry for one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
-    /// How its values are stored.
+    /// The storage format of the values.
     pub element: ElementType,
     /// Torch's order of axes: the last one is contiguous.
     pub shape: Vec<usize>,
-    /// Where its bytes begin and end in the file.
+    /// The byte range of the data in the file: the first byte, and the one after the last.
     pub range: (usize, usize),
 }
 
-/// What is wrong with a header: the end of a sentence about the file.
+/// A message that says what is wrong with a header: the end of a sentence about the file.
 type Broken = String;
 
 /// Reads the header of `file`.
@@ -136,9 +136,9 @@ pub fn read(file: &[u8]) -> Result<Vec<Entry>, Broken> {
 
 /// A tensor of a file to be written.
 pub struct Written {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
-    /// How its values are to be stored: `F32`, `F16` or blocks.
+    /// The format in which the values are to be stored: `F32`, `F16` or blocks.
     pub element: ElementType,
     /// Torch's order of axes. Rows hold whole blocks.
     pub shape: Vec<usize>,
@@ -204,7 +204,7 @@ pub fn header(
 
 /// A value of a key in a file's header.
 pub enum Key<'a> {
-    /// Of 32 bits.
+    /// An unsigned integer of 32 bits.
     Number(u32),
     /// Text.
     Text(&'a str),

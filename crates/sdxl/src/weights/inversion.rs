@@ -55,7 +55,7 @@ pub struct Inversion {
     pub token: String,
     /// The file, or the first of its two halves.
     pub file: PathBuf,
-    /// How many tokens the word is.
+    /// The number of tokens that the word becomes, one for each vector.
     pub vectors: usize,
     /// `[vectors, hidden_size]` for the first text encoder; a refiner has none.
     first: Option<Vec<f32>>,

@@ -14,15 +14,15 @@ use crate::error::Result;
 /// A file as it was when it was opened: one that was written anew is another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stamp {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Its length in bytes.
+    /// The length of the file in bytes.
     pub bytes: u64,
     /// When it was written, where the system says so.
     pub modified: Option<SystemTime>,
 }
 
-/// Where a tensor's values come from: its place in a file, and what LoRAs add.
+/// The origin of a tensor's values: their place in a file, and the changes that LoRAs add.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// File and first byte.
@@ -36,7 +36,7 @@ pub struct Origin {
 pub struct Key {
     /// The tensors' names.
     pub names: Vec<String>,
-    /// Where their values come from.
+    /// The origins of the tensors' values.
     pub origins: Vec<Origin>,
     /// The kind of layer, its shape and format; `None`: a table, as stored.
     pub layer: Option<Layer>,
@@ -53,7 +53,7 @@ impl Kept {
     /// The layer, from memory or read.
     ///
     /// # Errors
-    /// Those of `read`.
+    /// The errors of `read`.
     pub fn layer(
         &self,
         key: Key,
@@ -74,7 +74,7 @@ impl Kept {
         self.lock().retain(|_, layer| layer.strong_count() > 0);
     }
 
-    /// How many layers were read.
+    /// Gives the number of layers that were read rather than found in memory.
     #[cfg(test)]
     pub fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)

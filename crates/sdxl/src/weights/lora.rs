@@ -31,15 +31,15 @@ pub(super) use update::{Update, apply};
 pub struct Lora {
     /// The `.safetensors` file.
     pub file: PathBuf,
-    /// What its changes are multiplied by; 1 is what it was trained for.
+    /// The factor that the changes are multiplied by; 1 is what the LoRA was trained for.
     pub scale: f32,
-    /// What its changes to the text encoders are multiplied by, where that is another number.
+    /// The factor for the changes to the text encoders, if it differs from `scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_scale: Option<f32>,
-    /// What those scales are multiplied by, by part and block.
+    /// Factors that those scales are multiplied by, for each part and block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Blocks>,
-    /// What a prompt calls it, where a prompt asked for it.
+    /// The name that a prompt calls it by, if a prompt asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -148,7 +148,7 @@ impl Adapters {
         &self.loras
     }
 
-    /// What of the files is not used.
+    /// Gives the warnings about modules of the files that are not used.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
@@ -239,7 +239,7 @@ impl Targets {
     }
 }
 
-/// How the names of a LoRA's tensors end, and which piece of a change they are.
+/// The endings of the names of a LoRA's tensors, each with the piece of a change that it marks.
 const ENDINGS: [(&str, Piece); 37] = [
     (".lora_down.weight", Piece::Down),
     (".lora_up.weight", Piece::Up),
@@ -284,7 +284,7 @@ fn split(name: &str) -> Option<(&str, Piece)> {
     (ENDINGS.iter()).find_map(|(ending, piece)| Some((name.strip_suffix(ending)?, *piece)))
 }
 
-/// What a file changes.
+/// The changes that a file makes to the checkpoint, and a warning about modules without a place.
 struct Found {
     updates: Vec<(Part, String, Update)>,
     warning: Option<Warning>,
@@ -402,8 +402,8 @@ fn check_model(set: &TensorSet, checkpoint: &Checkpoint, path: &Path) -> Result<
     ))
 }
 
-/// What a file of PEFT says about its scale: in the header where diffusers wrote it, in
-/// `adapter_config.json` beside it where PEFT did.
+/// The configuration that a file of PEFT has for its scale: in the header if diffusers wrote it,
+/// in `adapter_config.json` beside the file if PEFT did.
 struct Told {
     config: Map<String, Value>,
 }

@@ -15,7 +15,7 @@ use super::safetensors::{ElementType, StoredTensor};
 use super::to_f32;
 use crate::error::{Error, Result};
 
-/// What weights are to be stored as.
+/// The format that weights are to be stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// Every weight as an IEEE half.
@@ -71,10 +71,10 @@ impl FromStr for Target {
     }
 }
 
-/// How one tensor is written.
+/// The format that one tensor is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Storage {
-    /// As it is.
+    /// The format that the tensor is stored in already.
     AsStored,
     /// As floats of this type.
     Floats(Dtype),
@@ -85,7 +85,7 @@ pub(super) enum Storage {
 }
 
 impl Target {
-    /// How the tensor of this name (a folder's) is written.
+    /// Gives the format in which a tensor is written; `name` is its name in a folder.
     pub(super) fn storage(self, part: Part, name: &str, tensor: &StoredTensor) -> Storage {
         let float = match tensor.element() {
             ElementType::Plain(Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL) => {
@@ -163,7 +163,7 @@ pub(super) fn bytes(values: Weights<'_>, n: usize) -> (Vec<u8>, Vec<f32>, Vec<f3
     (bytes.iter().map(|b| *b as u8).collect(), scales, after)
 }
 
-/// What a conversion did to weights.
+/// A report of how a conversion changed the weights.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Tensors whose values changed.
@@ -176,7 +176,7 @@ pub struct Report {
     pub bytes: u64,
 }
 
-/// What is noted while tensors are written one after the other.
+/// The record of changes that is kept while tensors are written one after the other.
 #[derive(Default)]
 pub(super) struct Ledger(RefCell<Noted>);
 
@@ -234,7 +234,7 @@ impl Ledger {
         self.0.borrow_mut().failed.get_or_insert(error);
     }
 
-    /// What was kept by [`Ledger::fail`].
+    /// Returns the error that [`Ledger::fail`] kept, if there is one.
     pub(super) fn check(&self) -> Result<()> {
         match self.0.borrow_mut().failed.take() {
             Some(error) => Err(error),
@@ -242,7 +242,7 @@ impl Ledger {
         }
     }
 
-    /// What was noted of a conversion that wrote `bytes`.
+    /// Makes the report of a conversion that wrote `bytes` bytes.
     pub(super) fn report(self, bytes: u64) -> Report {
         let noted = self.0.into_inner();
         Report {

@@ -12,7 +12,7 @@ use super::infer;
 use super::single_file::config_key;
 use crate::noise::roughly_normal;
 
-/// What is named in errors where a file's path would be.
+/// The name that errors give in the place of a file's path.
 pub const NAME: &str = "random weights";
 
 /// The configuration files of SDXL base 1.0, by their paths in its folder.

@@ -1,4 +1,4 @@
-//! What a `.safetensors` file is, from the names and shapes of its tensors.
+//! Recognition of a `.safetensors` file's kind, from the names and shapes of its tensors.
 
 use super::safetensors::TensorSet;
 
@@ -36,7 +36,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What the file is, judged by its tensors.
+    /// Recognises the kind of a file by its tensors.
     pub fn of(tensors: &TensorSet) -> Kind {
         let any = |test: &dyn Fn(&str) -> bool| tensors.iter().any(|(name, _)| test(name));
         let has = |name: &str| tensors.get(name).is_some();
@@ -86,7 +86,7 @@ impl Kind {
         Kind::Unknown
     }
 
-    /// What it is, for a sentence that begins with "this is".
+    /// Describes the kind, for a sentence that begins with "this is".
     pub fn describe(self) -> &'static str {
         match self {
             Kind::Base => "a Stable Diffusion XL base checkpoint in one file",
@@ -108,7 +108,8 @@ impl Kind {
         }
     }
 
-    /// What to do with it, where it was given as a checkpoint; a hint, as in [`crate::error`].
+    /// Says what to do with such a file that was given as a checkpoint; a hint, as in
+    /// [`crate::error`].
     pub fn advice(self) -> &'static str {
         match self {
             Kind::Base => "give it as the model",

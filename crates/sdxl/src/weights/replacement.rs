@@ -155,12 +155,12 @@ impl Replacement {
         })
     }
 
-    /// As it was named.
+    /// Gives the path of the file or folder, as the caller named it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its configuration.
+    /// Reads the part's configuration.
     ///
     /// # Errors
     /// A `config.json` that does not make sense.
@@ -174,17 +174,17 @@ impl Replacement {
         self.scheduler.as_ref()
     }
 
-    /// Its configuration as JSON.
+    /// Gives the part's configuration as JSON.
     pub fn config_json(&self) -> &Value {
         &self.config
     }
 
-    /// Its weight files.
+    /// Gives the part's weight files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// Its tensors, with the names of a folder.
+    /// Gives the part's tensors, with the names of a folder.
     pub fn tensors(&self) -> &TensorSet {
         &self.tensors
     }

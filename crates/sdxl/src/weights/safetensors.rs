@@ -19,10 +19,10 @@ use super::{gguf, random, to_f32};
 use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
 
-/// What follows a weight's name in that of its scales.
+/// The suffix that is added to a weight's name to give the name of its scales.
 pub const SCALE: &str = "_scale";
 
-/// How a tensor's values are stored.
+/// The storage format of a tensor's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElementType {
     /// One by one.
@@ -169,7 +169,7 @@ pub struct TensorSet {
     tensors: Arc<HashMap<String, StoredTensor>>,
     /// Changes to add to what is read.
     updates: Option<Arc<Updates>>,
-    /// Where packed layers are found again.
+    /// The packed layers that are in memory, to be reused.
     kept: Option<Arc<Kept>>,
     /// Whether values are made up instead of read: there are no files then, and tensors have
     /// the shapes they are asked for.
@@ -323,7 +323,7 @@ impl TensorSet {
         tensor.reading_bytes() + changed
     }
 
-    /// Where packed layers are found again.
+    /// Gives the packed layers that are in memory, to be reused; `None` for random weights.
     pub(super) fn kept(&self) -> Option<&Kept> {
         self.kept.as_deref().filter(|_| !self.random)
     }
@@ -333,7 +333,7 @@ impl TensorSet {
         (self.files[tensor.file].stamp.clone(), tensor.start)
     }
 
-    /// Where the values come from that [`Self::read`] gives.
+    /// Gives the origin of the values that [`Self::read`] gives.
     pub(super) fn origin_of(&self, name: &str, tensor: &StoredTensor) -> Origin {
         let updates = self.updates.as_ref().and_then(|all| all.get(name));
         Origin {
@@ -372,7 +372,7 @@ impl TensorSet {
         }
     }
 
-    /// What the header of the first file says besides its tensors.
+    /// Gives the value of `key` in the metadata of the first file's header.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.files.first()?.metadata.get(key).map(String::as_str)
     }
@@ -519,9 +519,9 @@ impl TensorSet {
         Ok(result)
     }
 
-    /// What a unit of each row of a matrix of bytes is worth: the values of `X.weight_scale`, of
-    /// shape `[n, 1]` or `[n]`, beside `X.weight`. These are the names of the compressed-tensors
-    /// format (strategy "channel"), which other programs write too.
+    /// Reads the scales of a matrix of bytes, by which the bytes of each row are multiplied: the
+    /// values of `X.weight_scale`, of shape `[n, 1]` or `[n]`, beside `X.weight`. These are the
+    /// names of the compressed-tensors format (strategy "channel"), which other programs write too.
     ///
     /// # Errors
     /// Bytes without scales, or with others than one a row, finite and not negative.
@@ -648,7 +648,7 @@ fn truncated(have: usize, need: usize) -> String {
     )
 }
 
-/// What is wrong with a file, in the words of someone who wants to use it.
+/// Says what is wrong with a file, in the words of someone who wants to use it.
 fn explain(error: &SafeTensorError, map: &[u8]) -> String {
     use SafeTensorError as E;
     match error {

@@ -24,7 +24,7 @@ use crate::model::config::{UNetConfig, VaeConfig};
 /// object from their paths to their contents.
 pub const CONFIGS: &str = "sdxl.configs";
 
-/// What the names of a part's tensors start with.
+/// Gives the prefix of the names of a part's tensors.
 pub fn prefix(family: Family, part: Part) -> &'static str {
     match (part, family) {
         (Part::UNet, _) => "model.diffusion_model.",
@@ -224,8 +224,8 @@ pub fn refuse_scaled(all: &TensorSet, path: &Path) -> Result<()> {
     }
 }
 
-/// What a file with original names says of its schedule: whether its UNet predicts `v`, and whether
-/// the noise goes up to a signal of zero.
+/// Reads what a file with original names says of its noise schedule: whether its UNet predicts `v`,
+/// and whether the schedule ends at a signal-to-noise ratio of zero.
 pub fn markers(all: &TensorSet) -> (bool, bool) {
     let named = all.metadata("modelspec.prediction_type");
     let v_prediction = all.get("v_pred").is_some() || named.is_some_and(|p| p.starts_with('v'));

@@ -19,15 +19,15 @@ struct Tile {
     values: Vec<f32>,
 }
 
-/// What a tile measures, before and after the network.
+/// The sizes of a tile, before and after the network.
 struct Sizes {
     /// Side of a tile of the input.
     tile: usize,
     /// From one tile of the input to the next.
     step: usize,
-    /// What overlaps in the output.
+    /// Rows or columns by which neighbouring tiles overlap in the output.
     blend: usize,
-    /// What a tile adds to the output.
+    /// Rows or columns that a tile adds to the output.
     keep: usize,
 }
 

@@ -25,7 +25,7 @@ use crate::weights::folder::{Checkpoint, Part};
 /// back. Measured: what runs take beside what is counted.
 const PROCESS: u64 = 30 << 20;
 
-/// What reading the tokenizers takes for a moment, measured in the same way.
+/// Bytes that reading the tokenizers takes for a moment, measured in the same way.
 const TOKENIZERS: u64 = 8 << 20;
 
 /// Bytes of a pixel while a decoded picture becomes one of bytes: the VAE's numbers, twice, the
@@ -347,7 +347,8 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// What the VAE does, by the stage before which it does it.
+    /// Gives the phases of the VAE's work, each with the index of the stage before which it
+    /// is done.
     fn vae(
         &self,
         networks: &[Networks],
@@ -497,7 +498,7 @@ impl PlannedStage<'_> {
     }
 }
 
-/// Of the base and, where there is one, of the refiner.
+/// Gives the checkpoints of the base and, where there is one, of the refiner.
 fn checkpoints<'a>(asked: &PlanInputs<'a>) -> impl Iterator<Item = &'a Checkpoint> {
     std::iter::once(asked.checkpoint).chain(asked.refiner)
 }

@@ -13,7 +13,7 @@ use crate::pipeline::run::evaluation::Pending;
 
 /// A run whose rows are in a batch.
 struct Member {
-    /// Its place among the runs.
+    /// The index of this run among all the runs.
     run: usize,
     stage: usize,
     pending: Pending,

@@ -21,10 +21,11 @@ use crate::weights::names::Names;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Blocks {
-    /// What diffusers' `set_adapters` takes as `adapter_weights`: `{"unet": {"down": 0.5, "mid": 1,
-    /// "up": {"block_0": [1, 0.5, 0]}}, "text_encoder": 0.2}`. A number in the place of a
-    /// dictionary or a list is for all of it, and what is not named keeps 1. Residual blocks and
-    /// resamplers go with the transformer of their number, those of the middle keep 1.
+    /// The dictionary that diffusers' `set_adapters` takes as `adapter_weights`:
+    /// `{"unet": {"down": 0.5, "mid": 1, "up": {"block_0": [1, 0.5, 0]}}, "text_encoder": 0.2}`.
+    /// A number in the place of a dictionary or a list is for all of it, and places that are not
+    /// named keep 1. Residual blocks and resamplers have the factor of the transformer with the
+    /// same number in their block, those of the middle keep 1.
     Named(Map<String, Value>),
     /// `lbw=`: the text encoders, the input blocks, the middle and the output blocks: those that
     /// have transformers (12 numbers for SDXL, the other blocks have 0), or all (20 numbers).
@@ -146,7 +147,7 @@ fn insert(into: &mut Map<String, Value>, path: &[&str], value: Value) -> Option<
     }
 }
 
-/// What was asked for somewhere, and whether the file changes anything there.
+/// A place that a factor was given for, and whether the file changes anything there.
 struct Asked {
     label: String,
     met: Cell<bool>,

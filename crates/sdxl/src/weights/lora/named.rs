@@ -12,7 +12,7 @@ use crate::weights::safetensors::TensorSet;
 const MAX_DEPTH: usize = 8;
 
 impl Lora {
-    /// What a prompt asks for, once its file is known.
+    /// Makes the LoRA that a prompt asks for, once its file is known.
     pub fn named(wanted: &LoraUse, file: PathBuf) -> Lora {
         Lora {
             text_scale: wanted.text_weight.map(|w| w as f32),

@@ -19,7 +19,7 @@ use crate::weights::packed::Packed;
 use crate::weights::safetensors::{StoredTensor, TensorSet};
 use crate::weights::to_f32;
 
-/// What a tensor of a LoRA is to its module.
+/// The role of a LoRA's tensor in the change of its module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Piece {
     /// `[rank, in, ...]`
@@ -83,7 +83,7 @@ enum Change {
     Whole(StoredTensor),
 }
 
-/// What is added to one tensor.
+/// A change that is added to one tensor.
 pub struct Update {
     source: Arc<TensorSet>,
     change: Change,
