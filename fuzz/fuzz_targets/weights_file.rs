@@ -8,7 +8,7 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use sdxl::weights::recognise::Kind;
 use sdxl::weights::replacement::Replacement;
-use sdxl::weights::safetensors::TensorSet;
+use sdxl::weights::TensorSet;
 use sdxl::weights::single_file::SingleFile;
 
 fuzz_target!(|input: (String, Vec<u8>)| {

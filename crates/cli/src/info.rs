@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sdxl::text::tokenizer::Tokenizer;
-use sdxl::weights::folder::missing_files;
+use sdxl::weights::missing_files;
 use sdxl::{Checkpoint, Family, Part};
 use sdxl_kit::Model;
 use serde::Serialize;

@@ -13,8 +13,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{ArgMatches, Args};
+use sdxl::files::hash_file;
 use sdxl::image::{Texts, png, xmp};
-use sdxl::recipe::{self, Recipe, RefinerRecipe};
+use sdxl::recipe::{Recipe, RefinerRecipe};
 use sdxl::{Cancel, Event, Inputs, Pixels, Request, Warning, image};
 use sdxl_kit::{Session, files};
 use sha2::{Digest, Sha256};
@@ -333,7 +334,7 @@ fn hash_configs(root: &Path) -> anyhow::Result<String> {
     let mut all = String::new();
     for path in files {
         let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
-        all.push_str(&format!("{name} {}\n", recipe::hash_file(&path)?.1));
+        all.push_str(&format!("{name} {}\n", hash_file(&path)?.1));
     }
     Ok(all)
 }

@@ -8,7 +8,7 @@ use sdxl::prompt::{Body, Content, Join, Node, Prompt, Resolved, Span};
 use sdxl::text::chunks::{Chunk, Layout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
-use sdxl::weights::folder::TextParts;
+use sdxl::weights::TextParts;
 use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request, Warning};
 use sdxl_kit::{Model, files};
 use serde_json::{Value, json};

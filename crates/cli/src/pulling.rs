@@ -6,7 +6,8 @@ use std::io::IsTerminal;
 use std::sync::Mutex;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use sdxl::hub::{Event, size};
+use sdxl::hub::DownloadEvent;
+use sdxl::units::size;
 
 /// Files below this leave no bar behind.
 const SMALL: u64 = 1_000_000;
@@ -28,17 +29,17 @@ impl Bars {
     }
 
     /// Shows one event.
-    pub fn show(&self, event: Event<'_>) {
-        if let Event::Begin { .. } = event {
+    pub fn show(&self, event: DownloadEvent<'_>) {
+        if let DownloadEvent::Begin { .. } = event {
             // Another model's files have the same names.
             self.files.lock().unwrap_or_else(|e| e.into_inner()).clear();
         }
         match event {
             // The index, which says what else there is to fetch.
-            Event::Begin {
+            DownloadEvent::Begin {
                 files: 1, bytes, ..
             } if bytes < SMALL => {}
-            Event::Begin {
+            DownloadEvent::Begin {
                 repo,
                 commit,
                 files,
@@ -51,7 +52,7 @@ impl Bars {
                     "pulling {repo}@{commit}: {files} file{s}, {bytes}"
                 ));
             }
-            Event::File {
+            DownloadEvent::File {
                 path,
                 done,
                 size: whole,
@@ -60,7 +61,7 @@ impl Bars {
                 None if done == whole => err!("  {path}  {}", size(whole)),
                 None => {}
             },
-            Event::Waiting { url, why, pause } => {
+            DownloadEvent::Waiting { url, why, pause } => {
                 let seconds = pause.as_secs_f64().ceil();
                 self.say(&format!("{url}: {why}; again in {seconds} s"));
             }

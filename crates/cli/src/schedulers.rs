@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use sdxl::files::read_json;
 use sdxl::scheduler::{self, Plan, Randomness, Scheduler, SchedulerConfig, Steps};
-use sdxl::weights::folder::read_json;
 use sdxl_kit::files;
 
 use crate::args::{Numbers, scheduler_option};

@@ -41,7 +41,7 @@ pub fn open(
         None => typed,
     };
     let bars = Bars::new();
-    let show = |event: sdxl::hub::Event<'_>| bars.show(event);
+    let show = |event: sdxl::hub::DownloadEvent<'_>| bars.show(event);
     let fetch = match fetch {
         true => Fetch::Missing(&show),
         false => Fetch::Never,

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sdxl::Checkpoint;
-use sdxl::recipe::{self, FileHash};
+use sdxl::files::{self, FileHash};
+use sdxl::recipe;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
@@ -72,13 +73,13 @@ impl HashCache {
     /// A file that cannot be read. A cache that cannot be is as good as none.
     pub fn hash_file(&self, path: &Path) -> sdxl::Result<(u64, String)> {
         let (Some(cache), Some(before)) = (&self.path, Stamp::of(path)) else {
-            return recipe::hash_file(path);
+            return files::hash_file(path);
         };
         if let Some(entry) = read(cache).into_iter().find(|e| e.file == before) {
             return Ok((before.bytes, entry.sha256));
         }
         let began = SystemTime::now();
-        let (bytes, sha256) = recipe::hash_file(path)?;
+        let (bytes, sha256) = files::hash_file(path)?;
         let same = Stamp::of(path).as_ref() == Some(&before) && bytes == before.bytes;
         if same && before.settled(began) {
             let entry = Entry {
@@ -172,7 +173,7 @@ mod tests {
         };
         let path = dir.path().join("weights");
         std::fs::write(&path, "abc").unwrap();
-        let truth = recipe::hash_file(&path).unwrap();
+        let truth = files::hash_file(&path).unwrap();
         // Written a moment ago: nothing is remembered.
         assert_eq!(known.hash_file(&path).unwrap(), truth);
         assert!(read(&cache).is_empty());
@@ -201,7 +202,7 @@ mod tests {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_modified(written).unwrap();
         assert_eq!(Stamp::of(&path).unwrap().written, stamp.written);
-        let now = recipe::hash_file(&path).unwrap();
+        let now = files::hash_file(&path).unwrap();
         assert_eq!(known.hash_file(&path).unwrap(), now);
     }
 

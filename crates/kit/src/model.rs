@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sdxl::hub::{Event, Found, Name, Want};
+use sdxl::hub::{DownloadEvent, Found, Name, Want};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::environment::hub;
@@ -49,7 +49,7 @@ impl ModelRef {
     ///
     /// # Errors
     /// As [`ModelRef::find`], and those of [`sdxl::hub::Hub::pull`].
-    pub fn fetch(&self, want: &Want, told: &(dyn Fn(Event<'_>) + Sync)) -> Result<Model> {
+    pub fn fetch(&self, want: &Want, told: &(dyn Fn(DownloadEvent<'_>) + Sync)) -> Result<Model> {
         self.locate(&|name| hub().get(name, want, told))
     }
 
@@ -112,7 +112,7 @@ impl Model {
     pub fn fetch(
         named: Option<&Path>,
         want: &Want,
-        told: &(dyn Fn(Event<'_>) + Sync),
+        told: &(dyn Fn(DownloadEvent<'_>) + Sync),
     ) -> Result<Model> {
         ModelRef::parse(named).fetch(want, told)
     }

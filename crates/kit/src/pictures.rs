@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use sdxl::files::FileHash;
 use sdxl::image::{Encoding, Format, Picture};
-use sdxl::recipe::{FileHash, Recipe};
+use sdxl::recipe::Recipe;
 use sdxl::warning::WarningKind;
 use sdxl::{Checkpoint, Tiling, Warning};
 use serde::{Serialize, Serializer};

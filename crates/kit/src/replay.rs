@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use sdxl::recipe::{self, FileHash, Recipe};
+use sdxl::files::{self, FileHash};
+use sdxl::recipe::Recipe;
 use sdxl::warning::WarningKind;
 use sdxl::{Inputs, Request, Warning, latents_file};
 
@@ -17,7 +18,7 @@ pub fn read_inputs(request: &Request, latents: Option<&Path>) -> Result<Inputs> 
     let mut inputs = Inputs::read(request)?;
     if let Some(path) = latents {
         inputs.latents = Some(latents_file::read(path)?);
-        inputs.latents_sha256 = Some(recipe::hash_file(path)?.1);
+        inputs.latents_sha256 = Some(files::hash_file(path)?.1);
     }
     Ok(inputs)
 }
@@ -198,7 +199,7 @@ mod tests {
         assert!(weight_differences(&was, &was).is_empty());
         let mut now = was.clone();
         now.files[0].sha256 = "22".into();
-        now.refiner = Some(recipe::RefinerRecipe {
+        now.refiner = Some(sdxl::recipe::RefinerRecipe {
             model: "r".into(),
             files: vec![FileHash {
                 name: "unet/r".into(),

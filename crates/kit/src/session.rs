@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 
 use sdxl::Class;
-use sdxl::hub::{Event, Purpose, Want};
+use sdxl::hub::{DownloadEvent, Purpose, Want};
 use sdxl::inputs::InputFile;
 use sdxl::pipeline::{Opening, default_precision};
 use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::warning::{Warning, WarningKind};
-use sdxl::weights::folder::OpenOptions;
+use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::{Lora, named};
 use sdxl::{Checkpoint, InversionFile, Offload, Part, Pipeline, Precision, Recipe, Request, Run};
 
@@ -88,7 +88,7 @@ pub enum Fetch<'a> {
     Never,
     /// Yes: what is not in the cache is fetched, and this hears of the progress, from several
     /// threads.
-    Missing(&'a (dyn Fn(Event<'_>) + Sync)),
+    Missing(&'a (dyn Fn(DownloadEvent<'_>) + Sync)),
 }
 
 /// The opened models of a run. Their files are read when a pipeline is loaded.
@@ -427,7 +427,7 @@ mod tests {
             unet,
             ..base()
         };
-        let nothing = |_: Event<'_>| panic!("something is fetched");
+        let nothing = |_: DownloadEvent<'_>| panic!("something is fetched");
         let Err(error) = Session::open(&options, &[], Fetch::Missing(&nothing)) else {
             panic!("opened");
         };

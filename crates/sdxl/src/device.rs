@@ -10,29 +10,32 @@
 //! ([`PackedWeights`]) are opaque to everybody else; a device is only ever given back what it made,
 //! because `ops` asks the device that a tensor or a layer names.
 //!
-//! [`Checkpoint::on`]: crate::weights::folder::Checkpoint::on
+//! [`Checkpoint::on`]: crate::weights::Checkpoint::on
 
+mod choice;
 mod cpu;
+mod host;
 mod meta;
 mod meter;
+mod stored_weights;
 
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use half::bf16;
 pub use sdxl_kernels::{Activation, ConvGeometry, WeightFormat};
 
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
-use crate::weights::StoredWeights;
 
+pub use choice::Choice;
 pub(crate) use cpu::pack as pack_on_cpu;
-pub use cpu::{Cpu, HostValues, cpu};
+pub use cpu::{Cpu, cpu};
+pub use host::{HostValues, Table};
 pub use meta::Meta;
-pub use meter::{Counted, Kind, Meter};
+pub use meter::{Counted, MemoryKind, Meter};
+pub use stored_weights::{ReadingBytes, StoredWeights};
 
 /// The values of a tensor in a device's own form.
 pub type Storage = Box<dyn Any + Send + Sync>;
@@ -118,12 +121,6 @@ pub struct Conv<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// A table of vectors on the host, looked up by row.
-pub trait Table: Send + Sync {
-    /// Appends row `index`, of `width` values, to `out`. The caller guarantees the range.
-    fn append_row(&self, index: usize, width: usize, out: &mut Vec<f32>);
-}
-
 /// Memory and arithmetic of a processor.
 ///
 /// Operators take tensors whose storage this device made, and return the storage of their result,
@@ -146,7 +143,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// # Errors
     /// Weights that cannot be read.
     fn vector(&self, weights: &dyn StoredWeights) -> Result<Vec<f32>> {
-        cpu::vector(weights)
+        host::vector(weights)
     }
 
     /// Reads a table of vectors, which stays on the host.
@@ -154,7 +151,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// # Errors
     /// Weights that cannot be read.
     fn table(&self, weights: &dyn StoredWeights) -> Result<Arc<dyn Table>> {
-        cpu::table(weights)
+        host::table(weights)
     }
 
     /// Makes sure that weights can be read and packed later, without doing it.
@@ -255,80 +252,4 @@ pub trait Device: fmt::Debug + Send + Sync {
 
     /// Two tensors that differ in the last axis only, joined along that.
     fn cat_channels(&self, a: &Tensor, b: &Tensor) -> Storage;
-}
-
-/// A device by the name that a user gives it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Choice {
-    /// The fastest there is: today the CPU.
-    #[default]
-    Auto,
-    /// This machine's processor.
-    Cpu,
-}
-
-impl Choice {
-    /// The names of all choices.
-    pub const NAMES: [&'static str; 2] = ["auto", "cpu"];
-
-    /// The device that is meant.
-    pub fn device(self) -> Arc<dyn Device> {
-        match self {
-            Choice::Auto | Choice::Cpu => cpu(),
-        }
-    }
-}
-
-impl FromStr for Choice {
-    type Err = String;
-
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "auto" => Ok(Choice::Auto),
-            "cpu" => Ok(Choice::Cpu),
-            other => Err(format!(
-                "{other}: this version computes on the CPU only; use {}",
-                Choice::NAMES.join(" or ")
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Choice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Choice::Auto => "auto",
-            Choice::Cpu => "cpu",
-        })
-    }
-}
-
-impl HostValues {
-    /// `f32` values in this element type, rounded to nearest even.
-    pub fn of(values: Vec<f32>, dtype: DType) -> HostValues {
-        match dtype {
-            DType::F32 => HostValues::F32(values),
-            DType::Bf16 => HostValues::Bf16(values.into_iter().map(bf16::from_f32).collect()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_are_chosen_by_name_and_others_refused() {
-        for name in Choice::NAMES {
-            let choice: Choice = name.parse().unwrap();
-            assert_eq!(choice.to_string(), name);
-            assert_eq!(choice.device().name(), "cpu");
-        }
-        assert_eq!(Choice::default().to_string(), "auto");
-        let refused = "cuda".parse::<Choice>().unwrap_err();
-        assert_eq!(
-            refused,
-            "cuda: this version computes on the CPU only; use auto or cpu"
-        );
-    }
 }

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::hint::then;
+
 /// Why a picture could not be made.
 ///
 /// The variants answer one question: who has to act? [`Error::is_usage`] tells
@@ -210,9 +212,4 @@ impl Error {
 /// The field, as a sentence begins with it.
 fn of(field: &Option<&'static str>) -> String {
     field.map_or_else(String::new, |field| format!("{field}: "))
-}
-
-/// The hint, as it continues a sentence.
-pub(crate) fn then(hint: &Option<String>) -> String {
-    (hint.as_ref()).map_or_else(String::new, |hint| format!("; {hint}"))
 }

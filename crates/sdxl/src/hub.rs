@@ -8,6 +8,7 @@ mod cache;
 mod digest;
 mod download;
 mod error;
+mod event;
 mod http;
 mod listing;
 mod name;
@@ -20,12 +21,11 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use crate::error::Result;
-use crate::weights::folder::read_json;
+use crate::files::read_json;
 use cache::{RepoFolder, files_below};
 use download::Downloader;
 use http::{Client, Watch};
@@ -33,46 +33,13 @@ use listing::Listing;
 use select::{Selection, View, select};
 
 pub use error::HubError;
+pub use event::DownloadEvent;
 pub use name::Name;
 pub use remove::Removal;
-pub use scan::{Cached, Kind, scan};
+pub use scan::{Cached, ModelKind, scan};
 pub use select::{Purpose, Want};
 pub use settings::Settings;
 pub use verify::{Broken, Verified};
-
-/// An event while files are fetched. Events come from several threads.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// It is known what has to come.
-    Begin {
-        /// `ORG/NAME`.
-        repo: &'a str,
-        /// The commit whose files these are.
-        commit: &'a str,
-        /// The number of files to bring into the snapshot.
-        files: usize,
-        /// The number of bytes that are still to come.
-        bytes: u64,
-    },
-    /// A file has grown. It may shrink where a server cannot go on in the middle.
-    File {
-        /// The path of the file in the repository.
-        path: &'a str,
-        /// Bytes that are here.
-        done: u64,
-        /// Bytes of the whole.
-        size: u64,
-    },
-    /// An attempt came to nothing and there will be another.
-    Waiting {
-        /// The address that was requested.
-        url: &'a str,
-        /// The reason why the attempt failed.
-        why: &'a str,
-        /// The time until the next attempt.
-        pause: Duration,
-    },
-}
 
 /// A model that is here.
 #[derive(Debug, Clone)]
@@ -138,7 +105,7 @@ impl Hub {
         &self,
         name: &Name,
         want: &Want,
-        told: &(dyn Fn(Event<'_>) + Sync),
+        told: &(dyn Fn(DownloadEvent<'_>) + Sync),
     ) -> Result<Found> {
         match self.find(name, want)? {
             Ok(found) => Ok(found),
@@ -156,7 +123,7 @@ impl Hub {
         &self,
         name: &Name,
         want: &Want,
-        told: &(dyn Fn(Event<'_>) + Sync),
+        told: &(dyn Fn(DownloadEvent<'_>) + Sync),
     ) -> Result<Found> {
         if self.settings.offline {
             return self.get(name, want, told);
@@ -270,15 +237,5 @@ fn no_file(name: &Name, file: &str, listing: &Listing) -> HubError {
         repo: name.repo.clone(),
         file: file.to_string(),
         hint,
-    }
-}
-
-/// Bytes as a person reads them.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }

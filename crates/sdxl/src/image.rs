@@ -8,6 +8,7 @@ pub mod mask;
 pub mod pixels;
 pub mod png;
 pub mod read;
+mod read_texts;
 pub mod resize;
 pub mod texts;
 pub mod xmp;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files::{hash_bytes, read_bounded};
 use crate::image::Pixels;
 use crate::image::read::MAX_FILE;
 use crate::latents::Latents;
-use crate::recipe::{hash_bytes, read_bounded};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 use crate::latents::Latents;
-use crate::recipe::read_bounded;
 
 /// Most bytes a file of latents may have: thousands of pictures of 1024 x 1024.
 const LIMIT: u64 = 4 << 30;

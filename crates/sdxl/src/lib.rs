@@ -23,6 +23,8 @@
 pub mod cancel;
 pub mod device;
 pub mod error;
+pub mod files;
+mod hint;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod image;
@@ -34,6 +36,7 @@ pub mod model;
 pub mod noise;
 pub mod ops;
 pub mod pipeline;
+pub mod precision;
 pub mod profile;
 pub mod prompt;
 pub mod recipe;
@@ -42,6 +45,7 @@ pub mod schedule;
 pub mod scheduler;
 pub mod tensor;
 pub mod text;
+pub mod units;
 pub mod warning;
 pub mod watermark;
 pub mod weights;
@@ -53,13 +57,13 @@ pub use inputs::Inputs;
 pub use latents::Latents;
 pub use noise::Rng;
 pub use pipeline::{Event, Offload, Output, Pipeline, Run, RunState};
+pub use precision::Precision;
 pub use recipe::Recipe;
 pub use request::{
     Margins, PooledFrom, PromptSyntax, PromptWeighting, Request, ResizeMode, Size, Tiling,
     UpscaleMethod,
 };
 pub use warning::{Warning, WarningKind};
-pub use weights::Precision;
-pub use weights::folder::{Checkpoint, Family, OpenOptions, Part};
 pub use weights::inversion::InversionFile;
 pub use weights::lora::Lora;
+pub use weights::{Checkpoint, Family, OpenOptions, Part};

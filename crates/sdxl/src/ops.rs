@@ -4,6 +4,8 @@
 //! ([`crate::device`]). Here it is given what is elsewhere, named for a profile, and its result gets
 //! its shape. Activations are channel-last throughout (see [`crate::tensor`]).
 
+mod packed;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +14,8 @@ pub use crate::device::{Activation, Norm};
 use crate::device::{Conv, ConvGeometry, Device, PackedWeights, Storage, cpu};
 use crate::profile;
 use crate::tensor::Tensor;
-use crate::weights::packed::Packed;
+
+pub(crate) use packed::Packed;
 
 /// A fully connected layer: `[n_out, k_in]` weights and an optional bias.
 pub struct Linear {

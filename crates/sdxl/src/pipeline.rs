@@ -4,6 +4,7 @@
 //! [`Run::start`] makes the pictures (`pipeline/run.rs`: **read this first**).
 
 mod canvas;
+mod check;
 mod conditioning;
 mod denoiser;
 mod event;
@@ -28,7 +29,7 @@ mod vae;
 pub use event::{Event, Output, PictureEvent, StepEvent};
 pub use offload::Offload;
 pub use open::{Opening, Source, default_precision};
-pub use plan::{Phase, Plan};
+pub use plan::{Plan, PlannedPhase};
 pub(crate) use prepare::fresh_seed;
 pub use refine::Refiner;
 pub use run::{Run, RunState};
@@ -39,10 +40,10 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::inputs::Inputs;
 use crate::memory::Budget;
+use crate::precision::Precision;
 use crate::request::Request;
 use crate::text::TextEncoders;
-use crate::weights::Precision;
-use crate::weights::folder::Checkpoint;
+use crate::weights::Checkpoint;
 use model::Model;
 use networks::{Holding, Networks};
 use preview::Projector;

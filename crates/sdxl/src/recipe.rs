@@ -1,32 +1,19 @@
 //! The recipe of a picture: a request plus what is needed to repeat it.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::{FileHash, read_bounded};
 use crate::image::{Texts, xmp};
 use crate::inputs::InputFile;
+use crate::precision::Precision;
 use crate::request::{Request, UpscaleMethod};
-use crate::weights::Precision;
-use crate::weights::folder::{Checkpoint, Part};
 use crate::weights::inversion::InversionFile;
 use crate::weights::lora::Lora;
-
-/// A weight file of a checkpoint and what was in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileHash {
-    /// Path inside the checkpoint, with `/` between folders.
-    pub name: String,
-    /// Size of the file.
-    pub bytes: u64,
-    /// SHA-256 of the contents, in hexadecimal.
-    pub sha256: String,
-}
+use crate::weights::{Checkpoint, Part};
 
 /// The refiner of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -225,27 +212,6 @@ impl Recipe {
 /// Most bytes a recipe file may have; real ones have a few thousand.
 const RECIPE_LIMIT: u64 = 64 << 20;
 
-/// Reads a regular file of at most `limit` bytes.
-///
-/// # Errors
-/// A larger file, or something without an end such as a device.
-pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::read(path, &e))?;
-    if !metadata.is_file() {
-        return Err(Error::file(path, "this is not a regular file"));
-    }
-    if metadata.len() > limit {
-        return Err(Error::file(
-            path,
-            format!(
-                "it has {} bytes; what is read here has at most {limit}",
-                metadata.len()
-            ),
-        ));
-    }
-    std::fs::read(path).map_err(|e| Error::read(path, &e))
-}
-
 /// Gives A1111's name for the sampler that a diffusers class implements.
 fn a1111_sampler(class: &str) -> &str {
     match class {
@@ -310,32 +276,6 @@ pub fn hash_weights(
         });
     }
     Ok(hashes)
-}
-
-/// Size and SHA-256 of a file.
-pub fn hash_file(path: &Path) -> Result<(u64, String)> {
-    let mut file = File::open(path).map_err(|e| Error::read(path, &e))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
-    loop {
-        let count = file.read(&mut buffer).map_err(|e| Error::read(path, &e))?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        total += count as u64;
-    }
-    Ok((total, hex(&hasher.finalize())))
-}
-
-/// SHA-256 of bytes in memory, in hexadecimal.
-pub fn hash_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub(crate) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -416,14 +356,5 @@ mod tests {
         let mut recipe = recipe();
         recipe.files[0].sha256 = "abc".into();
         assert!(recipe.parameters().contains("Model hash: abc,"));
-    }
-
-    #[test]
-    fn hash_of_a_known_file() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let path = dir.path().join("abc");
-        std::fs::write(&path, "abc").unwrap();
-        let (bytes, hash) = hash_file(&path).unwrap();
-        assert_eq!((bytes, hash), (3, recipe().files[0].sha256.clone()));
     }
 }

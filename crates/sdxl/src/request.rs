@@ -139,7 +139,7 @@ pub struct Request {
     pub prompt_2: Vec<String>,
     /// The negative prompt, a description of what the picture must not show: none, one, or one a
     /// prompt. None and `""` differ: see
-    /// [`crate::weights::folder::Checkpoint::force_zeros_for_empty_prompt`].
+    /// [`crate::weights::Checkpoint::force_zeros_for_empty_prompt`].
     pub negative_prompt: Vec<String>,
     /// The negative prompt for the second text encoder.
     pub negative_prompt_2: Vec<String>,

@@ -7,37 +7,18 @@
 //! on the CPU; the memory of values there that nobody needs any more serves the next ones
 //! (`tensor/reuse.rs`).
 
+mod dtype;
 mod reuse;
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use half::bf16;
+use crate::device::{Device, HostValues, Storage};
 
-use crate::device::{Device, HostValues, Storage, cpu};
-
+pub use dtype::DType;
 pub use reuse::release_buffers;
 pub(crate) use reuse::{Reused, buffer, keep};
-
-/// The element type of activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DType {
-    /// 32-bit IEEE floating point.
-    F32,
-    /// bfloat16: the upper half of an `f32`.
-    Bf16,
-}
-
-impl DType {
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
-        match self {
-            DType::F32 => size_of::<f32>(),
-            DType::Bf16 => size_of::<bf16>(),
-        }
-    }
-}
 
 /// Values on a device.
 struct Buffer {
@@ -76,16 +57,6 @@ impl Tensor {
                 storage,
             }),
         }
-    }
-
-    /// Creates a tensor of `f32` values, as many as the product of `shape`, on the CPU.
-    pub fn from_f32(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
-        let shape = shape.into();
-        let len = shape.iter().product::<usize>();
-        assert_eq!(values.len(), len, "shape {shape:?}");
-        let device = cpu();
-        let storage = device.upload(HostValues::F32(values));
-        Tensor::new(&device, shape, DType::F32, storage)
     }
 
     /// The device that has the values.

@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cancel;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::prompt::{Content, Part as PromptPart, Span};
 use crate::request::{PooledFrom, PromptSyntax, PromptWeighting, Request};
 use crate::tensor::Tensor;
 use crate::warning::{Warning, WarningKind};
-use crate::weights::Precision;
-use crate::weights::folder::{Part, TextParts};
+use crate::weights::{Part, TextParts};
 use chunks::{Layout, Splitting};
 use encoder::Encoder;
 use weights::{Method, WeightArithmetic};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::error::then;
+use crate::hint::then;
 
 /// Something to know about a run, a prompt or a file that is used all the same.
 ///

@@ -3,14 +3,14 @@
 mod support;
 
 use safetensors::tensor::{Dtype, TensorView};
+use sdxl::files::read_json;
 use sdxl::model::config::UNetConfig;
 use sdxl::model::unet::{UNet, UNetConditioning};
 use sdxl::model::vae::Vae;
 use sdxl::tensor::Tensor;
 use sdxl::text::clip::ClipTextModel;
 use sdxl::weights::Loader;
-use sdxl::weights::folder::read_json;
-use sdxl::weights::safetensors::TensorSet;
+use sdxl::weights::TensorSet;
 use sdxl::{Checkpoint, Part, Precision};
 use serde_json::Value;
 use support::{Golden, golden, relative_l2};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sdxl::cancel::{Cancel, Cancelled, OrCancelled};
+use sdxl::files::read_json;
 use sdxl::memory::rehearsal;
 use sdxl::model::unet::{UNet, UNetConditioning};
 use sdxl::model::vae::Vae;
@@ -15,7 +16,7 @@ use sdxl::prompt::Prompt;
 use sdxl::tensor::Tensor;
 use sdxl::text::{TextEncoders, TextInput, TextOptions};
 use sdxl::weights::Loader;
-use sdxl::weights::folder::{OpenOptions, read_json};
+use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, PromptSyntax, Request};
 use serde_json::Value;

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use sdxl::device::StoredWeights;
 use sdxl::device::{
     Activation, Conv, ConvGeometry, Cpu, Device, HostValues, Layer, Meta, Norm, PackedWeights,
     Storage,
 };
 use sdxl::model::unet::UNet;
 use sdxl::tensor::{DType, Tensor};
-use sdxl::weights::{Loader, StoredWeights};
+use sdxl::weights::Loader;
 use sdxl::{Checkpoint, Part, Precision, Result};
 use support::golden;
 

@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sdxl::Checkpoint;
+use sdxl::weights::OpenOptions;
+use sdxl::weights::TensorSet;
 use sdxl::weights::blocks::BlockType;
-use sdxl::weights::folder::OpenOptions;
-use sdxl::weights::safetensors::TensorSet;
 use sdxl::weights::{convert, gguf};
 use support::{Golden, close_values, golden, latents};
 use tempfile::TempDir;

@@ -10,7 +10,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use hub_server::{Fault, Model, Server, git_sha1, sha256};
-use sdxl::hub::{Event, Found, Hub, HubError, Kind, Name, Purpose, Settings, Want, scan};
+use sdxl::hub::{
+    DownloadEvent, Found, Hub, HubError, ModelKind, Name, Purpose, Settings, Want, scan,
+};
 use sdxl::{Error, Part, Precision};
 use serde_json::json;
 use tempfile::TempDir;
@@ -115,8 +117,8 @@ impl Place {
         Hub::new(self.settings.clone())
     }
 
-    fn told(&self, event: &Event<'_>) {
-        if let Event::Waiting { pause, .. } = event {
+    fn told(&self, event: &DownloadEvent<'_>) {
+        if let DownloadEvent::Waiting { pause, .. } = event {
             self.waits.lock().unwrap().push(*pause);
         }
     }
@@ -719,14 +721,14 @@ fn several_files_come_at_once_and_the_pace_is_told() {
     place.server.set_delay(Duration::from_millis(300));
     let told = Mutex::new(Vec::new());
     let name = Name::parse("org/name").unwrap();
-    let hear = |event: Event<'_>| match event {
-        Event::Begin { files, bytes, .. } => {
+    let hear = |event: DownloadEvent<'_>| match event {
+        DownloadEvent::Begin { files, bytes, .. } => {
             told.lock().unwrap().push(("".into(), files as u64, bytes))
         }
-        Event::File { path, done, size } => {
+        DownloadEvent::File { path, done, size } => {
             told.lock().unwrap().push((path.to_string(), done, size));
         }
-        Event::Waiting { .. } => {}
+        DownloadEvent::Waiting { .. } => {}
     };
     place.hub().get(&name, &want(), &hear).unwrap();
     assert!(
@@ -794,7 +796,7 @@ fn a_list_says_what_is_there() {
         .map(|f| fs::metadata(found.path.join(f)).unwrap().len())
         .sum();
     assert_eq!(all[1].bytes(), bytes);
-    assert!(all[0].kind == Kind::Other(None));
+    assert!(all[0].kind == ModelKind::Other(None));
 }
 
 #[test]

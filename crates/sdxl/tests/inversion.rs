@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
+use sdxl::files::read_json;
 use sdxl::text::TextEncoders;
-use sdxl::weights::folder::{TextParts, read_json};
+use sdxl::weights::TextParts;
 use sdxl::{Checkpoint, InversionFile, OpenOptions, Pipeline, Precision, PromptSyntax, Request};
 use serde_json::{Value, json};
 use support::{Golden, close_values, encode, generate, golden, load};

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use sdxl::weights::folder::{OpenOptions, read_json};
+use sdxl::files::read_json;
+use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Precision};
 use serde_json::{Value, json};

@@ -5,11 +5,11 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use sdxl::weights::OpenOptions;
+use sdxl::weights::TensorSet;
 use sdxl::weights::blocks::BlockType;
 use sdxl::weights::convert;
-use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lower::{Report, Target};
-use sdxl::weights::safetensors::TensorSet;
 use sdxl::{Checkpoint, Part, Precision, Request};
 use support::{Golden, generate, golden, latents, load, relative_l2};
 use tempfile::TempDir;

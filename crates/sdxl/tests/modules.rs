@@ -7,13 +7,13 @@ mod support;
 
 use std::path::Path;
 
+use sdxl::files::read_json;
 use sdxl::model::unet::{UNet, UNetConditioning};
 use sdxl::model::vae::Vae;
 use sdxl::text::clip::ClipTextModel;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::Loader;
-use sdxl::weights::folder::read_json;
-use sdxl::weights::safetensors::TensorSet;
+use sdxl::weights::TensorSet;
 use sdxl::{Checkpoint, Part, Precision};
 use support::{Golden, close, golden};
 

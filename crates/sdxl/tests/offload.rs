@@ -4,7 +4,7 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use sdxl::weights::folder::OpenOptions;
+use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Offload, Pipeline, Precision, Request};
 use support::{copy, generate, golden};

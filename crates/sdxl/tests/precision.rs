@@ -10,7 +10,7 @@ use sdxl::prompt::Prompt;
 use sdxl::tensor::Tensor;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::Loader;
-use sdxl::weights::folder::{Checkpoint, Part};
+use sdxl::weights::{Checkpoint, Part};
 use sdxl::{Precision, Request};
 use support::{generate, golden, load, relative_l2};
 

@@ -3,8 +3,8 @@
 
 mod support;
 
+use sdxl::files::read_json;
 use sdxl::image::{mask, resize};
-use sdxl::weights::folder::read_json;
 use sdxl::{Checkpoint, Latents, Offload, Pipeline, Pixels, Precision, Request, ResizeMode};
 use serde_json::{Map, Value, json};
 use support::{Golden, generate, golden, relative_l2};

@@ -4,7 +4,7 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use sdxl::weights::folder::read_json;
+use sdxl::files::read_json;
 use sdxl::{
     Cancel, Error, Event, Inputs, Offload, Output, Picture, Pipeline, Precision, Request, Run,
     RunState,

@@ -8,9 +8,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
+use sdxl::files::read_json;
 use sdxl::text::tokenizer::Tokenizer;
-use sdxl::weights::folder::{OpenOptions, read_json};
-use sdxl::weights::safetensors::{ElementType, StoredTensor, TensorSet};
+use sdxl::weights::OpenOptions;
+use sdxl::weights::{ElementType, StoredTensor, TensorSet};
 use sdxl::{Checkpoint, Family, Lora, Part, Pipeline, Precision, Request};
 use serde_json::{Map, Value, json};
 use support::{copy, generate, golden, load};
@@ -450,7 +451,7 @@ fn a_vae_can_be_replaced() {
     fs::write(&edited, text.replace("0.13025", "0.25")).unwrap();
     let checkpoint = with_vae(&golden("base"), dir.path()).unwrap();
     assert_eq!(checkpoint.vae.scaling_factor, 0.25);
-    let files = sdxl::recipe::hash_weights(&checkpoint, &sdxl::recipe::hash_file).unwrap();
+    let files = sdxl::recipe::hash_weights(&checkpoint, &sdxl::files::hash_file).unwrap();
     assert_eq!(files.len(), 4);
     assert!(with_vae(&golden("base"), &golden("base/unet")).is_err());
 }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use sdxl::noise::Generator;
 use sdxl::ops::{self, Activation, ConvExtras};
 use sdxl::tensor::Tensor;
-use sdxl::weights::safetensors::TensorSet;
+use sdxl::weights::TensorSet;
 use sdxl::weights::{Loader, random};
 use sdxl::{Precision, Rng};
 use sdxl_kernels::WeightFormat;

@@ -4,7 +4,8 @@ use std::io::{IsTerminal, Write};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use sdxl::hub::{Cached, Kind, Name, scan, size};
+use sdxl::hub::{Cached, ModelKind, Name, scan};
+use sdxl::units::size;
 use sdxl_kit::hub;
 use serde_json::json;
 
@@ -46,7 +47,7 @@ pub struct VerifyArgs {
 }
 
 fn is_ours(of: &Cached) -> bool {
-    !matches!(of.kind, Kind::Other(_))
+    !matches!(of.kind, ModelKind::Other(_))
 }
 
 /// The revision as a person says it: `main 4621659`.

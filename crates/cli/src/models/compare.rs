@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use sdxl::weights::folder::OpenOptions;
+use sdxl::weights::OpenOptions;
 use sdxl::{Checkpoint, Error, Inputs, Offload, Part, Pipeline, Precision, Request};
 use sdxl_kit::Model;
 use serde_json::json;

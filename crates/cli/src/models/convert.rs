@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sdxl::Checkpoint;
+use sdxl::weights::OpenOptions;
 use sdxl::weights::convert;
-use sdxl::weights::folder::OpenOptions;
 use sdxl::weights::lower::Target;
 use sdxl_kit::Model;
 

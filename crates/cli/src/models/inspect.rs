@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
-use sdxl::weights::doctor::lora_context;
-use sdxl::weights::recognise::Kind;
-use sdxl::weights::safetensors::TensorSet;
+use sdxl::weights::TensorSet;
+use sdxl::weights::recognise::FileKind;
+use sdxl::weights::recognise::lora_context;
 use sdxl::{Checkpoint, Family, Part};
 use sdxl_kit::Model;
 use serde_json::json;
@@ -32,8 +32,8 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.path))?;
     if model.path().is_file() {
         let tensors = TensorSet::open(&[model.path().to_path_buf()])?;
-        let kind = Kind::of(&tensors);
-        if !matches!(kind, Kind::Base | Kind::Refiner) {
+        let kind = FileKind::of(&tensors);
+        if !matches!(kind, FileKind::Base | FileKind::Refiner) {
             other(args, kind, &tensors);
             return Ok(());
         }
@@ -92,14 +92,14 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 /// A file that is no checkpoint.
-fn other(args: &InspectArgs, kind: Kind, tensors: &TensorSet) {
+fn other(args: &InspectArgs, kind: FileKind, tensors: &TensorSet) {
     let dtypes: BTreeSet<String> = tensors
         .iter()
         .map(|(_, t)| t.element().to_string())
         .collect();
     let dtypes: Vec<String> = dtypes.into_iter().collect();
     let parameters: u64 = tensors.iter().map(|(_, t)| t.values() as u64).sum();
-    let context = (kind == Kind::Lora)
+    let context = (kind == FileKind::Lora)
         .then(|| lora_context(tensors))
         .flatten();
     let trained_on = match context {

@@ -3,18 +3,19 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use half::{bf16, f16};
+use half::bf16;
 use sdxl_kernels::{
     AttentionShape, Element, GroupNorm, PackedConv, PackedMatrix, Weights,
     attention as attention_kernel, masked_attention, normed_conv2d, norms_on_the_way,
 };
 
+use super::host::{HostValues, read};
 use super::{
-    Activation, Conv, ConvGeometry, ConvUse, Device, Layer, Norm, PackedWeights, Storage, Table,
+    Activation, Conv, ConvGeometry, ConvUse, Device, Layer, Norm, PackedWeights, Storage,
+    StoredWeights,
 };
 use crate::error::Result;
-use crate::tensor::{DType, Reused, Tensor, buffer, keep};
-use crate::weights::{StoredWeights, to_f32};
+use crate::tensor::{DType, Reused, Tensor, buffer};
 
 /// This machine's processor.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,25 +25,6 @@ pub struct Cpu;
 pub fn cpu() -> Arc<dyn Device> {
     static CPU: OnceLock<Arc<dyn Device>> = OnceLock::new();
     Arc::clone(CPU.get_or_init(|| Arc::new(Cpu)))
-}
-
-/// Values in the host's memory, which serves later ones when they are dropped: the storage of
-/// [`Cpu`].
-#[derive(Debug)]
-pub enum HostValues {
-    /// 32-bit values.
-    F32(Vec<f32>),
-    /// bfloat16 values.
-    Bf16(Vec<bf16>),
-}
-
-impl Drop for HostValues {
-    fn drop(&mut self) {
-        match self {
-            HostValues::F32(values) => keep(std::mem::take(values)),
-            HostValues::Bf16(values) => keep(std::mem::take(values)),
-        }
-    }
 }
 
 /// Element types of activations, seen from inside a [`Tensor`].
@@ -125,6 +107,18 @@ macro_rules! by_type {
     };
 }
 
+impl Tensor {
+    /// Creates a tensor of `f32` values, as many as the product of `shape`, on the CPU.
+    pub fn from_f32(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
+        let shape = shape.into();
+        let len = shape.iter().product::<usize>();
+        assert_eq!(values.len(), len, "shape {shape:?}");
+        let device = cpu();
+        let storage = device.upload(HostValues::F32(values));
+        Tensor::new(&device, shape, DType::F32, storage)
+    }
+}
+
 /// Packs weights that are in memory.
 pub(crate) fn pack(layer: Layer, w: Weights<'_>) -> PackedWeights {
     match layer {
@@ -143,45 +137,6 @@ pub(crate) fn pack(layer: Layer, w: Weights<'_>) -> PackedWeights {
             ConvUse::Winograd => PackedConv::pack_winograd(w, c_out, c_in, format),
             ConvUse::Doubled => PackedConv::pack_upsampled(w, c_out, c_in, format),
         }),
-    }
-}
-
-/// Reads weights and keeps what `make` makes of them.
-fn read<R>(weights: &dyn StoredWeights, mut make: impl FnMut(Weights<'_>) -> R) -> Result<R> {
-    let mut made = None;
-    weights.read(&mut |w| made = Some(make(w)))?;
-    Ok(made.expect("reading hands the values over"))
-}
-
-pub(super) fn vector(weights: &dyn StoredWeights) -> Result<Vec<f32>> {
-    read(weights, to_f32)
-}
-
-pub(super) fn table(weights: &dyn StoredWeights) -> Result<Arc<dyn Table>> {
-    let table = read(weights, |w| match w {
-        Weights::F32(v) => HostTable::F32(v.to_vec()),
-        Weights::F16(v) => HostTable::F16(v.to_vec()),
-        Weights::Bf16(v) => HostTable::Bf16(v.to_vec()),
-        Weights::Int8 { .. } => HostTable::F32(to_f32(w)),
-    })?;
-    Ok(Arc::new(table))
-}
-
-/// A table of vectors as it is stored.
-enum HostTable {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-}
-
-impl Table for HostTable {
-    fn append_row(&self, index: usize, width: usize, out: &mut Vec<f32>) {
-        let range = index * width..(index + 1) * width;
-        match self {
-            HostTable::F32(v) => out.extend_from_slice(&v[range]),
-            HostTable::F16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
-            HostTable::Bf16(v) => out.extend(v[range].iter().map(|x| x.to_f32())),
-        }
     }
 }
 

@@ -15,12 +15,12 @@ use sdxl_kernels::{
 
 use super::cpu::{REUSED_ROWS, cross_attention_shape, norm_shape, self_attention_shape};
 use super::{
-    Activation, Conv, ConvGeometry, ConvUse, Counted, Device, HostValues, Kind, Layer, Meter, Norm,
-    PackedWeights, Storage, Table,
+    Activation, Conv, ConvGeometry, ConvUse, Counted, Device, HostValues, Layer, MemoryKind, Meter,
+    Norm, PackedWeights, Storage, Table,
 };
+use crate::device::StoredWeights;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
-use crate::weights::StoredWeights;
 
 /// Shapes without data, and the count of their bytes.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ impl Meta {
     }
 
     fn values(&self, len: usize, dtype: DType) -> Storage {
-        Box::new(self.meter.count(Kind::Tensor, len * dtype.bytes()))
+        Box::new(self.meter.count(MemoryKind::Tensor, len * dtype.bytes()))
     }
 
     /// The result of an operator, of `len` values as `x` has them, and its work.
@@ -140,7 +140,7 @@ impl Device for Meta {
             Layout::Matrix(layout) => (layout.bytes(), 0),
             Layout::Conv(layout) => (layout.bytes(), layout.packing_bytes()),
         };
-        let _bytes = self.meter.count(Kind::Weights, bytes);
+        let _bytes = self.meter.count(MemoryKind::Weights, bytes);
         self.meter.temporary(packing);
         self.meter.temporary(reading.packing);
         Ok(Arc::new(MetaWeights { layout, _bytes }))
@@ -153,7 +153,7 @@ impl Device for Meta {
 
     fn table(&self, weights: &dyn StoredWeights) -> Result<Arc<dyn Table>> {
         let bytes = weights.len() * weights.value_bytes();
-        let table = MetaTable(self.meter.count(Kind::Weights, bytes));
+        let table = MetaTable(self.meter.count(MemoryKind::Weights, bytes));
         self.meter.temporary(weights.memory().packing);
         Ok(Arc::new(table))
     }

@@ -23,7 +23,7 @@ struct Count {
 
 /// The kind of the memory that is counted: each kind is given back in its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MemoryKind {
     /// Packed weights: gone with the layer.
     Weights,
     /// Tensors: their memory serves later ones.
@@ -34,7 +34,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Counted {
     meter: Meter,
-    kind: Kind,
+    kind: MemoryKind,
     bytes: usize,
 }
 
@@ -54,14 +54,14 @@ impl Meter {
     }
 
     /// Counts `bytes` until the result is dropped.
-    pub fn count(&self, kind: Kind, bytes: usize) -> Counted {
+    pub fn count(&self, kind: MemoryKind, bytes: usize) -> Counted {
         let mut count = self.lock();
         match kind {
-            Kind::Weights => {
+            MemoryKind::Weights => {
                 count.weights += bytes;
                 count.packed += bytes;
             }
-            Kind::Tensor => {
+            MemoryKind::Tensor => {
                 count.tensors += bytes;
                 count.kept = count.kept.max(count.tensors);
             }
@@ -143,8 +143,8 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let mut count = self.meter.lock();
         match self.kind {
-            Kind::Weights => count.weights -= self.bytes,
-            Kind::Tensor => count.tensors -= self.bytes,
+            MemoryKind::Weights => count.weights -= self.bytes,
+            MemoryKind::Tensor => count.tensors -= self.bytes,
         }
     }
 }
@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn tensors_are_kept_and_weights_are_not() {
         let meter = Meter::default();
-        let weights = meter.count(Kind::Weights, 1000);
-        let tensor = meter.count(Kind::Tensor, 100);
-        drop(meter.count(Kind::Tensor, 50));
+        let weights = meter.count(MemoryKind::Weights, 1000);
+        let tensor = meter.count(MemoryKind::Tensor, 100);
+        drop(meter.count(MemoryKind::Tensor, 50));
         assert_eq!(meter.now(), 1150);
         drop(tensor);
         // In the place of what was there.
-        let tensor = meter.count(Kind::Tensor, 140);
+        let tensor = meter.count(MemoryKind::Tensor, 140);
         assert_eq!((meter.now(), meter.weights()), (1150, 1000));
         meter.temporary(7);
         assert_eq!(meter.take_peak(), 1157);

@@ -8,7 +8,7 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::recipe::hex;
+use crate::files::hex;
 
 /// The hash that the contents of a file must have.
 #[derive(Debug, Clone, PartialEq, Eq)]

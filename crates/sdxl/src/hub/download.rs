@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::Event;
 use super::cache::{RepoFolder, make_folder_of};
 use super::digest::{Hasher, Id};
 use super::error::HubError;
+use super::event::DownloadEvent;
 use super::http::{About, Answer, Client, Failure, Method, Watch, encode};
 use super::listing::Listing;
 
@@ -167,7 +167,7 @@ impl Downloader<'_> {
 
     fn check_disk(&self, files: &[&Described]) -> Result<(), HubError> {
         let needed: u64 = files.iter().map(|d| self.rest(d)).sum();
-        let begin = Event::Begin {
+        let begin = DownloadEvent::Begin {
             repo: self.repo,
             commit: &self.listing.commit,
             files: files.len(),
@@ -337,7 +337,7 @@ impl<'a> Part<'a> {
                         hasher.update(&piece[..n]);
                     }
                     self.have += n as u64;
-                    (watch.told)(Event::File {
+                    (watch.told)(DownloadEvent::File {
                         path: &self.d.file,
                         done: self.have,
                         size: self.d.size,

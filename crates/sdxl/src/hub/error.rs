@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::error::then;
+use crate::hint::then;
+use crate::units::size;
 
 /// Why a model of a hub cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,8 +324,8 @@ impl HubError {
             HubError::DiskFull { path, needed, free } => (
                 format!(
                     "{} to fetch, but only {} free at {}",
-                    super::size(*needed),
-                    super::size(*free),
+                    size(*needed),
+                    size(*free),
                     path.display()
                 ),
                 Some(

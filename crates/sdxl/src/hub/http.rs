@@ -8,8 +8,8 @@ use ureq::http::{HeaderMap, Request};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::Event;
 use super::error::HubError;
+use super::event::DownloadEvent;
 use super::settings::Settings;
 
 /// Longer than this nobody is kept waiting in front of a bar that does not move.
@@ -20,7 +20,7 @@ const REDIRECTS: usize = 10;
 
 /// The listener of a pull, and whether the pull has failed in another thread.
 pub(super) struct Watch<'a> {
-    pub told: &'a (dyn Fn(Event<'_>) + Sync),
+    pub told: &'a (dyn Fn(DownloadEvent<'_>) + Sync),
     pub stopped: AtomicBool,
 }
 
@@ -299,7 +299,7 @@ impl Client {
                     (why, self.backoff(failed))
                 }
             };
-            let event = Event::Waiting {
+            let event = DownloadEvent::Waiting {
                 url,
                 why: &why,
                 pause,

@@ -8,13 +8,15 @@ use serde_json::{Map, Value};
 
 use super::cache::{RepoFolder, files_below};
 use super::name::is_commit;
-use crate::weights::folder::{Part, named_class, read_json};
-use crate::weights::recognise;
-use crate::weights::safetensors::TensorSet;
+use crate::files::read_json;
+use crate::weights::Part;
+use crate::weights::TensorSet;
+use crate::weights::layout::named_class;
+use crate::weights::recognise::FileKind;
 
 /// The kind of a model in the cache, as this program can use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum ModelKind {
     /// A checkpoint of Stable Diffusion XL that starts pictures.
     Base,
     /// One that finishes them.
@@ -27,15 +29,15 @@ pub enum Kind {
     Other(Option<String>),
 }
 
-impl std::fmt::Display for Kind {
+impl std::fmt::Display for ModelKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Kind::Base => f.write_str("Stable Diffusion XL base"),
-            Kind::Refiner => f.write_str("Stable Diffusion XL refiner"),
-            Kind::Vae => f.write_str("VAE"),
-            Kind::File(what) => f.write_str(what),
-            Kind::Other(Some(class)) => write!(f, "not for this program ({class})"),
-            Kind::Other(None) => f.write_str("not for this program"),
+            ModelKind::Base => f.write_str("Stable Diffusion XL base"),
+            ModelKind::Refiner => f.write_str("Stable Diffusion XL refiner"),
+            ModelKind::Vae => f.write_str("VAE"),
+            ModelKind::File(what) => f.write_str(what),
+            ModelKind::Other(Some(class)) => write!(f, "not for this program ({class})"),
+            ModelKind::Other(None) => f.write_str("not for this program"),
         }
     }
 }
@@ -54,7 +56,7 @@ pub struct Cached {
     /// The folder of its files.
     pub snapshot: PathBuf,
     /// The kind of the model.
-    pub kind: Kind,
+    pub kind: ModelKind,
 }
 
 impl Cached {
@@ -121,7 +123,7 @@ pub(super) fn revisions(cache: &Path, repo: &str) -> Vec<Cached> {
     commits.map(of).collect()
 }
 
-fn kind(snapshot: &Path, files: &BTreeMap<String, u64>) -> Kind {
+fn kind(snapshot: &Path, files: &BTreeMap<String, u64>) -> ModelKind {
     let json = |file: &str| read_json::<Map<String, Value>>(&snapshot.join(file)).ok();
     let class = |map: &Map<String, Value>| {
         let name = map.get("_class_name").and_then(Value::as_str);
@@ -131,29 +133,29 @@ fn kind(snapshot: &Path, files: &BTreeMap<String, u64>) -> Kind {
         return match class(&index) {
             Some(name) if name.starts_with("StableDiffusionXL") => {
                 match named_class(&index, Part::TextEncoder) {
-                    Some(_) => Kind::Base,
-                    None => Kind::Refiner,
+                    Some(_) => ModelKind::Base,
+                    None => ModelKind::Refiner,
                 }
             }
-            other => Kind::Other(other),
+            other => ModelKind::Other(other),
         };
     }
     let described = json("config.json").and_then(|config| class(&config));
     if described.as_deref() == Some("AutoencoderKL") {
-        return Kind::Vae;
+        return ModelKind::Vae;
     }
     let mut weights = files.keys().filter(|f| f.ends_with(".safetensors"));
     if let (Some(file), None) = (weights.next(), described)
         && let Ok(tensors) = TensorSet::open(&[snapshot.join(file)])
     {
-        return match recognise::Kind::of(&tensors) {
-            recognise::Kind::Base => Kind::Base,
-            recognise::Kind::Refiner => Kind::Refiner,
-            recognise::Kind::Vae => Kind::Vae,
-            recognise::Kind::Lora => Kind::File("LoRA"),
-            recognise::Kind::Embedding => Kind::File("textual inversion"),
-            _ => Kind::Other(None),
+        return match FileKind::of(&tensors) {
+            FileKind::Base => ModelKind::Base,
+            FileKind::Refiner => ModelKind::Refiner,
+            FileKind::Vae => ModelKind::Vae,
+            FileKind::Lora => ModelKind::File("LoRA"),
+            FileKind::Embedding => ModelKind::File("textual inversion"),
+            _ => ModelKind::Other(None),
         };
     }
-    Kind::Other(None)
+    ModelKind::Other(None)
 }

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use super::error::HubError;
 use super::name::Name;
 use crate::error::Result;
-use crate::weights::Precision;
-use crate::weights::folder::{Part, check_index, named_class, shards, weight_names};
+use crate::precision::Precision;
+use crate::weights::Part;
+use crate::weights::layout::{check_index, named_class, shards, weight_names};
 
 /// The purpose for which a model is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

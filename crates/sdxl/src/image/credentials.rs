@@ -17,7 +17,7 @@ use ::c2pa::{
 
 use super::{Encoding, Format, Pixels, Texts};
 use crate::error::{Error, Result};
-use crate::recipe::read_bounded;
+use crate::files::read_bounded;
 
 /// Bytes that a file of certificates or of a key may have.
 const MAX_PEM: u64 = 1 << 20;

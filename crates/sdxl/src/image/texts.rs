@@ -1,16 +1,6 @@
 //! The texts in a picture file that say how the picture was made, whatever the file format.
 
-use std::path::Path;
-
-use img_parts::jpeg::Jpeg;
-use img_parts::webp::{CHUNK_XMP, WebP};
-use img_parts::{Bytes, ImageEXIF};
-
-use super::format::{Format, XMP_PREFIX};
-use super::read::MAX_FILE;
-use super::{exif, png, xmp};
-use crate::error::{Error, Result};
-use crate::recipe::read_bounded;
+use super::xmp;
 
 /// The texts of a picture file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,41 +17,5 @@ impl Texts {
     /// Whether the picture was made by a model, but out of another picture.
     pub fn is_composite(&self) -> bool {
         self.source_type.as_deref() == Some(xmp::COMPOSITE)
-    }
-
-    /// Reads the texts of a PNG, JPEG or WebP, told by its contents. `None` for a file that is
-    /// none of them.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or is broken.
-    pub fn read(path: &Path) -> Result<Option<Texts>> {
-        let broken = |e: img_parts::Error| Error::file(path, format!("the picture is broken: {e}"));
-        let (block, packet) = match Format::of_file(path)? {
-            None => return Ok(None),
-            Some(Format::Png) => return png::read_texts(path).map(Some),
-            Some(Format::Jpeg) => {
-                let file = Bytes::from(read_bounded(path, MAX_FILE)?);
-                let jpeg = Jpeg::from_bytes(file).map_err(broken)?;
-                let packet = (jpeg.segments().iter())
-                    .find_map(|s| s.contents().strip_prefix(XMP_PREFIX).map(<[u8]>::to_vec));
-                (jpeg.exif(), packet)
-            }
-            Some(Format::Webp) => {
-                let file = Bytes::from(read_bounded(path, MAX_FILE)?);
-                let webp = WebP::from_bytes(file).map_err(broken)?;
-                let packet = webp
-                    .chunk_by_id(CHUNK_XMP)
-                    .and_then(|chunk| chunk.content().data().map(|data| data.to_vec()));
-                (webp.exif(), packet)
-            }
-        };
-        let found = packet.map_or_else(xmp::Found::default, |packet| {
-            xmp::read(&String::from_utf8_lossy(&packet))
-        });
-        Ok(Some(Texts {
-            parameters: block.as_deref().and_then(exif::read),
-            recipe: found.recipe,
-            source_type: found.source_type,
-        }))
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{available, resident};
+use super::system::{available, resident};
 
 /// The memory of the whole process that a run may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

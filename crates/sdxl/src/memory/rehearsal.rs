@@ -8,15 +8,16 @@
 use std::sync::Arc;
 
 use crate::cancel::{Cancel, OrCancelled};
-use crate::device::{Counted, Kind, Meta};
+use crate::device::{Counted, MemoryKind, Meta};
 use crate::error::Result;
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
+use crate::precision::Precision;
 use crate::profile;
 use crate::tensor::{DType, Tensor};
 use crate::text::clip::ClipTextModel;
-use crate::weights::folder::{Checkpoint, Part};
-use crate::weights::{Loader, Precision};
+use crate::weights::Loader;
+use crate::weights::{Checkpoint, Part};
 
 /// The memory and the operations that a piece of work takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl<T> Rehearsed<T> {
         let vectors = (tensors.iter())
             .filter(|(_, tensor)| tensor.shape().len() == 1)
             .map(|(_, tensor)| tensor.values() * size_of::<f32>());
-        let vectors = meter.count(Kind::Weights, vectors.sum());
+        let vectors = meter.count(MemoryKind::Weights, vectors.sum());
         let loader = Loader::new(&tensors, precision).streamed(streamed);
         let network = load(&loader)?;
         let loading = Work {

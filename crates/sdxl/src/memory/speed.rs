@@ -2,8 +2,8 @@
 
 use sdxl_kernels::{Arithmetic, WeightFormat, peak_flops};
 
-use crate::weights::Precision;
-use crate::weights::folder::Part;
+use crate::precision::Precision;
+use crate::weights::Part;
 
 /// Work of one network.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -50,7 +50,7 @@ impl TimestepEmbedding {
     /// Reads `linear_1` (`k` to `n`) and `linear_2` (`n` to `n`).
     pub fn load(from: &Loader<'_>, k: usize, n: usize) -> Result<Self> {
         // A row an image: nothing to gain, and every block depends on it.
-        let from = &from.sensitive();
+        let from = &from.keep_bf16();
         Ok(TimestepEmbedding {
             linear_1: from.linear("linear_1", k, n)?,
             linear_2: from.linear("linear_2", n, n)?,

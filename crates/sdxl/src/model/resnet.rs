@@ -36,7 +36,7 @@ impl ResnetBlock2D {
     /// Reads the block at `from`.
     pub fn load(from: &Loader<'_>, s: ResnetSizes) -> Result<Self> {
         // The shortcut carries what all later blocks add to.
-        let from = &from.sensitive();
+        let from = &from.keep_bf16();
         // A VAE in `bf16` has no digits to give for speed: its blocks follow each other with nothing
         // between that would outweigh what their convolutions round.
         let conv = |name: &str, c_in: usize| match s.time {

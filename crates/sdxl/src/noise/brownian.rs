@@ -10,7 +10,7 @@
 //! and diffusers use it. Seeds are split by the `SeedSequence` of NumPy (M. E. O'Neill, "Developing
 //! a seed_seq alternative", 2015).
 
-use super::{Generator, Rng};
+use super::generator::{Generator, Rng};
 use crate::latents::Latents;
 
 /// Digits behind the point to which times are rounded.

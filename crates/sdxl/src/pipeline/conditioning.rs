@@ -8,7 +8,7 @@ use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use crate::warning::{Warning, WarningKind};
-use crate::weights::folder::Checkpoint;
+use crate::weights::Checkpoint;
 
 /// A conditioning and how much its prediction counts.
 pub type Weighted = (f32, Arc<Conditioning>);

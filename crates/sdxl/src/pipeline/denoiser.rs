@@ -14,7 +14,7 @@ use crate::profile;
 use crate::request::{Request, Size};
 use crate::tensor::Tensor;
 use crate::text::Conditioning;
-use crate::weights::folder::Checkpoint;
+use crate::weights::Checkpoint;
 
 /// Bytes of keys and values of texts that are kept: a full-size model takes 24 MB for 77 tokens in
 /// `bf16`. Texts beyond are read anew at every step.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Pipeline;
 use crate::error::Result;
-use crate::weights::folder::Part;
+use crate::weights::Part;
 use crate::weights::lora::Lora;
 
 impl Pipeline {
@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
     use crate::pipeline::Offload;
-    use crate::weights::Precision;
+    use crate::precision::Precision;
     use crate::{Checkpoint, Request};
 
     fn golden(name: &str) -> PathBuf {
@@ -96,7 +96,7 @@ mod tests {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let checkpoint = Checkpoint::open(&golden("base"), None).unwrap();
             let plain = open(checkpoint, precision, Offload::None);
-            let reads = || plain.checkpoint.files().kept().reads();
+            let reads = || plain.checkpoint.files().layer_cache().reads();
             let all = reads();
             let without = latents(&plain);
 
@@ -137,7 +137,7 @@ mod tests {
             drop((more, again));
             let convolution = two.with_loras(&[lora("convolution", 1.0)]).unwrap();
             let checkpoint = convolution.checkpoint.clone();
-            let options = crate::weights::folder::OpenOptions {
+            let options = crate::weights::OpenOptions {
                 loras: vec![lora("convolution", 1.0)],
                 ..Default::default()
             };
@@ -157,9 +157,9 @@ mod tests {
             // When it is not, only what was changed is read.
             let kept = plain.checkpoint.clone();
             drop((plain, convolution));
-            let before = kept.files().kept().reads();
+            let before = kept.files().layer_cache().reads();
             let bare = with.with_loras(&[]).unwrap();
-            assert_eq!(kept.files().kept().reads() - before, some);
+            assert_eq!(kept.files().layer_cache().reads() - before, some);
             assert!(latents(&bare) == without);
         }
     }

@@ -1,8 +1,8 @@
 //! A checkpoint with its networks, as a run uses it.
 
 use super::networks::Networks;
-use crate::weights::Precision;
-use crate::weights::folder::Checkpoint;
+use crate::precision::Precision;
+use crate::weights::Checkpoint;
 
 /// A checkpoint and its networks.
 #[derive(Clone)]

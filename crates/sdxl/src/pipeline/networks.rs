@@ -6,10 +6,11 @@ use super::lazy::Lazy;
 use crate::error::Result;
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
+use crate::precision::Precision;
 use crate::text::TextEncoders;
-use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::Loader;
 use crate::weights::same::same_part;
-use crate::weights::{Loader, Precision};
+use crate::weights::{Checkpoint, Part};
 
 /// The three kinds of networks of a checkpoint. Clones share them.
 #[derive(Clone)]

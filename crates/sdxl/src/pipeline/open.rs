@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::refine::check_refiner;
+use super::check::check_refiner;
 use super::{Offload, Pipeline, Refiner};
 use crate::device;
 use crate::error::Result;
 use crate::memory::{self, Budget};
-use crate::weights::Precision;
-use crate::weights::folder::{Checkpoint, OpenOptions};
+use crate::precision::Precision;
 use crate::weights::inversion::InversionFile;
 use crate::weights::lora::Lora;
+use crate::weights::{Checkpoint, OpenOptions};
 
 /// bfloat16 where the processor multiplies it natively, else `f32`.
 pub fn default_precision() -> Precision {

@@ -16,20 +16,20 @@
 //! Tiles are the only choice that changes numbers, and are said and written into the recipe. The
 //! precision is never changed.
 
+mod choose;
 mod planner;
 
 use super::conditioning::Prompts;
 use super::offload::Offload;
 use super::stages::{Stage, StageProgress};
 use super::vae::VaeBatching;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::inputs::Inputs;
 use crate::memory::{Budget, Effort, Speed, bytes};
+use crate::precision::Precision;
 use crate::request::{Request, Tiling};
 use crate::warning::{Warning, WarningKind};
-use crate::weights::Precision;
-use crate::weights::folder::Checkpoint;
-use planner::Planner;
+use crate::weights::Checkpoint;
 
 /// A decided run that is to be arranged.
 #[derive(Clone, Copy)]
@@ -92,12 +92,12 @@ pub struct Plan {
     /// Whether tiles were decided for want of memory.
     pub short: bool,
     /// The phases of the run, in order, each with what is in memory at once.
-    pub parts: Vec<Phase>,
+    pub parts: Vec<PlannedPhase>,
 }
 
 /// A part of a run, and what is in memory meanwhile.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Phase {
+pub struct PlannedPhase {
     /// The networks at work.
     pub name: String,
     /// The most memory of the process, in bytes.
@@ -106,7 +106,7 @@ pub struct Phase {
     pub efforts: Vec<Effort>,
 }
 
-impl Phase {
+impl PlannedPhase {
     /// About how long it takes.
     pub fn seconds(&self, speed: &mut Speed) -> f64 {
         let seconds = self.efforts.iter().map(|effort| speed.seconds(effort));
@@ -115,40 +115,6 @@ impl Phase {
 }
 
 impl Plan {
-    /// The arrangement that costs least among those that fit.
-    ///
-    /// # Errors
-    /// If no arrangement fits, an error that says the least memory that would do:
-    /// [`Error::Request`] for a budget that was given, else [`Error::Machine`]. Also every error in
-    /// the checkpoint's files.
-    pub(super) fn new(asked: &PlanInputs<'_>, warn: &mut dyn FnMut(Warning)) -> Result<Plan> {
-        let planner = Planner::new(asked, warn)?;
-        let limit = asked.limit();
-        let mut smallest: Option<Plan> = None;
-        for (i, offload) in asked.offloads.iter().enumerate() {
-            let choice = asked.offloads.len() > 1;
-            if choice && *offload == Offload::None && !planner.has_groups() {
-                // One group needs each network once.
-                continue;
-            }
-            let last = i + 1 == asked.offloads.len();
-            let plan = planner.arrange(*offload, last)?;
-            if limit.is_none_or(|limit| plan.peak() <= limit) {
-                return Ok(plan);
-            }
-            if smallest.as_ref().is_none_or(|s| plan.peak() < s.peak()) {
-                smallest = Some(plan);
-            }
-        }
-        match smallest {
-            Some(plan) => Err(plan.refusal(asked)),
-            None => Err(Error::request(
-                "offload",
-                "no way to have networks in memory was allowed",
-            )),
-        }
-    }
-
     /// The most memory of the process, in bytes.
     pub fn peak(&self) -> u64 {
         self.parts.iter().map(|part| part.peak).max().unwrap_or(0)

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::canvas::Canvas;
+use super::check::{check_out_channels, check_refiner};
 use super::conditioning::Prompts;
 use super::inpaint::latent_mask;
 use super::job::Job;
 use super::offload::Offload;
 use super::plan::{Plan, PlanInputs};
-use super::refine::check_refiner;
 use super::stages::{StageProgress, stages};
 use super::{Pipeline, Refiner, Run, canvas, conditioning, start};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use crate::latents::Latents;
 use crate::memory::Budget;
 use crate::request::{Request, aspect};
 use crate::warning::Warning;
-use crate::weights::folder::{Checkpoint, Family, Part};
+use crate::weights::{Checkpoint, Family, Part};
 
 /// Strengths of diffusers' pipelines where none is asked for: image to image, inpainting.
 const STRENGTH: f64 = 0.3;
@@ -235,19 +235,6 @@ fn check_kind(checkpoint: &Checkpoint, request: &Request, inputs: &Inputs) -> Re
             2 * latents + 1
         ))
     })
-}
-
-/// Refuses a UNet that answers something else than latents.
-pub(super) fn check_out_channels(checkpoint: &Checkpoint) -> Result<()> {
-    let (channels, latents) = (checkpoint.unet.out_channels, checkpoint.vae.latent_channels);
-    if channels == latents {
-        return Ok(());
-    }
-    let message = format!(
-        "out_channels is {channels}, not the {latents} of the latents: this program knows no UNet \
-         that answers anything beside them"
-    );
-    Err(Error::file(checkpoint.config_path(Part::UNet), message))
 }
 
 /// Refuses latents of another shape than the run's, naming both in torch's axis order.

@@ -5,7 +5,7 @@ mod fingerprint;
 mod state;
 mod together;
 
-use state::MadeBy;
+use fingerprint::MadeBy;
 pub use state::RunState;
 
 use std::collections::VecDeque;

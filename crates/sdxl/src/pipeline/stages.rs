@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::request::{Request, Size};
 use crate::scheduler::{self, Info, Plan, Scheduler, SchedulerConfig, Steps};
-use crate::weights::folder::Checkpoint;
+use crate::weights::Checkpoint;
 
 /// The network of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::then;
+use crate::hint::then;
 use crate::noise::NoiseError;
 
 /// Why a scheduler cannot be built or used.

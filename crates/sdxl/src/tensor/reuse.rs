@@ -13,21 +13,21 @@ use half::bf16;
 const SMALL: usize = 1 << 16;
 
 /// The kept buffers, the longest unused first.
-static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+static FREE: Mutex<Vec<FreeBuffer>> = Mutex::new(Vec::new());
 
 /// A buffer that nobody uses.
-pub(crate) enum Kept {
+pub(crate) enum FreeBuffer {
     /// The buffer of a tensor of 32-bit values.
     F32(Vec<f32>),
     /// The buffer of a tensor of bfloat16 values.
     Bf16(Vec<bf16>),
 }
 
-impl Kept {
+impl FreeBuffer {
     fn bytes(&self) -> usize {
         match self {
-            Kept::F32(v) => size_of::<f32>() * v.capacity(),
-            Kept::Bf16(v) => size_of::<bf16>() * v.capacity(),
+            FreeBuffer::F32(v) => size_of::<f32>() * v.capacity(),
+            FreeBuffer::Bf16(v) => size_of::<bf16>() * v.capacity(),
         }
     }
 }
@@ -37,33 +37,33 @@ pub(crate) trait Reused: Copy {
     /// A number whose every result shows that it was not computed.
     const POISON: Self;
     /// Marks the buffer with its type.
-    fn into_kept(values: Vec<Self>) -> Kept;
+    fn into_free(values: Vec<Self>) -> FreeBuffer;
     /// The buffer, if it is of this type.
-    fn of_kept(kept: &mut Kept) -> Option<&mut Vec<Self>>;
+    fn of_free(kept: &mut FreeBuffer) -> Option<&mut Vec<Self>>;
 }
 
 impl Reused for f32 {
     const POISON: f32 = f32::NAN;
-    fn into_kept(values: Vec<f32>) -> Kept {
-        Kept::F32(values)
+    fn into_free(values: Vec<f32>) -> FreeBuffer {
+        FreeBuffer::F32(values)
     }
-    fn of_kept(kept: &mut Kept) -> Option<&mut Vec<f32>> {
+    fn of_free(kept: &mut FreeBuffer) -> Option<&mut Vec<f32>> {
         match kept {
-            Kept::F32(values) => Some(values),
-            Kept::Bf16(_) => None,
+            FreeBuffer::F32(values) => Some(values),
+            FreeBuffer::Bf16(_) => None,
         }
     }
 }
 
 impl Reused for bf16 {
     const POISON: bf16 = bf16::NAN;
-    fn into_kept(values: Vec<bf16>) -> Kept {
-        Kept::Bf16(values)
+    fn into_free(values: Vec<bf16>) -> FreeBuffer {
+        FreeBuffer::Bf16(values)
     }
-    fn of_kept(kept: &mut Kept) -> Option<&mut Vec<bf16>> {
+    fn of_free(kept: &mut FreeBuffer) -> Option<&mut Vec<bf16>> {
         match kept {
-            Kept::Bf16(values) => Some(values),
-            Kept::F32(_) => None,
+            FreeBuffer::Bf16(values) => Some(values),
+            FreeBuffer::F32(_) => None,
         }
     }
 }
@@ -91,14 +91,14 @@ fn kept<E: Reused>(len: usize) -> Option<Vec<E>> {
     if bytes < SMALL {
         return None;
     }
-    let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     let fits = len..=len + len / 8;
     let best = (all.iter_mut().enumerate())
-        .filter_map(|(i, kept)| Some((E::of_kept(kept)?.capacity(), i)))
+        .filter_map(|(i, kept)| Some((E::of_free(kept)?.capacity(), i)))
         .filter(|(capacity, _)| fits.contains(capacity))
         .min();
     if let Some((_, i)) = best {
-        return E::of_kept(&mut all.remove(i)).map(std::mem::take);
+        return E::of_free(&mut all.remove(i)).map(std::mem::take);
     }
     let mut freed = 0;
     let mut count = 0;
@@ -113,14 +113,14 @@ fn kept<E: Reused>(len: usize) -> Option<Vec<E>> {
 /// Keeps the memory of a buffer for the next that is asked for.
 pub(crate) fn keep<E: Reused>(values: Vec<E>) {
     if values.capacity() * size_of::<E>() >= SMALL {
-        let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(E::into_kept(values));
+        let mut all = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(E::into_free(values));
     }
 }
 
 /// Gives back to the system what is kept for tensors and operators to come.
 pub fn release_buffers() {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    FREE.lock().unwrap_or_else(PoisonError::into_inner).clear();
     sdxl_kernels::release_scratch();
 }
 

@@ -7,9 +7,10 @@ use super::clip::ClipTextModel;
 use super::tokenizer::Tokenizer;
 use crate::cancel::OrCancelled;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::profile::scope;
-use crate::weights::folder::{Part, TextParts};
-use crate::weights::{Loader, Precision};
+use crate::weights::Loader;
+use crate::weights::{Part, TextParts};
 
 /// Sequences that go through the network together: more would not make it faster.
 const BATCH: usize = 8;

@@ -17,8 +17,9 @@ use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimi
 
 use super::vocabulary;
 use crate::error::{Error, Result};
-use crate::weights::files::Files;
-use crate::weights::folder::{Part, read_json};
+use crate::files::read_json;
+use crate::weights::CheckpointFiles;
+use crate::weights::Part;
 use crate::weights::inversion::Inversion;
 
 /// The pattern that cuts text into words before merging: CLIP's own.
@@ -72,7 +73,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Self::open`], and a textual inversion's word that is a token already.
-    pub fn of(files: &Files, part: Part) -> Result<Self> {
+    pub fn of(files: &CheckpointFiles, part: Part) -> Result<Self> {
         let mut tokenizer = match files.tokenizer_folder(part) {
             Some(folder) => Self::open(&folder)?,
             None => Self::of_clip(part == Part::TextEncoder, files.root())?,

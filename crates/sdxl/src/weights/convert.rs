@@ -15,15 +15,19 @@ use safetensors::tensor::{Dtype, View};
 use sdxl_kernels::{Weights, quantise_rows};
 use serde_json::{Map, Value, json};
 
-use super::folder::{Checkpoint, Part, read_json};
+use super::gguf;
 use super::lower::{self, Ledger, Report, Storage, Target};
 use super::names::Names;
-use super::safetensors::{ElementType, SCALE, StoredTensor, TensorSet};
-use super::single_file::{CONFIGS, config_key, prefix};
-use super::{gguf, to_f32};
+use super::single_file::{CONFIGS, prefix};
 use crate::error::{Error, Result};
+use crate::files::read_json;
 use crate::text::tokenizer::Tokenizer;
 use crate::text::vocabulary;
+use crate::weights::part::config_key;
+use crate::weights::tensor_set::SCALE;
+use crate::weights::values::to_f32;
+use crate::weights::{Checkpoint, Part};
+use crate::weights::{ElementType, StoredTensor, TensorSet};
 
 /// Tensors of a set, one after the other under one name.
 struct Laid<'a> {

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::folder::{Checkpoint, Family, Part, files_of, missing_files};
 use super::inversion::{InversionFile, Inversions, Widths};
-use super::recognise::Kind;
-use super::safetensors::TensorSet;
+use super::recognise::{FileKind, lora_context};
 use super::single_file::refuse_scaled;
 use crate::text::tokenizer::Tokenizer;
+use crate::weights::TensorSet;
+use crate::weights::layout::files_of;
+use crate::weights::{Checkpoint, Family, Part, missing_files};
 
 /// Something to know about a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -40,12 +41,12 @@ pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
     if path.is_file() {
         match TensorSet::open(&[path.to_path_buf()]) {
             Err(error) => return vec![problem(error.to_string())],
-            Ok(tensors) => match Kind::of(&tensors) {
-                Kind::Base | Kind::Refiner => {}
-                Kind::Lora => return lora(&tensors),
-                Kind::Embedding => return vec![inversion(path)],
-                Kind::Vae => return vec![vae_file(&tensors)],
-                Kind::OriginalUNet => return vec![unet_file(&tensors, path)],
+            Ok(tensors) => match FileKind::of(&tensors) {
+                FileKind::Base | FileKind::Refiner => {}
+                FileKind::Lora => return lora(&tensors),
+                FileKind::Embedding => return vec![inversion(path)],
+                FileKind::Vae => return vec![vae_file(&tensors)],
+                FileKind::OriginalUNet => return vec![unet_file(&tensors, path)],
                 kind => {
                     let (what, advice) = (kind.describe(), kind.advice());
                     return vec![problem(format!("this is {what}; {advice}"))];
@@ -176,7 +177,7 @@ fn variants(root: &Path) -> Vec<Finding> {
 
 /// A VAE alone. That of Stable Diffusion 1 has the same shapes, and nothing that tells it apart.
 fn vae_file(tensors: &TensorSet) -> Finding {
-    let (what, advice) = (Kind::Vae.describe(), Kind::Vae.advice());
+    let (what, advice) = (FileKind::Vae.describe(), FileKind::Vae.advice());
     let latents = (tensors.iter())
         .find(|(name, _)| name.ends_with("decoder.conv_in.weight"))
         .and_then(|(_, tensor)| tensor.shape().get(1).copied());
@@ -197,7 +198,10 @@ fn unet_file(tensors: &TensorSet, path: &Path) -> Finding {
     match refuse_scaled(tensors, path) {
         Err(error) => problem(error.to_string()),
         Ok(()) => {
-            let (what, advice) = (Kind::OriginalUNet.describe(), Kind::OriginalUNet.advice());
+            let (what, advice) = (
+                FileKind::OriginalUNet.describe(),
+                FileKind::OriginalUNet.advice(),
+            );
             note(format!("this is {what}; {advice}"))
         }
     }
@@ -244,28 +248,6 @@ fn schedule(checkpoint: &Checkpoint) -> Vec<Finding> {
         );
     }
     vec![note(text)]
-}
-
-/// The channels of the text states that a LoRA's attention was trained on, where it has some.
-pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
-    let of = |part: &str| {
-        tensors.iter().find_map(|(name, tensor)| {
-            // Old diffusers wrote `attn2.processor.to_k_lora.down.weight`.
-            let key = name.replace('.', "_").replace("_processor", "");
-            let reads = key.contains("attn2_to_k") && part_is(name, part);
-            reads.then(|| tensor.shape().get(1).copied()).flatten()
-        })
-    };
-    of("lora_down")
-        .or_else(|| of("lora_A"))
-        .or_else(|| of("lora.down"))
-        .or_else(|| of("to_k_lora.down"))
-        .or_else(|| of("hada_w1_b"))
-}
-
-fn part_is(name: &str, part: &str) -> bool {
-    let name = name.strip_suffix(".weight").unwrap_or(name);
-    name.ends_with(&format!(".{part}"))
 }
 
 /// A textual inversion, judged by the sizes of the published model.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::stored::Source;
+use super::source::Source;
 use crate::device::Table;
 
 /// A table of vectors looked up by token id or position, kept as stored.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use safetensors::Dtype;
 
 use super::blocks::BlockType;
-use super::safetensors::ElementType;
+use crate::weights::ElementType;
 
 /// First bytes of a GGUF file.
 pub const MAGIC: &[u8] = b"GGUF";

@@ -328,10 +328,10 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::files::read_json;
     use crate::model::config::UNetConfig;
-    use crate::weights::folder::read_json;
+    use crate::weights::TensorSet;
     use crate::weights::names::Names;
-    use crate::weights::safetensors::TensorSet;
 
     /// Distilled UNets have other depths on the way up, and middles of their own.
     #[test]

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::folder::Part;
-use super::recognise::Kind;
-use super::safetensors::{TensorSet, refuse_pickle};
-use super::to_f32;
+use super::recognise::FileKind;
 use crate::error::{Error, Result};
+use crate::weights::Part;
+use crate::weights::TensorSet;
+use crate::weights::safetensors::refuse_pickle;
+use crate::weights::values::to_f32;
 
 /// A file, and the word that stands for its vectors in prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -297,8 +298,8 @@ fn read(given: &InversionFile, widths: Widths) -> Result<Inversion> {
 fn no_inversion(set: &TensorSet, path: &Path) -> Error {
     let mut names: Vec<&str> = set.iter().map(|(name, _)| name).collect();
     names.sort_unstable();
-    let what = match Kind::of(set) {
-        Kind::Unknown | Kind::Embedding => String::new(),
+    let what = match FileKind::of(set) {
+        FileKind::Unknown | FileKind::Embedding => String::new(),
         kind => format!(": it is {}", kind.describe()),
     };
     let shown = names.iter().take(3).copied().collect::<Vec<_>>().join(", ");

@@ -4,6 +4,7 @@
 //! LoRA runs as fast as one without. Read are the names of kohya's trainer (with diffusers'
 //! or the original implementation's blocks), of LyCORIS, and of diffusers and PEFT.
 
+mod base;
 pub mod blocks;
 pub mod named;
 mod update;
@@ -15,16 +16,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::doctor::lora_context;
-use super::folder::{Checkpoint, Part, read_json};
+use super::changes::Changes;
+use super::layer_cache::FileStamp;
 use super::names::Names;
-use super::safetensors::{StoredTensor, TensorSet};
+use super::part::Part;
+use super::recognise::lora_context;
+use super::stored_tensor::StoredTensor;
+use super::tensor_set::TensorSet;
 use crate::error::{Error, Result};
-
+use crate::files::read_json;
 use crate::warning::{Warning, WarningKind};
+pub(super) use base::BaseNetworks;
 use blocks::{Blocks, Factors};
-use update::{Parts, Piece};
-pub(super) use update::{Update, apply};
+use update::{ModuleTensors, Piece, Update, apply};
 
 /// A file to add, and how much of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,7 +107,23 @@ fn is_blocks(text: &str) -> bool {
 }
 
 /// The changes to one part's tensors, by the names that its files have for them.
-pub(super) type Updates = HashMap<String, Vec<Update>>;
+#[derive(Default)]
+struct Updates(HashMap<String, Vec<Update>>);
+
+impl Changes for Updates {
+    fn change(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn add(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<()> {
+        (self.0.get(name)).map_or(Ok(()), |updates| apply(updates, name, shape, values))
+    }
+
+    fn origins(&self, name: &str) -> Vec<(FileStamp, usize, u32)> {
+        let updates = self.0.get(name).into_iter().flatten();
+        updates.map(Update::origin).collect()
+    }
+}
 
 /// Opened LoRAs: matched with a checkpoint's tensors, no values read yet.
 #[derive(Default)]
@@ -119,19 +139,19 @@ impl Adapters {
     /// # Errors
     /// A file that is no LoRA, that changes nothing of this checkpoint, or that was made for
     /// networks of other sizes.
-    pub(super) fn open(loras: &[Lora], checkpoint: &Checkpoint) -> Result<Adapters> {
+    pub(super) fn open(loras: &[Lora], base: &BaseNetworks<'_>) -> Result<Adapters> {
         if loras.is_empty() {
             return Ok(Adapters::default());
         }
-        let targets = Targets::of(checkpoint)?;
+        let targets = Targets::of(base)?;
         let mut updates: HashMap<&'static str, Updates> = HashMap::new();
         let mut warnings = Vec::new();
         for lora in loras {
-            let found = match_file(lora, checkpoint, &targets)?;
-            warnings.extend(found.warning);
-            for (part, name, update) in found.updates {
+            let matched = match_file(lora, base, &targets)?;
+            warnings.extend(matched.warning);
+            for (part, name, update) in matched.updates {
                 let of_part = updates.entry(part.folder()).or_default();
-                of_part.entry(name).or_default().push(update);
+                of_part.0.entry(name).or_default().push(update);
             }
         }
         Ok(Adapters {
@@ -156,16 +176,21 @@ impl Adapters {
     /// Whether `other` changes a part in the same way.
     pub(crate) fn change_alike(&self, other: &Adapters, part: Part) -> bool {
         let changes = |adapters: &Adapters| -> BTreeMap<String, Vec<_>> {
-            (adapters.of(part).iter().flat_map(|updates| updates.iter()))
-                .map(|(name, updates)| (name.clone(), updates.iter().map(Update::origin).collect()))
-                .collect()
+            (adapters
+                .updates
+                .get(part.folder())
+                .iter()
+                .flat_map(|updates| updates.0.iter()))
+            .map(|(name, updates)| (name.clone(), updates.iter().map(Update::origin).collect()))
+            .collect()
         };
         changes(self) == changes(other)
     }
 
     /// The changes to a part.
-    pub(super) fn of(&self, part: Part) -> Option<&Arc<Updates>> {
-        self.updates.get(part.folder())
+    pub(super) fn of(&self, part: Part) -> Option<Arc<dyn Changes>> {
+        let updates = self.updates.get(part.folder())?;
+        Some(Arc::clone(updates) as Arc<dyn Changes>)
     }
 }
 
@@ -175,20 +200,14 @@ struct Targets {
 }
 
 impl Targets {
-    fn of(checkpoint: &Checkpoint) -> Result<Targets> {
+    fn of(base: &BaseNetworks<'_>) -> Result<Targets> {
         let mut parts = Vec::new();
-        for part in [Part::UNet, Part::TextEncoder, Part::TextEncoder2] {
-            if !checkpoint.has(part) {
-                continue;
-            }
+        for (part, set) in &base.tensors {
+            let (part, set) = (*part, set.clone());
             let original = match part {
-                Part::UNet => Some(Names::unet(
-                    &checkpoint.unet,
-                    &checkpoint.config_path(part),
-                )?),
+                Part::UNet => Some(Names::unet(base.unet, &base.unet_config)?),
                 _ => None,
             };
-            let set = checkpoint.tensors(part)?;
             let mut modules = HashMap::new();
             for (name, _) in set.iter() {
                 let Some(module) = name.strip_suffix(".weight") else {
@@ -285,17 +304,17 @@ fn split(name: &str) -> Option<(&str, Piece)> {
 }
 
 /// The changes that a file makes to the checkpoint, and a warning about modules without a place.
-struct Found {
+struct Matched {
     updates: Vec<(Part, String, Update)>,
     warning: Option<Warning>,
 }
 
-fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result<Found> {
+fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result<Matched> {
     let path = lora.file.as_path();
     let set = TensorSet::open(std::slice::from_ref(&lora.file))?;
     set.check_shapes(|name| split(name).is_some())?;
-    check_model(&set, checkpoint, path)?;
-    let told = Told::of(&set, path);
+    check_model(&set, base, path)?;
+    let peft = PeftConfig::of(&set, path);
     let set = Arc::new(set);
     // Sorted, so that messages name the same keys every time.
     let mut modules: BTreeMap<&str, HashMap<Piece, StoredTensor>> = BTreeMap::new();
@@ -314,11 +333,11 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
         }
     }
     if modules.is_empty() {
-        let what = super::recognise::Kind::of(&set).describe();
+        let what = super::recognise::FileKind::of(&set).describe();
         let text = format!("none of its tensors is named as a LoRA's are: it is {what}");
         return Err(Error::file(path, text));
     }
-    let factors = Factors::new(lora.blocks.as_ref(), checkpoint, path)?;
+    let factors = Factors::new(lora.blocks.as_ref(), base, path)?;
     let mut updates = Vec::new();
     let mut matched: Vec<(Part, String)> = Vec::new();
     for (key, pieces) in modules {
@@ -326,16 +345,16 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
             unused.push(key.to_string());
             continue;
         };
-        let parts = Parts {
+        let tensors = ModuleTensors {
             key,
             path,
             source: &set,
             pieces,
         };
-        let alpha = told.alpha(part, module);
+        let alpha = peft.alpha(part, module);
         let mut used = false;
         let scale = lora.scale_of(part) * factors.of(part, module);
-        for (inner, update) in parts.updates(scale, alpha)? {
+        for (inner, update) in tensors.updates(scale, alpha)? {
             let name = format!("{module}.{inner}");
             let Some(weight) = weights.get(&name) else {
                 continue;
@@ -377,12 +396,12 @@ fn match_file(lora: &Lora, checkpoint: &Checkpoint, targets: &Targets) -> Result
         );
         Warning::new(WarningKind::LoraPartlyUsed, "loras", message)
     });
-    Ok(Found { updates, warning })
+    Ok(Matched { updates, warning })
 }
 
 /// Refuses a LoRA whose attention reads text states of another width: another model's.
-fn check_model(set: &TensorSet, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
-    let wanted = checkpoint.unet.cross_attention_dim;
+fn check_model(set: &TensorSet, base: &BaseNetworks<'_>, path: &Path) -> Result<()> {
+    let wanted = base.unet.cross_attention_dim;
     let Some(width) = lora_context(set).filter(|width| *width != wanted) else {
         return Ok(());
     };
@@ -404,12 +423,12 @@ fn check_model(set: &TensorSet, checkpoint: &Checkpoint, path: &Path) -> Result<
 
 /// The configuration that a file of PEFT has for its scale: in the header if diffusers wrote it,
 /// in `adapter_config.json` beside the file if PEFT did.
-struct Told {
+struct PeftConfig {
     config: Map<String, Value>,
 }
 
-impl Told {
-    fn of(set: &TensorSet, path: &Path) -> Told {
+impl PeftConfig {
+    fn of(set: &TensorSet, path: &Path) -> PeftConfig {
         let header = set.metadata("lora_adapter_metadata");
         let mut config = header
             .and_then(|text| serde_json::from_str(text).ok())
@@ -420,7 +439,7 @@ impl Told {
         {
             config = read_json(&path.with_file_name("adapter_config.json")).unwrap_or(config);
         }
-        Told { config }
+        PeftConfig { config }
     }
 
     /// `lora_alpha` of a module, and whether it is divided by the root of the rank.

@@ -10,10 +10,10 @@ use safetensors::Dtype;
 use sdxl_kernels::{Weights, quantise_rows};
 
 use super::blocks::BlockType;
-use super::folder::Part;
-use super::safetensors::{ElementType, StoredTensor};
-use super::to_f32;
 use crate::error::{Error, Result};
+use crate::weights::Part;
+use crate::weights::values::to_f32;
+use crate::weights::{ElementType, StoredTensor};
 
 /// The format that weights are to be stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,10 @@
 use half::bf16;
 use serde_json::{Map, Value, json};
 
-use super::folder::Part;
 use super::infer;
-use super::single_file::config_key;
 use crate::noise::roughly_normal;
+use crate::weights::Part;
+use crate::weights::part::config_key;
 
 /// The name that errors give in the place of a file's path.
 pub const NAME: &str = "random weights";

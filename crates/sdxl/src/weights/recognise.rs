@@ -1,10 +1,10 @@
 //! Recognition of a `.safetensors` file's kind, from the names and shapes of its tensors.
 
-use super::safetensors::TensorSet;
+use crate::weights::TensorSet;
 
 /// Kinds of files that people have beside one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// SDXL base in one file, original names.
     Base,
     /// SDXL refiner in one file, original names.
@@ -35,76 +35,78 @@ pub enum Kind {
     Unknown,
 }
 
-impl Kind {
+impl FileKind {
     /// Recognises the kind of a file by its tensors.
-    pub fn of(tensors: &TensorSet) -> Kind {
+    pub fn of(tensors: &TensorSet) -> FileKind {
         let any = |test: &dyn Fn(&str) -> bool| tensors.iter().any(|(name, _)| test(name));
         let has = |name: &str| tensors.get(name).is_some();
         let starts = |prefix: &str| any(&|name| name.starts_with(prefix));
         if any(&is_lora) {
-            return Kind::Lora;
+            return FileKind::Lora;
         }
         if has("clip_g") || has("clip_l") || has("emb_params") {
-            return Kind::Embedding;
+            return FileKind::Embedding;
         }
         if starts("control_model.") || starts("controlnet_cond_embedding.") {
-            return Kind::ControlNet;
+            return FileKind::ControlNet;
         }
         if any(&|n| n.contains("double_blocks.0.") || n.contains("joint_blocks.0.")) {
-            return Kind::Transformer;
+            return FileKind::Transformer;
         }
         if starts("model.diffusion_model.input_blocks.") {
             let edm = ["edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min"];
             return if edm.iter().any(|name| has(name)) {
-                Kind::Edm
+                FileKind::Edm
             } else if starts("conditioner.embedders.1.model.") {
-                Kind::Base
+                FileKind::Base
             } else if starts("conditioner.embedders.0.model.") {
-                Kind::Refiner
+                FileKind::Refiner
             } else if starts("cond_stage_model.model.") {
-                Kind::Sd2
+                FileKind::Sd2
             } else if starts("cond_stage_model.transformer.") {
-                Kind::Sd1
+                FileKind::Sd1
             } else if starts("model.diffusion_model.label_emb.") {
-                Kind::OriginalUNet
+                FileKind::OriginalUNet
             } else {
-                Kind::Sd1
+                FileKind::Sd1
             };
         }
         if starts("input_blocks.") && starts("label_emb.") {
-            return Kind::OriginalUNet;
+            return FileKind::OriginalUNet;
         }
         if has("conv_in.weight") && starts("down_blocks.") {
-            return Kind::UNet;
+            return FileKind::UNet;
         }
         if any(&|n| n.ends_with("embeddings.token_embedding.weight")) {
-            return Kind::TextEncoder;
+            return FileKind::TextEncoder;
         }
         if any(&|n| n.ends_with("decoder.conv_in.weight")) {
-            return Kind::Vae;
+            return FileKind::Vae;
         }
-        Kind::Unknown
+        FileKind::Unknown
     }
 
     /// Describes the kind, for a sentence that begins with "this is".
     pub fn describe(self) -> &'static str {
         match self {
-            Kind::Base => "a Stable Diffusion XL base checkpoint in one file",
-            Kind::Refiner => "a Stable Diffusion XL refiner checkpoint in one file",
-            Kind::OriginalUNet => "a UNet alone, without text encoders and VAE",
-            Kind::UNet => "the UNet of a checkpoint folder",
-            Kind::TextEncoder => "a text encoder of a checkpoint folder",
-            Kind::Vae => "a VAE alone",
-            Kind::Sd1 => "a Stable Diffusion 1 checkpoint",
-            Kind::Sd2 => "a Stable Diffusion 2 checkpoint",
-            Kind::Edm => "a checkpoint of SDXL's networks trained for another noise schedule (EDM)",
-            Kind::Lora => "a LoRA",
-            Kind::Embedding => "a textual inversion",
-            Kind::ControlNet => "a ControlNet",
-            Kind::Transformer => {
+            FileKind::Base => "a Stable Diffusion XL base checkpoint in one file",
+            FileKind::Refiner => "a Stable Diffusion XL refiner checkpoint in one file",
+            FileKind::OriginalUNet => "a UNet alone, without text encoders and VAE",
+            FileKind::UNet => "the UNet of a checkpoint folder",
+            FileKind::TextEncoder => "a text encoder of a checkpoint folder",
+            FileKind::Vae => "a VAE alone",
+            FileKind::Sd1 => "a Stable Diffusion 1 checkpoint",
+            FileKind::Sd2 => "a Stable Diffusion 2 checkpoint",
+            FileKind::Edm => {
+                "a checkpoint of SDXL's networks trained for another noise schedule (EDM)"
+            }
+            FileKind::Lora => "a LoRA",
+            FileKind::Embedding => "a textual inversion",
+            FileKind::ControlNet => "a ControlNet",
+            FileKind::Transformer => {
                 "a checkpoint of a diffusion transformer (Flux, SD 3 and the like)"
             }
-            Kind::Unknown => "not a file whose tensors are known here",
+            FileKind::Unknown => "not a file whose tensors are known here",
         }
     }
 
@@ -112,21 +114,21 @@ impl Kind {
     /// [`crate::error`].
     pub fn advice(self) -> &'static str {
         match self {
-            Kind::Base => "give it as the model",
-            Kind::Refiner => "give it as the refiner, beside a base checkpoint",
-            Kind::OriginalUNet => "give a checkpoint as the model and this file with `unet`",
-            Kind::UNet | Kind::TextEncoder => {
+            FileKind::Base => "give it as the model",
+            FileKind::Refiner => "give it as the refiner, beside a base checkpoint",
+            FileKind::OriginalUNet => "give a checkpoint as the model and this file with `unet`",
+            FileKind::UNet | FileKind::TextEncoder => {
                 "give the checkpoint's folder, the one that holds model_index.json"
             }
-            Kind::Vae => "give a checkpoint as the model and this file with `vae`",
-            Kind::Lora => "give a checkpoint as the model and this file with `loras`",
-            Kind::Sd1 | Kind::Sd2 | Kind::Transformer => {
+            FileKind::Vae => "give a checkpoint as the model and this file with `vae`",
+            FileKind::Lora => "give a checkpoint as the model and this file with `loras`",
+            FileKind::Sd1 | FileKind::Sd2 | FileKind::Transformer => {
                 "this program runs Stable Diffusion XL; get a checkpoint of that family"
             }
-            Kind::Edm => "this program runs the usual schedule only",
-            Kind::Embedding => "give a checkpoint as the model and this file with `embeddings`",
-            Kind::ControlNet => "it goes with a checkpoint and is none",
-            Kind::Unknown => "give a checkpoint of Stable Diffusion XL",
+            FileKind::Edm => "this program runs the usual schedule only",
+            FileKind::Embedding => "give a checkpoint as the model and this file with `embeddings`",
+            FileKind::ControlNet => "it goes with a checkpoint and is none",
+            FileKind::Unknown => "give a checkpoint of Stable Diffusion XL",
         }
     }
 }
@@ -151,4 +153,26 @@ pub fn is_lora(name: &str) -> bool {
     .any(|part| name.contains(part))
         || name.starts_with("lora_unet_")
         || name.starts_with("lora_te")
+}
+
+/// The channels of the text states that a LoRA's attention was trained on, where it has some.
+pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
+    let of = |part: &str| {
+        tensors.iter().find_map(|(name, tensor)| {
+            // Old diffusers wrote `attn2.processor.to_k_lora.down.weight`.
+            let key = name.replace('.', "_").replace("_processor", "");
+            let reads = key.contains("attn2_to_k") && part_is(name, part);
+            reads.then(|| tensor.shape().get(1).copied()).flatten()
+        })
+    };
+    of("lora_down")
+        .or_else(|| of("lora_A"))
+        .or_else(|| of("lora.down"))
+        .or_else(|| of("to_k_lora.down"))
+        .or_else(|| of("hada_w1_b"))
+}
+
+fn part_is(name: &str, part: &str) -> bool {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    name.ends_with(&format!(".{part}"))
 }

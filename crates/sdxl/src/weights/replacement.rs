@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::folder::{Part, files_of, read_json};
 use super::infer;
 use super::names::Names;
-use super::recognise::Kind;
-use super::safetensors::TensorSet;
-use super::single_file::{
-    config_key, markers, original_unet, original_vae, refuse_scaled, stored_configs,
-};
+use super::recognise::FileKind;
+use super::single_file::{markers, original_unet, original_vae, refuse_scaled, stored_configs};
 use crate::error::{Error, Result};
+use crate::files::read_json;
 use crate::model::config::VaeConfig;
+use crate::weights::Part;
+use crate::weights::TensorSet;
+use crate::weights::layout::files_of;
+use crate::weights::part::config_key;
 
 /// An opened part: names and configuration, no weights yet.
 pub struct Replacement {
@@ -54,7 +55,7 @@ impl Replacement {
                 .into_iter()
                 .find(|prefix| starts(&format!("{prefix}encoder.down.")));
             let Some(prefix) = prefix else {
-                let kind = Kind::of(&all);
+                let kind = FileKind::of(&all);
                 let what = kind.describe();
                 return Err(Error::file(
                     path,
@@ -92,9 +93,9 @@ impl Replacement {
             .into_iter()
             .find(|prefix| starts(&format!("{prefix}label_emb.")));
         let Some(prefix) = prefix else {
-            let kind = Kind::of(&all);
+            let kind = FileKind::of(&all);
             let advice = match kind {
-                Kind::UNet => {
+                FileKind::UNet => {
                     "; give the folder it lies in, which says in config.json how it is built"
                 }
                 _ => "",

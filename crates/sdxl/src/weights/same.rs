@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::folder::{Checkpoint, Part};
 use crate::cancel;
 use crate::error::{Error, Result};
+use crate::weights::{Checkpoint, Part};
 
 /// Whether `part` (and, of a text encoder, its tokenizer) is the same in both checkpoints:
 /// equal configuration, and files that are one file or equal byte for byte.

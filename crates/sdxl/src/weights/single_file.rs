@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::folder::{Family, Part};
 use super::infer;
 use super::names::Names;
+use super::part::config_key;
 use super::random;
-use super::recognise::Kind;
-use super::safetensors::{ElementType, SCALE, StoredTensor, TensorSet};
+use super::recognise::FileKind;
 use crate::error::{Error, Result};
 use crate::model::config::{UNetConfig, VaeConfig};
+use crate::weights::tensor_set::SCALE;
+use crate::weights::{ElementType, StoredTensor, TensorSet};
+use crate::weights::{Family, Part};
 
 /// Key of the header under which a converted folder's configuration files are kept: a JSON
 /// object from their paths to their contents.
@@ -50,10 +52,10 @@ impl SingleFile {
     /// A file of another kind, told by what it is; a part that is incomplete.
     pub fn open(path: &Path) -> Result<SingleFile> {
         let all = TensorSet::open(&[path.to_path_buf()])?;
-        let kind = Kind::of(&all);
+        let kind = FileKind::of(&all);
         let family = match kind {
-            Kind::Base => Family::Base,
-            Kind::Refiner => Family::Refiner,
+            FileKind::Base => Family::Base,
+            FileKind::Refiner => Family::Refiner,
             other => {
                 let message = format!("this is {}", other.describe());
                 return Err(Error::file(path, message).with_hint(other.advice()));
@@ -163,11 +165,6 @@ impl SingleFile {
     pub fn config<T: serde::de::DeserializeOwned>(&self, part: Part) -> Result<T> {
         parse(&self.configs, &config_key(part), &self.path)
     }
-}
-
-/// The path of a part's configuration in a folder.
-pub fn config_key(part: Part) -> String {
-    format!("{}/config.json", part.folder())
 }
 
 /// Reads an entry of the configuration.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use sdxl::files::read_json;
 use sdxl::pipeline::Source;
 use sdxl::prompt::Prompt;
 use sdxl::tensor::Tensor;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
-use sdxl::weights::folder::read_json;
 use sdxl::{Checkpoint, Event, Output, Pipeline, Precision, Request};
 use serde_json::Value;
 

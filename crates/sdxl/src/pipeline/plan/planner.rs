@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Phase, Plan, PlanInputs};
+use super::{Plan, PlanInputs, PlannedPhase};
 use crate::device::Meta;
 use crate::error::Result;
 use crate::memory::Effort;
@@ -19,7 +19,7 @@ use crate::pipeline::vae::VaeBatching;
 use crate::profile;
 use crate::request::{Size, Tiling, UpscaleMethod};
 use crate::warning::Warning;
-use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::{Checkpoint, Part};
 
 /// A process without networks: program, threads, tokenizers, and what the allocator does not give
 /// back. Measured: what runs take beside what is counted.
@@ -76,7 +76,7 @@ pub(super) struct Planner<'a> {
 }
 
 /// A part of the plan for the VAE: before which stage, and what.
-type VaePart = (usize, Phase);
+type VaePart = (usize, PlannedPhase);
 
 impl<'a> Planner<'a> {
     /// Encodes the prompts without values. `warn` is told of prompts that are cut and the like.
@@ -181,7 +181,7 @@ impl<'a> Planner<'a> {
             let more = limit.saturating_sub(peak) / of_row.max(1);
             most_rows.push(at_once.saturating_add(more as usize));
             rows.push(at_once);
-            stages.push(Phase {
+            stages.push(PlannedPhase {
                 name: planned.name(),
                 peak,
                 efforts: vec![self.evaluations(planned, unet, at_once, work, offload)],
@@ -263,12 +263,17 @@ impl<'a> Planner<'a> {
         Ok(all)
     }
 
-    fn texts(&self, networks: &[Networks], offload: Offload, others: &dyn Fn(u64) -> u64) -> Phase {
+    fn texts(
+        &self,
+        networks: &[Networks],
+        offload: Offload,
+        others: &dyn Fn(u64) -> u64,
+    ) -> PlannedPhase {
         let weights = networks.iter().map(|n| n.text.0).sum();
         let work = networks.iter().map(|n| n.text.1).max().unwrap_or(0);
         let (flop, packed) = (self.stages.iter().map(|planned| planned.encoding))
             .fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-        Phase {
+        PlannedPhase {
             name: "text encoders".into(),
             peak: PROCESS + others(weights) + weights + work.max(TOKENIZERS),
             efforts: vec![Effort {
@@ -369,7 +374,7 @@ impl<'a> Planner<'a> {
                 };
                 let most = works.iter().map(|(work, _)| work.peak).max().unwrap_or(0);
                 let upcast = self.asked.checkpoint.vae.force_upcast;
-                Phase {
+                PlannedPhase {
                     name: name.into(),
                     peak: PROCESS
                         + others(vae.weights())

@@ -4,12 +4,27 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::hex;
 use crate::inputs::Inputs;
-use crate::recipe::hex;
-use crate::weights::folder::{Checkpoint, Part};
+use crate::precision::Precision;
+use crate::weights::{Checkpoint, Part};
+
+/// Everything besides the request that decides a run's numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct MadeBy {
+    /// Version of this library.
+    pub(super) version: String,
+    pub(super) precision: Precision,
+    pub(super) isa: String,
+    /// Fingerprints of the weights, the base's first.
+    pub(super) weights: Vec<String>,
+    /// The class of each stage's scheduler, and the timesteps that it visits.
+    pub(super) schedules: Vec<(String, Vec<f64>)>,
+}
 
 /// A hash of what a run starts from besides its request.
 pub(super) fn of_inputs(inputs: &Inputs) -> String {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint::{of_checkpoint, of_inputs};
+use super::fingerprint::{MadeBy, of_checkpoint, of_inputs};
 use super::{ActiveStage, Phase, Run};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
@@ -15,7 +15,6 @@ use crate::pipeline::prepare::Arrangement;
 use crate::pipeline::start::Work;
 use crate::request::Request;
 use crate::scheduler::SchedulerState;
-use crate::weights::Precision;
 
 /// The format of [`RunState::to_bytes`]; another one is refused.
 const FORMAT: u32 = 1;
@@ -42,19 +41,6 @@ pub struct RunState {
     noise: NoiseSource,
     work: Option<Work>,
     finished: Vec<Latents>,
-}
-
-/// Everything besides the request that decides a run's numbers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct MadeBy {
-    /// Version of this library.
-    version: String,
-    precision: Precision,
-    isa: String,
-    /// Fingerprints of the weights, the base's first.
-    weights: Vec<String>,
-    /// The class of each stage's scheduler, and the timesteps that it visits.
-    schedules: Vec<(String, Vec<f64>)>,
 }
 
 impl RunState {

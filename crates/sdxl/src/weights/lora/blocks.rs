@@ -12,9 +12,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::base::BaseNetworks;
 use crate::error::{Error, Result};
 use crate::model::config::UNetConfig;
-use crate::weights::folder::{Checkpoint, Part};
+use crate::weights::Part;
 use crate::weights::names::Names;
 
 /// Factors for parts of the networks.
@@ -158,11 +159,11 @@ type Factor = (f32, usize);
 
 /// [`Blocks`] matched with a checkpoint's networks.
 pub struct Factors {
-    kind: Kind,
+    kind: ByBlock,
     asked: Vec<Asked>,
 }
 
-enum Kind {
+enum ByBlock {
     None,
     Named {
         unet: Option<Factor>,
@@ -183,17 +184,21 @@ impl Factors {
     /// # Errors
     /// [`Error::File`] naming `path`, the LoRA: blocks that this checkpoint does not have, values
     /// that are no scales, and lists of another length.
-    pub fn new(blocks: Option<&Blocks>, checkpoint: &Checkpoint, path: &Path) -> Result<Factors> {
+    pub(super) fn new(
+        blocks: Option<&Blocks>,
+        base: &BaseNetworks<'_>,
+        path: &Path,
+    ) -> Result<Factors> {
         let mut asked = Vec::new();
         let kind = match blocks {
-            None => Kind::None,
-            Some(Blocks::Listed(weights)) => listed(weights, checkpoint, path)?,
+            None => ByBlock::None,
+            Some(Blocks::Listed(weights)) => listed(weights, base, path)?,
             Some(Blocks::Named(dictionary)) => {
                 let mut reader = Reader {
                     path,
                     asked: &mut asked,
                 };
-                reader.dictionary(dictionary, checkpoint)?
+                reader.dictionary(dictionary, base)?
             }
         };
         Ok(Factors { kind, asked })
@@ -202,8 +207,8 @@ impl Factors {
     /// The factor of a module.
     pub fn of(&self, part: Part, module: &str) -> f32 {
         let found = match &self.kind {
-            Kind::None => None,
-            Kind::Listed {
+            ByBlock::None => None,
+            ByBlock::Listed {
                 names,
                 base,
                 blocks,
@@ -215,7 +220,7 @@ impl Factors {
                 return block_of(&original)
                     .map_or(1.0, |block| blocks.get(block).copied().unwrap_or(0.0));
             }
-            Kind::Named {
+            ByBlock::Named {
                 unet,
                 transformers,
                 text_encoder,
@@ -296,9 +301,8 @@ fn block_of(original: &str) -> Option<&str> {
     Some(&original[..start.len() + end])
 }
 
-fn listed(weights: &[f32], checkpoint: &Checkpoint, path: &Path) -> Result<Kind> {
-    let config_path = checkpoint.config_path(Part::UNet);
-    let names = Names::unet(&checkpoint.unet, &config_path)?;
+fn listed(weights: &[f32], base: &BaseNetworks<'_>, path: &Path) -> Result<ByBlock> {
+    let names = Names::unet(base.unet, &base.unet_config)?;
     // All blocks in the list's order, and whether they have a transformer.
     let mut all: BTreeMap<(u8, usize), (String, bool)> = BTreeMap::new();
     all.insert((1, 0), ("middle_block".to_string(), true));
@@ -350,7 +354,7 @@ fn listed(weights: &[f32], checkpoint: &Checkpoint, path: &Path) -> Result<Kind>
     let blocks = (chosen.into_iter().cloned())
         .zip(weights[1..].iter().copied())
         .collect();
-    Ok(Kind::Listed {
+    Ok(ByBlock::Listed {
         base: weights[0],
         names,
         blocks,
@@ -397,9 +401,9 @@ impl Reader<'_> {
         }
     }
 
-    fn dictionary(&mut self, map: &Map<String, Value>, checkpoint: &Checkpoint) -> Result<Kind> {
+    fn dictionary(&mut self, map: &Map<String, Value>, base: &BaseNetworks<'_>) -> Result<ByBlock> {
         let parts = [Part::UNet, Part::TextEncoder, Part::TextEncoder2];
-        let known: Vec<String> = (parts.iter().filter(|part| checkpoint.has(**part)))
+        let known: Vec<String> = (parts.iter().filter(|part| base.has(**part)))
             .map(|part| part.folder().to_string())
             .collect();
         self.check_names(map, "", &known)?;
@@ -415,13 +419,12 @@ impl Reader<'_> {
         match map.get("unet") {
             None => {}
             Some(Value::Object(inner)) => {
-                transformers =
-                    self.unet(inner, &checkpoint.unet, &checkpoint.config_path(Part::UNet))?;
+                transformers = self.unet(inner, base.unet, &base.unet_config)?;
             }
             Some(value) => unet = Some((self.number(value, "unet")?, self.ask("unet"))),
         }
         let [text_encoder, text_encoder_2] = text;
-        Ok(Kind::Named {
+        Ok(ByBlock::Named {
             unet,
             transformers,
             text_encoder,

@@ -6,7 +6,7 @@ use super::Lora;
 use super::blocks::Blocks;
 use crate::error::{Error, Result};
 use crate::prompt::LoraUse;
-use crate::weights::safetensors::TensorSet;
+use crate::weights::TensorSet;
 
 /// Folders inside folders that are looked into.
 const MAX_DEPTH: usize = 8;

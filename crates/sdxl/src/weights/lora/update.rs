@@ -12,12 +12,12 @@ use sdxl_kernels::{WeightFormat, Weights};
 
 use crate::device::{Layer, cpu, pack_on_cpu};
 use crate::error::{Error, Result};
+use crate::ops::Packed;
 use crate::ops::{self, Activation, Linear};
 use crate::tensor::Tensor;
-use crate::weights::kept::Stamp;
-use crate::weights::packed::Packed;
-use crate::weights::safetensors::{StoredTensor, TensorSet};
-use crate::weights::to_f32;
+use crate::weights::layer_cache::FileStamp;
+use crate::weights::values::to_f32;
+use crate::weights::{StoredTensor, TensorSet};
 
 /// The role of a LoRA's tensor in the change of its module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ pub enum Piece {
 }
 
 /// The tensors of one module.
-pub struct Parts<'a> {
+pub struct ModuleTensors<'a> {
     pub key: &'a str,
     pub path: &'a Path,
     pub source: &'a Arc<TensorSet>,
@@ -92,7 +92,7 @@ pub struct Update {
     magnitude: Option<(StoredTensor, bool)>,
 }
 
-impl Parts<'_> {
+impl ModuleTensors<'_> {
     fn incomplete(&self) -> Error {
         Error::file(
             self.path,
@@ -274,7 +274,7 @@ impl Factor {
 
 impl Update {
     /// File and first byte, which with the scale are all that it depends on.
-    pub fn origin(&self) -> (Stamp, usize, u32) {
+    pub fn origin(&self) -> (FileStamp, usize, u32) {
         let first = match &self.change {
             Change::Low(product) | Change::Hadamard(product, _) => &product.a,
             Change::Kronecker(Factor::Product(product), _) => &product.a,

@@ -3,32 +3,33 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::folder::{Part, find_weights};
 use super::inversion::Inversions;
-use super::kept::Kept;
+use super::layer_cache::LayerCache;
+use super::layout::find_weights;
 use super::lora::Adapters;
+use super::part::Part;
 use super::replacement::Replacement;
-use super::safetensors::TensorSet;
 use super::single_file::SingleFile;
+use super::tensor_set::TensorSet;
 use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// The files of a checkpoint, and what was put in the place of some of them.
 #[derive(Clone)]
-pub struct Files {
+pub struct CheckpointFiles {
     pub(super) root: PathBuf,
     pub(super) variant: Option<String>,
     pub(super) single: Option<Arc<SingleFile>>,
     pub(super) vae: Option<Arc<Replacement>>,
     pub(super) unet: Option<Arc<Replacement>>,
     pub(super) adapters: Arc<Adapters>,
-    pub(super) kept: Arc<Kept>,
+    pub(super) layer_cache: Arc<LayerCache>,
     pub(super) inversions: Arc<Inversions>,
     /// The device that its networks are loaded to.
     pub(super) device: Arc<dyn Device>,
 }
 
-impl Files {
+impl CheckpointFiles {
     /// The folder, or the file.
     pub fn root(&self) -> &Path {
         &self.root
@@ -82,8 +83,8 @@ impl Files {
 
     /// The packed layers of its networks that are in memory.
     #[cfg(test)]
-    pub(crate) fn kept(&self) -> &Kept {
-        &self.kept
+    pub(crate) fn layer_cache(&self) -> &LayerCache {
+        &self.layer_cache
     }
 
     /// The textual inversions that its prompts may use.
@@ -98,8 +99,8 @@ impl Files {
     /// Weights that are missing or wrong.
     pub fn tensors(&self, part: Part) -> Result<TensorSet> {
         let stored = self.stored_tensors(part)?;
-        let changed = stored.with_updates(self.adapters.of(part));
-        Ok(changed.with_kept(&self.kept).on(&self.device))
+        let changed = stored.with_changes(self.adapters.of(part));
+        Ok(changed.with_cache(&self.layer_cache).on(&self.device))
     }
 
     fn stored_tensors(&self, part: Part) -> Result<TensorSet> {

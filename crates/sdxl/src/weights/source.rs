@@ -1,51 +1,13 @@
-//! The weights of a layer as they are stored, for a device to read and pack.
+//! The stored tensors that are stacked into one layer.
 
 use half::{bf16, f16};
 use sdxl_kernels::Weights;
 
-use super::safetensors::{StoredTensor, TensorSet};
+use super::stored_tensor::StoredTensor;
+use super::tensor_set::TensorSet;
+use super::values::to_f32;
+use crate::device::{ReadingBytes, StoredWeights};
 use crate::error::Result;
-
-/// Weights of a layer that a device may read, or only ask for their size.
-pub trait StoredWeights {
-    /// The number of weights.
-    fn len(&self) -> usize;
-
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes of a value as [`Self::read`] hands it over.
-    fn value_bytes(&self) -> usize;
-
-    /// Memory that reading them takes.
-    fn memory(&self) -> ReadingBytes;
-
-    /// Runs `use_values` once, on the values.
-    ///
-    /// # Errors
-    /// Values that cannot be read.
-    fn read(&self, use_values: &mut dyn FnMut(Weights<'_>)) -> Result<()>;
-
-    /// Reads without making anything of it: later, in the middle of a run, nothing may be found
-    /// to be wrong.
-    ///
-    /// # Errors
-    /// Values that cannot be read.
-    fn check(&self) -> Result<()>;
-}
-
-/// The most memory at once that reading weights takes, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ReadingBytes {
-    /// Before all values are there.
-    pub gathering: usize,
-    /// Beside what is made of the values.
-    pub packing: usize,
-    /// In [`StoredWeights::check`].
-    pub checking: usize,
-}
 
 /// Tensors whose rows, stacked, are a layer.
 pub(super) struct Source {
@@ -135,20 +97,6 @@ impl StoredWeights for Source {
             }
         }
         Ok(())
-    }
-}
-
-/// Values as `f32`.
-pub(crate) fn to_f32(values: Weights<'_>) -> Vec<f32> {
-    match values {
-        Weights::F32(v) => v.to_vec(),
-        Weights::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
-        Weights::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
-        Weights::Int8 { bytes, scales } => {
-            let rows = bytes.chunks_exact(bytes.len() / scales.len()).zip(scales);
-            rows.flat_map(|(row, scale)| row.iter().map(move |q| f32::from(*q) * scale))
-                .collect()
-        }
     }
 }
 

@@ -1,5 +1,4 @@
-//! Packed layers that are in memory, to be found again: what a change of LoRAs leaves as it is, is
-//! not read a second time.
+//! A cache of packed layers, so that a change of LoRAs reads only the layers that it changes.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -13,7 +12,7 @@ use crate::error::Result;
 
 /// A file as it was when it was opened: one that was written anew is another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Stamp {
+pub struct FileStamp {
     /// The path of the file.
     pub path: PathBuf,
     /// The length of the file in bytes.
@@ -26,9 +25,9 @@ pub struct Stamp {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// File and first byte.
-    pub stored: (Stamp, usize),
+    pub stored: (FileStamp, usize),
     /// The same of each change, with the bits of its scale.
-    pub added: Vec<(Stamp, usize, u32)>,
+    pub added: Vec<(FileStamp, usize, u32)>,
 }
 
 /// A packed layer: of which tensors, and how it was packed.
@@ -42,14 +41,14 @@ pub struct Key {
     pub layer: Option<Layer>,
 }
 
-/// Packed layers, for as long as a network has them.
+/// A cache of packed layers, each for as long as a network has it.
 #[derive(Default)]
-pub struct Kept {
+pub struct LayerCache {
     layers: Mutex<HashMap<Key, Weak<dyn Any + Send + Sync>>>,
     reads: AtomicUsize,
 }
 
-impl Kept {
+impl LayerCache {
     /// The layer, from memory or read.
     ///
     /// # Errors
@@ -69,8 +68,8 @@ impl Kept {
         Ok(layer)
     }
 
-    /// Forgets the names of layers that are in memory no more.
-    pub fn tidy(&self) {
+    /// Removes the entries of layers that no network has any more.
+    pub fn evict_dropped(&self) {
         self.lock().retain(|_, layer| layer.strong_count() > 0);
     }
 
@@ -92,8 +91,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_layer_is_kept_as_long_as_somebody_has_it() {
-        let kept = Kept::default();
+    fn a_layer_is_cached_as_long_as_somebody_has_it() {
+        let cache = LayerCache::default();
         let key = |format| Key {
             names: vec!["a.weight".into()],
             origins: Vec::new(),
@@ -101,17 +100,17 @@ mod tests {
         };
         let get = |format| {
             let read = || Ok(Arc::new(vec![1u8]) as PackedWeights);
-            kept.layer(key(format), read).unwrap()
+            cache.layer(key(format), read).unwrap()
         };
         let first = get(WeightFormat::F32);
         assert!(Arc::ptr_eq(&first, &get(WeightFormat::F32)));
         let other = get(WeightFormat::Int8);
         assert!(!Arc::ptr_eq(&first, &other));
-        assert_eq!(kept.reads(), 2);
+        assert_eq!(cache.reads(), 2);
         drop(first);
         get(WeightFormat::F32);
-        assert_eq!(kept.reads(), 3);
-        kept.tidy();
-        assert_eq!(kept.lock().len(), 1);
+        assert_eq!(cache.reads(), 3);
+        cache.evict_dropped();
+        assert_eq!(cache.lock().len(), 1);
     }
 }
