@@ -381,7 +381,7 @@ pub struct PictureArgs {
         default_value_t,
         help_heading = "Checkpoint and machine"
     )]
-    pub device: device::Choice,
+    pub device: device::DeviceChoice,
     /// Decode tile by tile: bounded memory, faint differences between tiles
     #[arg(
         long,

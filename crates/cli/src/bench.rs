@@ -16,27 +16,14 @@ use sdxl_kernels::{Arithmetic, Isa, WeightFormat, peak_flops};
 use sdxl_kit::files;
 
 use crate::profile_report;
-use subject::Subject;
-
-/// The work that can be timed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum What {
-    /// One call of the denoising network
-    Unet,
-    /// Decoding pictures
-    Vae,
-    /// Both text encoders on sequences of 77 tokens
-    Text,
-    /// A whole run: prompt, guided steps, decoding
-    Generate,
-}
+use subject::{Subject, Work};
 
 /// `sdxl bench`
 #[derive(Args)]
 pub struct BenchArgs {
     /// Work to time
     #[arg(value_enum)]
-    what: What,
+    what: Work,
     /// Side of the pictures in pixels, a multiple of 8 (`text` has none)
     #[arg(long, value_name = "PIXELS", default_value = "512", value_parser = side)]
     size: usize,
@@ -113,12 +100,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let (what, steps) = (args.what, args.steps);
     let precision = args.precision.unwrap_or(match what {
-        What::Vae => Precision::F32,
+        Work::Vae => Precision::F32,
         _ => default_precision(),
     });
     let batch = args.batch.unwrap_or(match what {
-        What::Unet | What::Text => 2,
-        What::Vae | What::Generate => 1,
+        Work::Unet | Work::Text => 2,
+        Work::Vae | Work::Generate => 1,
     });
     memory::check(
         &format!("SDXL base in {precision}"),
@@ -138,12 +125,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let subject = Subject::new(what, args.size, batch, steps, precision)?;
     let load_seconds = began.elapsed().as_secs_f64();
     // The first time memory is new; a run of many steps has that in it.
-    if what != What::Generate {
+    if what != Work::Generate {
         err!("warming up");
         subject.run()?;
     }
     let repeats = args.repeats.unwrap_or(match what {
-        What::Generate => 1,
+        Work::Generate => 1,
         _ => 3,
     });
     err!("timing");
@@ -163,7 +150,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             height: args.size,
         },
         batch,
-        steps: (what == What::Generate).then_some(steps),
+        steps: (what == Work::Generate).then_some(steps),
         precision,
         verified,
         load_seconds,

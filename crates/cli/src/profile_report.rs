@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use sdxl::profile::{Entry, Profile};
+use sdxl::profile::{Profile, ProfileEntry};
 
 use crate::schedule_plot::escape;
 
@@ -60,7 +60,7 @@ pub fn tables(profile: &Profile) -> String {
     )
 }
 
-fn layers(entries: &[Entry], level: usize, profile: &Profile, out: &mut String) {
+fn layers(entries: &[ProfileEntry], level: usize, profile: &Profile, out: &mut String) {
     for entry in entries.iter().filter(|e| e.shape.is_none()) {
         if level == LEVELS || entry.seconds < LEAST * profile.seconds {
             continue;
@@ -88,7 +88,7 @@ const CHARACTER: f64 = 6.3;
 /// A box for each scope and operator, as wide as its share of the time, below the one that it
 /// ran in; a pointer on it tells its numbers.
 pub fn svg(profile: &Profile) -> String {
-    fn depth(entries: &[Entry]) -> usize {
+    fn depth(entries: &[ProfileEntry]) -> usize {
         let below = entries.iter().map(|e| 1 + depth(&e.inside));
         below.max().unwrap_or(0)
     }
@@ -105,7 +105,7 @@ pub fn svg(profile: &Profile) -> String {
     out
 }
 
-fn rows(out: &mut String, entries: &[Entry], [left, top]: [f64; 2], path: &str, whole: f64) {
+fn rows(out: &mut String, entries: &[ProfileEntry], [left, top]: [f64; 2], path: &str, whole: f64) {
     let mut x = left;
     for entry in entries {
         let width = WIDTH * entry.seconds / whole;
@@ -162,7 +162,7 @@ fn boxed(out: &mut String, [x, y, width]: [f64; 3], fill: &str, label: &str, tit
 }
 
 /// Scopes are grey, products warm, the rest blue.
-fn colour(entry: &Entry) -> &'static str {
+fn colour(entry: &ProfileEntry) -> &'static str {
     match (entry.shape.is_some(), entry.name.as_str()) {
         (false, _) => "#d0d0d0",
         (true, "linear") => "#f2b134",
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     fn profile() -> Profile {
-        let operator = |name: &str, shape: &str, calls, seconds, flop| Entry {
+        let operator = |name: &str, shape: &str, calls, seconds, flop| ProfileEntry {
             name: name.into(),
             shape: Some(shape.into()),
             calls,
@@ -190,7 +190,7 @@ mod tests {
             operator("linear", "2x3x4", 5, 2.0, 4_000_000_000),
             operator("silu", "2x<3", 1, 0.5, 0),
         ];
-        let block = Entry {
+        let block = ProfileEntry {
             name: "blocks.0".into(),
             shape: None,
             calls: 1,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use sdxl::prompt::{Body, Content, Join, Node, Prompt, Resolved, Span};
-use sdxl::text::chunks::{Chunk, Layout};
+use sdxl::text::chunks::{Chunk, ChunkLayout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
 use sdxl::weights::TextParts;
@@ -218,7 +218,7 @@ struct Reading {
     encoder: &'static str,
     steps: (usize, usize),
     name: String,
-    layout: Layout,
+    layout: ChunkLayout,
     /// The words of each chunk, with the tokens within a word joined by dots.
     words: Vec<Vec<Word>>,
     tokens: Vec<Vec<String>>,
@@ -245,8 +245,8 @@ fn read_tokens(
         for phase in phases {
             for (name, spans) in texts(&phase.resolved) {
                 let truncate = options.truncate;
-                let layout = Layout::new(&tokenizer, spans, options.splitting, truncate)?;
-                let short = Layout::new(&tokenizer, spans, options.splitting, true)?;
+                let layout = ChunkLayout::new(&tokenizer, spans, options.splitting, truncate)?;
+                let short = ChunkLayout::new(&tokenizer, spans, options.splitting, true)?;
                 let words = (layout.chunks.iter())
                     .map(|chunk| words(&tokenizer, chunk))
                     .collect();

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sdxl::hub::{DownloadEvent, Found, Name, Want};
+use sdxl::hub::{DownloadEvent, FoundModel, Name, Want};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::environment::hub;
@@ -53,7 +53,7 @@ impl ModelRef {
         self.locate(&|name| hub().get(name, want, told))
     }
 
-    fn locate(&self, on_hub: &dyn Fn(&Name) -> sdxl::Result<Found>) -> Result<Model> {
+    fn locate(&self, on_hub: &dyn Fn(&Name) -> sdxl::Result<FoundModel>) -> Result<Model> {
         match self {
             ModelRef::Demo(demo) => {
                 let unpacked = demo.unpack().map_err(|error| Error::Demo { error })?;

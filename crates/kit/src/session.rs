@@ -31,7 +31,7 @@ pub struct ModelOptions {
     /// Precision of the networks. `None`: [`default_precision`].
     pub precision: Option<Precision>,
     /// The device that computes.
-    pub device: sdxl::device::Choice,
+    pub device: sdxl::device::DeviceChoice,
     /// A VAE in the place of the checkpoint's own, named as a model is.
     pub vae: Option<PathBuf>,
     /// A UNet in the place of the checkpoint's own: a file or a folder.

@@ -5,7 +5,7 @@
 //! one it is: weights are packed by the device of their checkpoint ([`Checkpoint::on`]), an operator
 //! runs where its weights are, and tensors that are elsewhere are moved there.
 //!
-//! To add one: implement [`Device`] in a file below this folder and name it in [`Choice`]. What
+//! To add one: implement [`Device`] in a file below this folder and name it in [`DeviceChoice`]. What
 //! it keeps in memory is its own affair. Tensors ([`Storage`]) and packed weights
 //! ([`PackedWeights`]) are opaque to everybody else; a device is only ever given back what it made,
 //! because `ops` asks the device that a tensor or a layer names.
@@ -29,7 +29,7 @@ pub use sdxl_kernels::{Activation, ConvGeometry, WeightFormat};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
-pub use choice::Choice;
+pub use choice::DeviceChoice;
 pub(crate) use cpu::pack as pack_on_cpu;
 pub use cpu::{Cpu, cpu};
 pub use host::{HostValues, Table};

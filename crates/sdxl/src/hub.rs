@@ -43,7 +43,7 @@ pub use verify::{Broken, Verified};
 
 /// A model that is here.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct FoundModel {
     /// The snapshot's folder, or a file in it: what [`crate::Checkpoint::open`] takes.
     pub path: PathBuf,
     /// The name, with the commit as its revision: the same files on any machine.
@@ -72,7 +72,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::NotCached`].
-    pub fn cached(&self, name: &Name) -> Result<Found> {
+    pub fn cached(&self, name: &Name) -> Result<FoundModel> {
         let folder = RepoFolder::new(&self.settings.cache, &name.repo);
         let missing = || HubError::NotCached {
             name: name.to_string(),
@@ -89,7 +89,7 @@ impl Hub {
             (None, Some(one), None) if !path.join("config.json").is_file() => Some(path.join(one)),
             _ => Some(path),
         };
-        Ok(Found {
+        Ok(FoundModel {
             path: path.ok_or_else(missing)?,
             name: name.at(&commit),
             variant: None,
@@ -106,7 +106,7 @@ impl Hub {
         name: &Name,
         want: &Want,
         told: &(dyn Fn(DownloadEvent<'_>) + Sync),
-    ) -> Result<Found> {
+    ) -> Result<FoundModel> {
         match self.find(name, want)? {
             Ok(found) => Ok(found),
             Err(missing) if self.settings.offline => Err(self.offline(name, missing)),
@@ -124,7 +124,7 @@ impl Hub {
         name: &Name,
         want: &Want,
         told: &(dyn Fn(DownloadEvent<'_>) + Sync),
-    ) -> Result<Found> {
+    ) -> Result<FoundModel> {
         if self.settings.offline {
             return self.get(name, want, told);
         }
@@ -167,7 +167,11 @@ impl Hub {
     }
 
     /// Finds a model in the cache if all that is wanted of it is there; else gives what it lacks.
-    fn find(&self, name: &Name, want: &Want) -> Result<std::result::Result<Found, Vec<String>>> {
+    fn find(
+        &self,
+        name: &Name,
+        want: &Want,
+    ) -> Result<std::result::Result<FoundModel, Vec<String>>> {
         let folder = RepoFolder::new(&self.settings.cache, &name.repo);
         let Some(commit) = folder.commit_of(name.revision()) else {
             return Ok(Err(Vec::new()));
@@ -203,8 +207,8 @@ impl Hub {
     }
 }
 
-fn found(name: &Name, commit: &str, snapshot: &Path, selection: Selection) -> Found {
-    Found {
+fn found(name: &Name, commit: &str, snapshot: &Path, selection: Selection) -> FoundModel {
+    FoundModel {
         path: match &selection.single {
             Some(file) => snapshot.join(file),
             None => snapshot.to_path_buf(),

@@ -131,7 +131,7 @@ const LARGE: usize = 128 << 20;
 
 /// [`linear`] without extras. Where `x` is large, nobody else has it and the result is narrower,
 /// the result takes its memory's place: at a picture's size each map has up to a gigabyte.
-pub fn linear_instead(x: Tensor, w: &Linear) -> Tensor {
+pub fn linear_reusing_input(x: Tensor, w: &Linear) -> Tensor {
     if x.bytes() < LARGE || w.n >= w.k {
         return linear(&x, w, Activation::None, None);
     }

@@ -18,7 +18,7 @@ use crate::cancel::{self, OrCancelled};
 
 /// A scope or an operator, all its calls at one place together.
 #[derive(Debug, Clone, Serialize, PartialEq)]
-pub struct Entry {
+pub struct ProfileEntry {
     /// The name; dots separate levels that were entered at once (`down_blocks.0`).
     pub name: String,
     /// The sizes an operator worked on; a scope has none.
@@ -32,7 +32,7 @@ pub struct Entry {
     pub flop: u64,
     /// The scopes and operators that ran inside, in the order of the first calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub inside: Vec<Entry>,
+    pub inside: Vec<ProfileEntry>,
 }
 
 /// The profile that was recorded.
@@ -43,7 +43,7 @@ pub struct Profile {
     /// Operations of all products.
     pub flop: u64,
     /// The outermost scopes and operators, in the order of the first calls.
-    pub inside: Vec<Entry>,
+    pub inside: Vec<ProfileEntry>,
 }
 
 /// All calls of an operator, or of an operator on one shape.
@@ -65,7 +65,7 @@ impl Profile {
     /// Time by operator, or by operator and shape, the longest first.
     pub fn operators(&self, by_shape: bool) -> Vec<Total> {
         let mut totals: Vec<Total> = Vec::new();
-        let mut waiting: Vec<&Entry> = self.inside.iter().collect();
+        let mut waiting: Vec<&ProfileEntry> = self.inside.iter().collect();
         while let Some(entry) = waiting.pop() {
             waiting.extend(&entry.inside);
             if entry.shape.is_none() {
@@ -136,7 +136,7 @@ pub fn record<R>(run: impl FnOnce() -> R) -> (R, Profile) {
     let seconds = began.elapsed().as_secs_f64();
     let recorded = RECORDER.take();
     drop(recording);
-    let inside: Vec<Entry> = recorded.map_or_else(Vec::new, |r| {
+    let inside: Vec<ProfileEntry> = recorded.map_or_else(Vec::new, |r| {
         r.nodes[0].inside.iter().map(|i| r.entry(*i)).collect()
     });
     let profile = Profile {
@@ -231,10 +231,10 @@ impl Recorder {
         }
     }
 
-    fn entry(&self, index: usize) -> Entry {
+    fn entry(&self, index: usize) -> ProfileEntry {
         let node = &self.nodes[index];
-        let inside: Vec<Entry> = node.inside.iter().map(|i| self.entry(*i)).collect();
-        Entry {
+        let inside: Vec<ProfileEntry> = node.inside.iter().map(|i| self.entry(*i)).collect();
+        ProfileEntry {
             name: node.name.clone(),
             shape: node.shape.clone(),
             calls: node.calls,
@@ -295,7 +295,7 @@ mod tests {
             })
             .unwrap();
         });
-        fn check(entries: &[Entry], around: f64) {
+        fn check(entries: &[ProfileEntry], around: f64) {
             let sum: f64 = entries.iter().map(|e| e.seconds).sum();
             assert!(sum <= around, "{sum} inside of {around}");
             for entry in entries {

@@ -30,7 +30,7 @@ const MAX_DEPTH: usize = 100;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Resolved {
     /// The parts that are encoded, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<JoinPart>,
     /// The way in which the parts make one conditioning.
     pub join: Join,
 }
@@ -48,7 +48,7 @@ pub enum Join {
 
 /// One of the texts that [`Join`] puts together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Part {
+pub struct JoinPart {
     /// The content that is encoded.
     pub content: Content,
     /// The weight of the part; 1 where the prompt gives none.

@@ -6,21 +6,21 @@ pub mod embeds_file;
 pub mod encoder;
 pub mod tokenizer;
 pub mod vocabulary;
-pub mod weights;
+pub mod weighting;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cancel;
 use crate::error::{Error, Result};
 use crate::precision::Precision;
-use crate::prompt::{Content, Part as PromptPart, Span};
+use crate::prompt::{Content, JoinPart, Span};
 use crate::request::{PooledFrom, PromptSyntax, PromptWeighting, Request};
 use crate::tensor::Tensor;
 use crate::warning::{Warning, WarningKind};
 use crate::weights::{Part, TextParts};
-use chunks::{Layout, Splitting};
+use chunks::{ChunkLayout, Splitting};
 use encoder::Encoder;
-use weights::{Method, WeightArithmetic};
+use weighting::{WeightArithmetic, WeightingMethod};
 
 /// One prompt as the UNet gets it.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,8 +106,8 @@ impl TextOptions {
         }
     }
 
-    fn method(&self) -> Method {
-        Method {
+    fn method(&self) -> WeightingMethod {
+        WeightingMethod {
             skip: 1 + self.clip_skip.unwrap_or(0),
             arithmetic: self.arithmetic,
             splitting: self.splitting,
@@ -122,7 +122,7 @@ pub struct TextInput<'a> {
     /// The prompt as written.
     pub raw: &'a str,
     /// The parts that were read from it; they follow one another along the token axis.
-    pub parts: &'a [PromptPart],
+    pub parts: &'a [JoinPart],
 }
 
 /// Bytes of encoded prompts that are kept: about a hundred chunks of a full-size model.
@@ -274,7 +274,7 @@ impl TextEncoders {
         let context = match &self.first {
             None => second.values,
             Some(encoder) => {
-                let first = weights::states(encoder, input.parts, method)?;
+                let first = weighting::states(encoder, input.parts, method)?;
                 // The same text is cut at the same place by both: one warning is enough.
                 if input.parts != input_2.parts {
                     say(encoder, &first.cut);
@@ -282,8 +282,8 @@ impl TextEncoders {
                 let (mut a, mut b) = (first.values, second.values);
                 let (width, width_2) = (encoder.width(), self.second.width());
                 let tokens = (a.len() / width).max(b.len() / width_2);
-                weights::pad(&mut a, tokens * width, &encoder.empty(method.skip)?);
-                weights::pad(&mut b, tokens * width_2, &self.second.empty(method.skip)?);
+                weighting::pad(&mut a, tokens * width, &encoder.empty(method.skip)?);
+                weighting::pad(&mut b, tokens * width_2, &self.second.empty(method.skip)?);
                 side_by_side(&a, width, &b, width_2)
             }
         };
@@ -298,7 +298,7 @@ impl TextEncoders {
         &self,
         input: TextInput<'_>,
         options: &TextOptions,
-    ) -> Result<(weights::States, Vec<f32>)> {
+    ) -> Result<(weighting::States, Vec<f32>)> {
         let (encoder, method) = (&self.second, options.method());
         let tokenizer = encoder.tokenizer();
         if options.pooled_from == PooledFrom::Raw {
@@ -308,26 +308,26 @@ impl TextEncoders {
                 && part.weight == 1.0
                 && let Content::Text(spans) = &part.content
             {
-                let layout = Layout::new(tokenizer, spans, method.splitting, method.truncate)?;
+                let layout = ChunkLayout::new(tokenizer, spans, method.splitting, method.truncate)?;
                 if let [chunk] = &layout.chunks[..]
                     && chunk.ids == raw
                     && layout.fragments.iter().all(|f| f.weight == 1.0)
                 {
                     let (values, pooled) = encoder.states_and_pooled(raw, method.skip)?;
                     let cut = layout.cut;
-                    return Ok((weights::States { values, cut }, pooled));
+                    return Ok((weighting::States { values, cut }, pooled));
                 }
             }
-            let states = weights::states(encoder, input.parts, method)?;
+            let states = weighting::states(encoder, input.parts, method)?;
             return Ok((states, encoder.pooled(raw)?));
         }
-        let states = weights::states(encoder, input.parts, method)?;
+        let states = weighting::states(encoder, input.parts, method)?;
         Ok((states, self.clean_pooled(input.parts, method.splitting)?))
     }
 
     /// The pooled vector of the words without their weights; a blend's is the blend of its
     /// members'.
-    fn clean_pooled(&self, parts: &[PromptPart], splitting: Splitting) -> Result<Vec<f32>> {
+    fn clean_pooled(&self, parts: &[JoinPart], splitting: Splitting) -> Result<Vec<f32>> {
         if let [part] = parts
             && let Content::Blend { members, normalize } = &part.content
         {
@@ -335,7 +335,7 @@ impl TextEncoders {
                 .map(|(spans, _)| self.pooled_of(spans, splitting))
                 .collect::<Result<Vec<_>>>()?;
             let weights: Vec<f64> = members.iter().map(|(_, weight)| *weight).collect();
-            return Ok(weights::weighted_sum(&pooled, &weights, *normalize));
+            return Ok(weighting::weighted_sum(&pooled, &weights, *normalize));
         }
         let mut spans: Vec<Span> = Vec::new();
         for part in parts {
@@ -352,7 +352,7 @@ impl TextEncoders {
     /// The pooled vector of the first 75 tokens; A1111's is that of the first chunk.
     fn pooled_of(&self, spans: &[Span], splitting: Splitting) -> Result<Vec<f32>> {
         let whole = splitting == Splitting::Sentences;
-        let mut layout = Layout::new(self.second.tokenizer(), spans, splitting, whole)?;
+        let mut layout = ChunkLayout::new(self.second.tokenizer(), spans, splitting, whole)?;
         let first = layout.chunks.swap_remove(0);
         Ok(self.second.pooled_at_end(first.ids)?)
     }
@@ -390,7 +390,7 @@ impl TextEncoders {
             ),
         };
         let mut padded = Conditioning::clone(conditioning);
-        weights::pad(&mut padded.context, tokens * channels, &empty);
+        weighting::pad(&mut padded.context, tokens * channels, &empty);
         Ok(Arc::new(padded))
     }
 }

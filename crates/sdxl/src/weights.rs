@@ -29,7 +29,7 @@ pub mod replacement;
 mod safetensors;
 pub mod same;
 pub mod single_file;
-mod source;
+mod stacked_tensors;
 mod stored_tensor;
 mod tensor_set;
 mod text_parts;

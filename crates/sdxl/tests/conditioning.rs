@@ -10,7 +10,7 @@ use half::f16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sdxl::files::read_json;
-use sdxl::prompt::{Content, Join, Part, Prompt, Resolved, Span};
+use sdxl::prompt::{Content, Join, JoinPart, Prompt, Resolved, Span};
 use sdxl::text::embeds_file::Embeds;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::TextParts;
@@ -46,7 +46,7 @@ fn resolved(value: &Value) -> Resolved {
         },
         None => Content::Text(spans(&content["text"])),
     };
-    let part = |part: &Value| Part {
+    let part = |part: &Value| JoinPart {
         content: content(&part["content"]),
         weight: part["weight"].as_f64().unwrap(),
     };

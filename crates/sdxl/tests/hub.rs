@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hub_server::{Fault, Model, Server, git_sha1, sha256};
 use sdxl::hub::{
-    DownloadEvent, Found, Hub, HubError, ModelKind, Name, Purpose, Settings, Want, scan,
+    DownloadEvent, FoundModel, Hub, HubError, ModelKind, Name, Purpose, Settings, Want, scan,
 };
 use sdxl::{Error, Part, Precision};
 use serde_json::json;
@@ -123,12 +123,12 @@ impl Place {
         }
     }
 
-    fn get(&self, name: &str) -> sdxl::Result<Found> {
+    fn get(&self, name: &str) -> sdxl::Result<FoundModel> {
         let name = Name::parse(name).unwrap();
         self.hub().get(&name, &want(), &|event| self.told(&event))
     }
 
-    fn pull(&self, name: &str) -> sdxl::Result<Found> {
+    fn pull(&self, name: &str) -> sdxl::Result<FoundModel> {
         let name = Name::parse(name).unwrap();
         self.hub().pull(&name, &want(), &|event| self.told(&event))
     }

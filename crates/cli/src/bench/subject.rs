@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anyhow::bail;
+use clap::ValueEnum;
 use sdxl::model::attention::TextKeys;
 use sdxl::model::unet::UNet;
 use sdxl::model::vae::Vae;
@@ -14,7 +15,18 @@ use sdxl::text::clip::ClipTextModel;
 use sdxl::weights::Loader;
 use sdxl::{Checkpoint, Inputs, Part, Pipeline, Precision, Request, Rng};
 
-use super::What;
+/// The work that can be timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Work {
+    /// One call of the denoising network
+    Unet,
+    /// Decoding pictures
+    Vae,
+    /// Both text encoders on sequences of 77 tokens
+    Text,
+    /// A whole run: prompt, guided steps, decoding
+    Generate,
+}
 
 /// Values of SDXL base's weights, part by part.
 const WEIGHTS: [(Part, u64); 4] = [
@@ -25,14 +37,14 @@ const WEIGHTS: [(Part, u64); 4] = [
 ];
 
 /// Bytes of the weights that a subject needs.
-pub fn weight_bytes(what: What, precision: Precision) -> u64 {
+pub fn weight_bytes(what: Work, precision: Precision) -> u64 {
     let bytes = |(part, values): &(Part, u64)| match (what, part) {
         // As its configuration asks for.
-        (What::Generate, Part::Vae) => values * Precision::F32.bytes(),
-        (What::Generate, _)
-        | (What::Unet, Part::UNet)
-        | (What::Vae, Part::Vae)
-        | (What::Text, Part::TextEncoder | Part::TextEncoder2) => values * precision.bytes(),
+        (Work::Generate, Part::Vae) => values * Precision::F32.bytes(),
+        (Work::Generate, _)
+        | (Work::Unet, Part::UNet)
+        | (Work::Vae, Part::Vae)
+        | (Work::Text, Part::TextEncoder | Part::TextEncoder2) => values * precision.bytes(),
         _ => 0,
     };
     WEIGHTS.iter().map(bytes).sum()
@@ -66,7 +78,7 @@ pub enum Subject {
 impl Subject {
     /// Pictures of `size` x `size`; `batch` rows, or pictures.
     pub fn new(
-        what: What,
+        what: Work,
         size: usize,
         batch: usize,
         steps: usize,
@@ -81,7 +93,7 @@ impl Subject {
         };
         let path = |part: Part| checkpoint.config_path(part);
         Ok(match what {
-            What::Unet => {
+            Work::Unet => {
                 let config = &checkpoint.unet;
                 let tensors = checkpoint.tensors(Part::UNet)?;
                 let loader = Loader::new(&tensors, precision);
@@ -98,7 +110,7 @@ impl Subject {
                     unet,
                 }
             }
-            What::Vae => {
+            Work::Vae => {
                 let tensors = checkpoint.tensors(Part::Vae)?;
                 let loader = Loader::new(&tensors, precision);
                 Subject::Vae {
@@ -106,7 +118,7 @@ impl Subject {
                     latents: normal(&[batch, side, side, checkpoint.vae.latent_channels]),
                 }
             }
-            What::Text => {
+            Work::Text => {
                 let Some(config) = &checkpoint.text_encoder else {
                     bail!("SDXL base without its first text encoder");
                 };
@@ -137,7 +149,7 @@ impl Subject {
                         .collect(),
                 }
             }
-            What::Generate => {
+            Work::Generate => {
                 let request = Request {
                     prompt: vec!["a lighthouse at dusk, oil painting".to_string()],
                     seed: vec![0],
@@ -180,7 +192,7 @@ impl Subject {
                 is_finite(&one.hidden) && is_finite(&two.hidden)
             }
             Subject::Generate { pipeline, request } => {
-                // What is not finite is refused there.
+                // Work is not finite is refused there.
                 let go_on = &mut |_: sdxl::Event<'_>| ControlFlow::Continue(());
                 pipeline.prepare(request, Inputs::default())?.start(go_on)?;
                 true

@@ -9,7 +9,7 @@ use super::cpu::cpu;
 
 /// A device by the name that a user gives it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Choice {
+pub enum DeviceChoice {
     /// The fastest there is: today the CPU.
     #[default]
     Auto,
@@ -17,38 +17,38 @@ pub enum Choice {
     Cpu,
 }
 
-impl Choice {
+impl DeviceChoice {
     /// The names of all choices.
     pub const NAMES: [&'static str; 2] = ["auto", "cpu"];
 
     /// The device that is meant.
     pub fn device(self) -> Arc<dyn Device> {
         match self {
-            Choice::Auto | Choice::Cpu => cpu(),
+            DeviceChoice::Auto | DeviceChoice::Cpu => cpu(),
         }
     }
 }
 
-impl FromStr for Choice {
+impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
         match name {
-            "auto" => Ok(Choice::Auto),
-            "cpu" => Ok(Choice::Cpu),
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
             other => Err(format!(
                 "{other}: this version computes on the CPU only; use {}",
-                Choice::NAMES.join(" or ")
+                DeviceChoice::NAMES.join(" or ")
             )),
         }
     }
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Choice::Auto => "auto",
-            Choice::Cpu => "cpu",
+            DeviceChoice::Auto => "auto",
+            DeviceChoice::Cpu => "cpu",
         })
     }
 }
@@ -59,13 +59,13 @@ mod tests {
 
     #[test]
     fn devices_are_chosen_by_name_and_others_refused() {
-        for name in Choice::NAMES {
-            let choice: Choice = name.parse().unwrap();
+        for name in DeviceChoice::NAMES {
+            let choice: DeviceChoice = name.parse().unwrap();
             assert_eq!(choice.to_string(), name);
             assert_eq!(choice.device().name(), "cpu");
         }
-        assert_eq!(Choice::default().to_string(), "auto");
-        let refused = "cuda".parse::<Choice>().unwrap_err();
+        assert_eq!(DeviceChoice::default().to_string(), "auto");
+        let refused = "cuda".parse::<DeviceChoice>().unwrap_err();
         assert_eq!(
             refused,
             "cuda: this version computes on the CPU only; use auto or cpu"

@@ -30,11 +30,11 @@ pub struct Meta {
 
 /// Weights without values.
 struct MetaWeights {
-    layout: Layout,
+    layout: WeightLayout,
     _bytes: Counted,
 }
 
-enum Layout {
+enum WeightLayout {
     Matrix(MatrixLayout),
     Conv(ConvLayout),
 }
@@ -44,7 +44,7 @@ const OWN: &str = "what this device made: `ops` asks the device that a tensor or
 fn matrix(weight: &PackedWeights) -> &MatrixLayout {
     match weight.downcast_ref().expect(OWN) {
         MetaWeights {
-            layout: Layout::Matrix(layout),
+            layout: WeightLayout::Matrix(layout),
             ..
         } => layout,
         _ => panic!("a linear operator has a matrix"),
@@ -54,24 +54,26 @@ fn matrix(weight: &PackedWeights) -> &MatrixLayout {
 fn kernels(weight: &PackedWeights) -> &ConvLayout {
     match weight.downcast_ref().expect(OWN) {
         MetaWeights {
-            layout: Layout::Conv(layout),
+            layout: WeightLayout::Conv(layout),
             ..
         } => layout,
         _ => panic!("a convolution has kernels"),
     }
 }
 
-fn layout(layer: Layer) -> Layout {
+fn layout(layer: Layer) -> WeightLayout {
     match layer {
-        Layer::Matrix { n, k, format } => Layout::Matrix(MatrixLayout::new(n, k, format)),
-        Layer::Geglu { inner, k, format } => Layout::Matrix(MatrixLayout::geglu(inner, k, format)),
+        Layer::Matrix { n, k, format } => WeightLayout::Matrix(MatrixLayout::new(n, k, format)),
+        Layer::Geglu { inner, k, format } => {
+            WeightLayout::Matrix(MatrixLayout::geglu(inner, k, format))
+        }
         Layer::Conv {
             c_out,
             c_in,
             kernel,
             format,
             used,
-        } => Layout::Conv(match used {
+        } => WeightLayout::Conv(match used {
             ConvUse::Any => ConvLayout::new([c_out, c_in, kernel, kernel], format),
             ConvUse::Winograd => ConvLayout::winograd(c_out, c_in, format),
             ConvUse::Doubled => ConvLayout::upsampled(c_out, c_in, format),
@@ -137,8 +139,8 @@ impl Device for Meta {
         self.meter.temporary(reading.gathering);
         let layout = layout(layer);
         let (bytes, packing) = match &layout {
-            Layout::Matrix(layout) => (layout.bytes(), 0),
-            Layout::Conv(layout) => (layout.bytes(), layout.packing_bytes()),
+            WeightLayout::Matrix(layout) => (layout.bytes(), 0),
+            WeightLayout::Conv(layout) => (layout.bytes(), layout.packing_bytes()),
         };
         let _bytes = self.meter.count(MemoryKind::Weights, bytes);
         self.meter.temporary(packing);

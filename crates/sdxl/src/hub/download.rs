@@ -204,7 +204,7 @@ impl Downloader<'_> {
     fn fetch_blob(&self, d: &Described) -> Result<(), HubError> {
         let path = self.folder.incomplete(&d.etag);
         let failed = |e: std::io::Error| HubError::cache(&path, &e);
-        let mut part = Part::open(&path, d).map_err(failed)?;
+        let mut part = PartialFile::open(&path, d).map_err(failed)?;
         for again in [false, true] {
             if part.have < d.size {
                 self.client.retry(&d.url, self.watch, &mut || {
@@ -238,7 +238,7 @@ impl Downloader<'_> {
 }
 
 /// A file that has come so far.
-struct Part<'a> {
+struct PartialFile<'a> {
     d: &'a Described,
     path: &'a Path,
     file: File,
@@ -248,12 +248,12 @@ struct Part<'a> {
     hasher: Option<Hasher>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> PartialFile<'a> {
     /// Opens what is there of a file, or begins one.
-    fn open(path: &'a Path, d: &'a Described) -> std::io::Result<Part<'a>> {
+    fn open(path: &'a Path, d: &'a Described) -> std::io::Result<PartialFile<'a>> {
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(false);
-        let mut part = Part {
+        let mut part = PartialFile {
             d,
             path,
             file: file.open(path)?,

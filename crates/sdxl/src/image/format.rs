@@ -202,7 +202,7 @@ impl Encoding {
         let mut packet = packet(texts);
         if XMP_PREFIX.len() + packet.len() > SEGMENT {
             warnings.push(no_room("recipe"));
-            packet = xmp::write(&xmp::Found {
+            packet = xmp::write(&xmp::XmpTexts {
                 source_type: texts.source_type.clone(),
                 recipe: None,
             });
@@ -262,7 +262,7 @@ fn packet(texts: &Texts) -> String {
         serde_json::from_str::<serde_json::Value>(text)
             .map_or_else(|_| text.clone(), |recipe| recipe.to_string())
     };
-    xmp::write(&xmp::Found {
+    xmp::write(&xmp::XmpTexts {
         source_type: texts.source_type.clone(),
         recipe: texts.recipe.as_ref().map(compact),
     })

@@ -48,7 +48,7 @@ pub fn write(out: impl Write, picture: &Pixels, texts: &Texts) -> Result<()> {
             .add_itxt_chunk(RECIPE.into(), text.clone())
             .map_err(failed)?;
     }
-    let packet = xmp::write(&xmp::Found {
+    let packet = xmp::write(&xmp::XmpTexts {
         source_type: texts.source_type.clone(),
         recipe: None,
     });

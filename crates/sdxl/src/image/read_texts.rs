@@ -40,7 +40,7 @@ impl Texts {
                 (webp.exif(), packet)
             }
         };
-        let found = packet.map_or_else(xmp::Found::default, |packet| {
+        let found = packet.map_or_else(xmp::XmpTexts::default, |packet| {
             xmp::read(&String::from_utf8_lossy(&packet))
         });
         Ok(Some(Texts {

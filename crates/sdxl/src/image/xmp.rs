@@ -16,7 +16,7 @@ const OWN: &str = "urn:sdxl:xmp:1.0:";
 
 /// The properties that are read from a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct XmpTexts {
     /// `Iptc4xmpExt:DigitalSourceType`, a URI.
     pub source_type: Option<String>,
     /// `sdxl:recipe`, JSON.
@@ -24,7 +24,7 @@ pub struct Found {
 }
 
 /// A packet that says what is there; empty where nothing is.
-pub fn write(what: &Found) -> String {
+pub fn write(what: &XmpTexts) -> String {
     let mut properties = String::new();
     if let Some(uri) = &what.source_type {
         let uri = escape(uri);
@@ -67,11 +67,11 @@ fn escape(text: &str) -> String {
 }
 
 /// Reads a packet of any writer; one that is no XML says nothing.
-pub fn read(packet: &str) -> Found {
+pub fn read(packet: &str) -> XmpTexts {
     // Pads and a mark of the byte order may stand around the XML.
     let packet = packet.trim_matches(['\0', '\u{feff}', ' ', '\n', '\r', '\t']);
     let Ok(document) = Document::parse(packet) else {
-        return Found::default();
+        return XmpTexts::default();
     };
     // A property is an element, or an attribute of its description.
     let property = |namespace: &str, name: &str| -> Option<String> {
@@ -88,7 +88,7 @@ pub fn read(packet: &str) -> Found {
                 .flatten()
         })
     };
-    Found {
+    XmpTexts {
         source_type: property(IPTC, "DigitalSourceType"),
         recipe: property(OWN, "recipe"),
     }
@@ -100,16 +100,16 @@ mod tests {
 
     #[test]
     fn packets_come_back() {
-        let what = Found {
+        let what = XmpTexts {
             source_type: Some(TRAINED.into()),
             recipe: Some(r#"{"prompt":"a <b> & \"c\" 猫 ]]>"}"#.into()),
         };
         assert_eq!(read(&write(&what)), what);
-        assert_eq!(write(&Found::default()), "");
+        assert_eq!(write(&XmpTexts::default()), "");
         // A character that XML lacks comes back as JSON's escape of it: the same string.
-        let odd = Found {
+        let odd = XmpTexts {
             recipe: Some("\"\u{ffff}\"".into()),
-            ..Found::default()
+            ..XmpTexts::default()
         };
         let read = read(&write(&odd)).recipe.unwrap();
         assert_eq!(serde_json::from_str::<String>(&read).unwrap(), "\u{ffff}");
@@ -131,6 +131,6 @@ mod tests {
              i:DigitalSourceType=\"{TRAINED}\"/></r:RDF>"
         );
         assert_eq!(read(&packet).source_type.as_deref(), Some(TRAINED));
-        assert_eq!(read("no XML <"), Found::default());
+        assert_eq!(read("no XML <"), XmpTexts::default());
     }
 }

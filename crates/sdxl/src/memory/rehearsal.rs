@@ -21,7 +21,7 @@ use crate::weights::{Checkpoint, Part};
 
 /// The memory and the operations that a piece of work takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct WorkCost {
     /// The most bytes at once, of weights, tensors, and what kernels work in.
     pub peak: u64,
     /// Bytes that kernels keep for other work.
@@ -36,7 +36,7 @@ pub struct Work {
 pub struct Rehearsed<T> {
     network: T,
     meta: Arc<Meta>,
-    loading: Work,
+    loading: WorkCost,
     /// Biases, and the scales and shifts of norms, which stay in any case.
     _vectors: Counted,
 }
@@ -58,10 +58,10 @@ impl<T> Rehearsed<T> {
         let vectors = meter.count(MemoryKind::Weights, vectors.sum());
         let loader = Loader::new(&tensors, precision).streamed(streamed);
         let network = load(&loader)?;
-        let loading = Work {
+        let loading = WorkCost {
             peak: meter.take_peak() as u64,
             packed: meter.packed() as u64,
-            ..Work::default()
+            ..WorkCost::default()
         };
         Ok(Rehearsed {
             network,
@@ -77,11 +77,11 @@ impl<T> Rehearsed<T> {
     }
 
     /// Gives the work of reading the network.
-    pub fn loading(&self) -> Work {
+    pub fn loading(&self) -> WorkCost {
         self.loading
     }
 
-    fn work<R>(&self, run: impl FnOnce(&T) -> OrCancelled<R>) -> Work {
+    fn work<R>(&self, run: impl FnOnce(&T) -> OrCancelled<R>) -> WorkCost {
         self.work_on(|_| Ok(()), |network, ()| run(network))
     }
 
@@ -91,13 +91,13 @@ impl<T> Rehearsed<T> {
         &self,
         prepare: impl FnOnce(&T) -> OrCancelled<P>,
         run: impl FnOnce(&T, P) -> OrCancelled<R>,
-    ) -> Work {
+    ) -> WorkCost {
         self.meta.meter().release();
         self.meta.meter().take_peak();
         let prepared = to_its_end(|| prepare(&self.network));
         let packed = self.meta.meter().packed();
         let (_, profile) = profile::record(|| to_its_end(|| run(&self.network, prepared)));
-        Work {
+        WorkCost {
             peak: self.meta.meter().take_peak() as u64,
             scratch: self.meta.meter().scratch() as u64,
             flop: profile.flop,
@@ -148,7 +148,7 @@ impl Rehearsed<UNet> {
         at_once: usize,
         (texts, tokens): (usize, usize),
         [height, width]: [usize; 2],
-    ) -> Work {
+    ) -> WorkCost {
         let config = self.network.config();
         let text =
             |unet: &UNet| unet.text_keys(&self.tensor(&[tokens, config.cross_attention_dim]));
@@ -187,7 +187,7 @@ pub fn vae(
 
 impl Rehearsed<Vae> {
     /// Decoding `count` pictures of `height` times `width` latents at once.
-    pub fn decode(&self, count: usize, [height, width]: [usize; 2]) -> Work {
+    pub fn decode(&self, count: usize, [height, width]: [usize; 2]) -> WorkCost {
         self.work(|vae| {
             let channels = vae.config().latent_channels;
             vae.decode(&self.tensor(&[count, height, width, channels]))
@@ -195,7 +195,7 @@ impl Rehearsed<Vae> {
     }
 
     /// Encoding a picture of `height` times `width` latents.
-    pub fn encode(&self, [height, width]: [usize; 2]) -> Work {
+    pub fn encode(&self, [height, width]: [usize; 2]) -> WorkCost {
         self.work(|vae| vae.encode(&self.tensor(&[1, 8 * height, 8 * width, 3])))
     }
 
@@ -224,7 +224,7 @@ pub fn text_encoder(
 
 impl Rehearsed<ClipTextModel> {
     /// Encoding so many sequences at once.
-    pub fn encode(&self, sequences: usize) -> Work {
+    pub fn encode(&self, sequences: usize) -> WorkCost {
         // Tokens and positions become numbers before they are a tensor.
         let prepare = |model: &ClipTextModel| {
             let config = model.config();

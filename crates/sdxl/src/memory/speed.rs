@@ -5,7 +5,7 @@ use sdxl_kernels::{Arithmetic, WeightFormat, peak_flops};
 use crate::precision::Precision;
 use crate::weights::Part;
 
-/// Work of one network.
+/// WorkCost of one network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Effort {
     /// Which.

@@ -78,7 +78,7 @@ impl ResnetBlock2D {
             },
         );
         let shortcut = match &self.conv_shortcut {
-            Some(conv) => ops::linear_instead(x, conv),
+            Some(conv) => ops::linear_reusing_input(x, conv),
             None => x,
         };
         ops::norm_conv2d(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::prompt::{Content, Join, Part, Prompt, Resolved, Span};
+use crate::prompt::{Content, Join, JoinPart, Prompt, Resolved, Span};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
@@ -166,7 +166,8 @@ pub fn check_embeds(
 
 /// Whether one prediction, unweighted, is all there is to it.
 fn is_single(resolved: &Resolved) -> bool {
-    resolved.join == Join::Concat || matches!(&resolved.parts[..], [] | [Part { weight: 1.0, .. }])
+    resolved.join == Join::Concat
+        || matches!(&resolved.parts[..], [] | [JoinPart { weight: 1.0, .. }])
 }
 
 /// Encodes every prompt of the request with the text encoders of `checkpoint`, in order, or takes
@@ -366,7 +367,7 @@ fn encode_variant(
 ) -> Result<Vec<Weighted>> {
     let resolved_2 = resolved_2.unwrap_or(resolved);
     let raw_2 = raw_2.unwrap_or(raw);
-    let mut encode = |parts: &[Part], parts_2: &[Part]| {
+    let mut encode = |parts: &[JoinPart], parts_2: &[JoinPart]| {
         let (input, input_2) = (
             TextInput { raw, parts },
             TextInput {
@@ -381,15 +382,15 @@ fn encode_variant(
         return Ok(vec![(1.0, encode(&resolved.parts, &resolved_2.parts)?)]);
     }
     // Each part is encoded without its weight, which is that of its prediction.
-    let alone = |r: &Resolved| -> Vec<(f64, Vec<Part>)> {
+    let alone = |r: &Resolved| -> Vec<(f64, Vec<JoinPart>)> {
         if !composed(r) {
             return vec![(1.0, r.parts.clone())];
         }
-        let part = |p: &Part| {
+        let part = |p: &JoinPart| {
             let content = p.content.clone();
             (
                 p.weight,
-                vec![Part {
+                vec![JoinPart {
                     content,
                     weight: 1.0,
                 }],
@@ -437,7 +438,7 @@ fn as_text(resolved: Resolved) -> Resolved {
         }
     }
     Resolved {
-        parts: vec![Part {
+        parts: vec![JoinPart {
             content: Content::Text(spans),
             weight: 1.0,
         }],

@@ -128,7 +128,7 @@ pub struct Opening {
     refiner: Option<Source>,
     options: OpenOptions,
     precision: Option<Precision>,
-    device: device::Choice,
+    device: device::DeviceChoice,
     offload: Option<Offload>,
     budget: Option<Budget>,
 }
@@ -143,7 +143,7 @@ impl Pipeline {
             refiner: None,
             options: OpenOptions::default(),
             precision: None,
-            device: device::Choice::Auto,
+            device: device::DeviceChoice::Auto,
             offload: Some(Offload::None),
             budget: None,
         }
@@ -164,7 +164,7 @@ impl Opening {
     }
 
     /// Sets the device that computes. Without it: the fastest there is.
-    pub fn device(mut self, device: device::Choice) -> Self {
+    pub fn device(mut self, device: device::DeviceChoice) -> Self {
         self.device = device;
         self
     }
@@ -286,7 +286,7 @@ fn open_refiner(
     source: Source,
     options: &OpenOptions,
     precision: Precision,
-    device: device::Choice,
+    device: device::DeviceChoice,
 ) -> Result<Checkpoint> {
     // Neither a UNet nor LoRAs made for the base fit the refiner.
     let options = OpenOptions {
@@ -298,9 +298,9 @@ fn open_refiner(
 }
 
 /// The checkpoint on the device that was named; one that was opened before may be on one already.
-fn on_device(checkpoint: Checkpoint, device: device::Choice) -> Checkpoint {
+fn on_device(checkpoint: Checkpoint, device: device::DeviceChoice) -> Checkpoint {
     match device {
-        device::Choice::Auto => checkpoint,
+        device::DeviceChoice::Auto => checkpoint,
         named => checkpoint.on(named.device()),
     }
 }

@@ -19,7 +19,7 @@ use super::job::Job;
 use super::plan::Plan;
 use super::preview::{Preview, Projector};
 use super::stages::StartFrom;
-use super::start::{EncodedInput, Starting, Work, noise_source};
+use super::start::{EncodedInput, Starting, WorkingLatents, noise_source};
 use super::vae::{VaeBatching, decode};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ pub struct Run {
     /// The stage that begins once the prompts are encoded.
     next_stage: usize,
     /// The latents between stages, and the final ones of the group while it is decoded.
-    work: Option<Work>,
+    work: Option<WorkingLatents>,
     stage: Option<ActiveStage>,
     preview: Option<Preview>,
     /// Pictures that are decoded and not given out yet.
@@ -92,7 +92,7 @@ enum Phase {
 /// A stage under way.
 struct ActiveStage {
     scheduler: Scheduler,
-    work: Work,
+    work: WorkingLatents,
     /// `None` until the UNet is there.
     denoiser: Option<Denoiser>,
 }

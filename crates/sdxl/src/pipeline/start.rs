@@ -22,7 +22,7 @@ use crate::scheduler::Scheduler;
 
 /// The latents that stages work on.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Work {
+pub struct WorkingLatents {
     /// All images of the group, `[N, H, W, C]`.
     pub latents: Latents,
     /// The mask, where there is one.
@@ -84,7 +84,11 @@ impl Starting<'_> {
     ///
     /// # Errors
     /// [`Error::Machine`] from the VAE.
-    pub fn first(&self, encoded: &mut EncodedInput, noise: &mut NoiseSource) -> Result<Work> {
+    pub fn first(
+        &self,
+        encoded: &mut EncodedInput,
+        noise: &mut NoiseSource,
+    ) -> Result<WorkingLatents> {
         let shape = self.shape();
         let (canvas, given) = (self.job.canvas.as_ref(), &self.job.inputs.latents);
         if let (Some(canvas), Some(mask)) = (canvas, &self.job.mask) {
@@ -111,7 +115,7 @@ impl Starting<'_> {
                 self.scheduler.add_noise(&clean, &drawn)
             }
         };
-        Ok(Work {
+        Ok(WorkingLatents {
             latents,
             inpainting: None,
         })
@@ -158,7 +162,7 @@ impl Starting<'_> {
         mask: &Latents,
         encoded: &mut EncodedInput,
         noise: &mut NoiseSource,
-    ) -> Result<Work> {
+    ) -> Result<WorkingLatents> {
         let shape = self.shape();
         let one = [1, shape[1], shape[2], shape[3]];
         // A picture is encoded once, with the first generator, however many there are.
@@ -191,7 +195,7 @@ impl Starting<'_> {
             None
         };
         let inpainting = Inpainting::new(mask.clone(), known, drawn, masked);
-        Ok(Work {
+        Ok(WorkingLatents {
             latents,
             inpainting: Some(inpainting),
         })
@@ -202,7 +206,12 @@ impl Starting<'_> {
     ///
     /// # Errors
     /// [`Error::Machine`] from the VAE.
-    pub fn next(&self, previous: &Model, work: Work, noise: &mut NoiseSource) -> Result<Work> {
+    pub fn next(
+        &self,
+        previous: &Model,
+        work: WorkingLatents,
+        noise: &mut NoiseSource,
+    ) -> Result<WorkingLatents> {
         if self.stage.start_from == StartFrom::PreviousNoisy {
             return Ok(self.blend_known(work));
         }
@@ -213,14 +222,14 @@ impl Starting<'_> {
         let drawn = noise.draw(finished.shape()).map_err(seed_error)?;
         let latents = self.scheduler.add_noise(&finished, &drawn);
         let inpainting = work.inpainting.map(|i| i.with_noise(drawn));
-        Ok(self.blend_known(Work {
+        Ok(self.blend_known(WorkingLatents {
             latents,
             inpainting,
         }))
     }
 
     /// Outside the mask, the picture with the noise that this stage starts at.
-    fn blend_known(&self, mut work: Work) -> Work {
+    fn blend_known(&self, mut work: WorkingLatents) -> WorkingLatents {
         if let Some(inpainting) = &work.inpainting {
             let channels = self.model.unet_channels();
             inpainting.blend_known(&mut work.latents, self.scheduler, channels);

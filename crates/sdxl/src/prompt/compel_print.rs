@@ -6,7 +6,7 @@
 
 use super::a1111_print::{backslash_before_bracket, decimal};
 use super::python::{is_ascii_space, is_space};
-use super::{Body, Content, Item, Join, LoraUse, Node, Part, Prompt, Span, compel};
+use super::{Body, Content, Item, Join, JoinPart, LoraUse, Node, Prompt, Span, compel};
 use crate::request::PromptSyntax;
 
 /// `prompt` in Compel's language; what it cannot say is added to `lost`.
@@ -352,7 +352,7 @@ fn reads_alike(text: &str, prompt: &Prompt) -> bool {
 /// left out, since translation adds and removes them.
 fn weighted_words(prompt: &Prompt) -> Vec<(char, f64)> {
     let mut words = Vec::new();
-    for Part { content, .. } in prompt.at(0, usize::MAX).parts {
+    for JoinPart { content, .. } in prompt.at(0, usize::MAX).parts {
         let texts = match content {
             Content::Text(spans) => vec![spans],
             Content::Blend { members, .. } => members.into_iter().map(|(spans, _)| spans).collect(),

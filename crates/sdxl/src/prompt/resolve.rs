@@ -1,6 +1,6 @@
 //! From the tree to what is encoded at one step.
 
-use super::{Body, Content, Item, Node, Part, Prompt, Resolved, Span};
+use super::{Body, Content, Item, JoinPart, Node, Prompt, Resolved, Span};
 use crate::request::PromptSyntax;
 
 /// A text before it is fused with its neighbours.
@@ -45,7 +45,7 @@ impl Prompt {
             if matches!(&content, Content::Text(spans) if spans.is_empty()) {
                 continue;
             }
-            parts.push(Part {
+            parts.push(JoinPart {
                 content,
                 weight: item.weight,
             });

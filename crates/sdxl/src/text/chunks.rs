@@ -46,7 +46,7 @@ pub struct Chunk {
 
 /// A text as the chunks that are encoded.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Layout {
+pub struct ChunkLayout {
     /// The text's spans, breaks left out.
     pub fragments: Vec<Fragment>,
     /// One sequence at least.
@@ -63,7 +63,7 @@ struct Token {
     owner: usize,
 }
 
-impl Layout {
+impl ChunkLayout {
     /// Tokenizes spans one by one and lays the tokens out in chunks; in one chunk, without
     /// breaks, if prompts are cut.
     ///
@@ -74,7 +74,7 @@ impl Layout {
         spans: &[Span],
         splitting: Splitting,
         truncate: bool,
-    ) -> Result<Layout> {
+    ) -> Result<ChunkLayout> {
         let room = tokenizer.room();
         let mut fragments = Vec::new();
         let mut cut = Vec::new();
@@ -142,7 +142,7 @@ impl Layout {
                 }
             })
             .collect();
-        Ok(Layout {
+        Ok(ChunkLayout {
             fragments,
             chunks,
             cut,

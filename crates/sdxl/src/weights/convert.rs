@@ -16,7 +16,7 @@ use sdxl_kernels::{Weights, quantise_rows};
 use serde_json::{Map, Value, json};
 
 use super::gguf;
-use super::lower::{self, Ledger, Report, Storage, Target};
+use super::lower::{self, Ledger, Report, StoredAs, Target};
 use super::names::Names;
 use super::single_file::{CONFIGS, prefix};
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ struct Laid<'a> {
     shape: Vec<usize>,
     dtype: Dtype,
     /// The format that the tensors are converted to, if they are not written as they are stored.
-    lowered: Option<(Storage, &'a Lowering)>,
+    lowered: Option<(StoredAs, &'a Lowering)>,
 }
 
 /// A conversion to fewer bits.
@@ -48,20 +48,20 @@ struct Lowering {
 
 impl Laid<'_> {
     /// The values as they are written, and for bytes what their scales are.
-    fn encoded(&self, storage: Storage, lowering: &Lowering) -> Result<(Vec<u8>, Vec<f32>)> {
+    fn encoded(&self, storage: StoredAs, lowering: &Lowering) -> Result<(Vec<u8>, Vec<f32>)> {
         let mut values = Vec::new();
         for (name, tensor) in &self.parts {
             values.extend(self.set.read(name, tensor, to_f32)?);
         }
         let before = values.clone();
         let (bytes, scales, after) = match storage {
-            Storage::AsStored => unreachable!("handled before"),
-            Storage::Floats(dtype) => {
+            StoredAs::AsStored => unreachable!("handled before"),
+            StoredAs::Floats(dtype) => {
                 let (bytes, after) = lower::floats(values, dtype);
                 (bytes, Vec::new(), after)
             }
-            Storage::Bytes => lower::bytes(Weights::F32(&values), self.shape[0]),
-            Storage::Blocks(block) => {
+            StoredAs::Bytes => lower::bytes(Weights::F32(&values), self.shape[0]),
+            StoredAs::Blocks(block) => {
                 let bytes = block.encode(&values);
                 let after = block.decode(&bytes);
                 (bytes, Vec::new(), after)
@@ -160,7 +160,7 @@ impl View for Entry<'_> {
 fn entries<'a>(laid: impl IntoIterator<Item = (String, Laid<'a>)>) -> Vec<(String, Entry<'a>)> {
     let mut entries = Vec::new();
     for (name, laid) in laid {
-        if let Some((Storage::Bytes, _)) = laid.lowered {
+        if let Some((StoredAs::Bytes, _)) = laid.lowered {
             let scales = Laid {
                 parts: laid.parts.clone(),
                 shape: laid.shape.clone(),
@@ -232,10 +232,10 @@ fn gguf_file(checkpoint: &Checkpoint, lowering: &Lowering, to: &Path) -> Result<
     laid.sort_by(|a, b| a.0.cmp(&b.0));
     let mut tensors = Vec::new();
     for (name, laid) in &laid {
-        tensors.push(gguf::Written {
+        tensors.push(gguf::NewTensor {
             name: name.clone(),
             element: match laid.lowered {
-                Some((Storage::Blocks(block), _)) => ElementType::Blocks(block),
+                Some((StoredAs::Blocks(block), _)) => ElementType::Blocks(block),
                 _ => ElementType::Plain(laid.dtype),
             },
             shape: laid.shape.clone(),
@@ -247,7 +247,7 @@ fn gguf_file(checkpoint: &Checkpoint, lowering: &Lowering, to: &Path) -> Result<
     let zero = scheduler.get("rescale_betas_zero_snr") == Some(&true.into());
     for (name, there) in [("v_pred", v), ("ztsnr", zero)] {
         if there {
-            tensors.push(gguf::Written {
+            tensors.push(gguf::NewTensor {
                 name: name.to_string(),
                 element: ElementType::Plain(Dtype::F32),
                 shape: vec![1],
@@ -255,8 +255,8 @@ fn gguf_file(checkpoint: &Checkpoint, lowering: &Lowering, to: &Path) -> Result<
         }
     }
     let keys = [
-        ("general.architecture", gguf::Key::Text("sdxl")),
-        ("general.quantization_version", gguf::Key::Number(2)),
+        ("general.architecture", gguf::HeaderValue::Text("sdxl")),
+        ("general.quantization_version", gguf::HeaderValue::Number(2)),
     ];
     let (header, lengths) =
         gguf::header(&keys, &tensors).map_err(|broken| Error::file(to, broken))?;
@@ -468,12 +468,12 @@ fn stored_as<'a>(
     usual: &str,
     tensor: &StoredTensor,
     lowering: Option<&'a Lowering>,
-) -> Result<(Dtype, Option<(Storage, &'a Lowering)>)> {
+) -> Result<(Dtype, Option<(StoredAs, &'a Lowering)>)> {
     let storage = lowering.map(|l| (l.target.storage(part, usual, tensor), l));
     Ok(match storage {
-        None | Some((Storage::AsStored, _)) => (plain(set, name, tensor)?, None),
-        Some((Storage::Floats(dtype), l)) => (dtype, Some((Storage::Floats(dtype), l))),
-        Some((Storage::Bytes, l)) => (Dtype::I8, Some((Storage::Bytes, l))),
+        None | Some((StoredAs::AsStored, _)) => (plain(set, name, tensor)?, None),
+        Some((StoredAs::Floats(dtype), l)) => (dtype, Some((StoredAs::Floats(dtype), l))),
+        Some((StoredAs::Bytes, l)) => (Dtype::I8, Some((StoredAs::Bytes, l))),
         // Of GGUF, where this says nothing.
         Some((blocks, l)) => (Dtype::U8, Some((blocks, l))),
     })

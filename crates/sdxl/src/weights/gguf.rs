@@ -35,7 +35,7 @@ const BLOCKS: [(u32, BlockType); 10] = [
 
 /// The header's entry for one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TensorEntry {
     /// The tensor's name.
     pub name: String,
     /// The storage format of the values.
@@ -53,7 +53,7 @@ type Broken = String;
 ///
 /// # Errors
 /// Says what is wrong, for a sentence that begins with the file's name.
-pub fn read(file: &[u8]) -> Result<Vec<Entry>, Broken> {
+pub fn read(file: &[u8]) -> Result<Vec<TensorEntry>, Broken> {
     let mut at = Cursor { file, at: 0 };
     if at.take(4)? != MAGIC {
         return Err("this is no GGUF file".into());
@@ -108,7 +108,7 @@ pub fn read(file: &[u8]) -> Result<Vec<Entry>, Broken> {
             }
             shape = original;
         }
-        entries.push(Entry {
+        entries.push(TensorEntry {
             name,
             element,
             shape,
@@ -135,7 +135,7 @@ pub fn read(file: &[u8]) -> Result<Vec<Entry>, Broken> {
 }
 
 /// A tensor of a file to be written.
-pub struct Written {
+pub struct NewTensor {
     /// The tensor's name.
     pub name: String,
     /// The format in which the values are to be stored: `F32`, `F16` or blocks.
@@ -153,8 +153,8 @@ pub const ALIGNMENT: usize = 32;
 /// # Errors
 /// A tensor that cannot be stored so.
 pub fn header(
-    keys: &[(&str, Key<'_>)],
-    tensors: &[Written],
+    keys: &[(&str, HeaderValue<'_>)],
+    tensors: &[NewTensor],
 ) -> Result<(Vec<u8>, Vec<usize>), Broken> {
     fn text(header: &mut Vec<u8>, text: &str) {
         header.extend((text.len() as u64).to_le_bytes());
@@ -167,11 +167,11 @@ pub fn header(
     for (key, value) in keys {
         text(&mut header, key);
         match value {
-            Key::Number(number) => {
+            HeaderValue::Number(number) => {
                 header.extend(4u32.to_le_bytes());
                 header.extend(number.to_le_bytes());
             }
-            Key::Text(words) => {
+            HeaderValue::Text(words) => {
                 header.extend(8u32.to_le_bytes());
                 text(&mut header, words);
             }
@@ -203,7 +203,7 @@ pub fn header(
 }
 
 /// A value of a key in a file's header.
-pub enum Key<'a> {
+pub enum HeaderValue<'a> {
     /// An unsigned integer of 32 bits.
     Number(u32),
     /// Text.

@@ -32,7 +32,7 @@ pub struct Origin {
 
 /// A packed layer: of which tensors, and how it was packed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct LayerKey {
     /// The tensors' names.
     pub names: Vec<String>,
     /// The origins of the tensors' values.
@@ -44,7 +44,7 @@ pub struct Key {
 /// A cache of packed layers, each for as long as a network has it.
 #[derive(Default)]
 pub struct LayerCache {
-    layers: Mutex<HashMap<Key, Weak<dyn Any + Send + Sync>>>,
+    layers: Mutex<HashMap<LayerKey, Weak<dyn Any + Send + Sync>>>,
     reads: AtomicUsize,
 }
 
@@ -55,7 +55,7 @@ impl LayerCache {
     /// The errors of `read`.
     pub fn layer(
         &self,
-        key: Key,
+        key: LayerKey,
         read: impl FnOnce() -> Result<PackedWeights>,
     ) -> Result<PackedWeights> {
         let found = self.lock().get(&key).and_then(Weak::upgrade);
@@ -79,7 +79,7 @@ impl LayerCache {
         self.reads.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Weak<dyn Any + Send + Sync>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LayerKey, Weak<dyn Any + Send + Sync>>> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_layer_is_cached_as_long_as_somebody_has_it() {
         let cache = LayerCache::default();
-        let key = |format| Key {
+        let key = |format| LayerKey {
             names: vec!["a.weight".into()],
             origins: Vec::new(),
             layer: Some(Layer::Matrix { n: 1, k: 1, format }),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use sdxl_kernels::WeightFormat;
 
-use super::embedding::{Embedding, Place};
-use super::layer_cache::Key;
-use super::source::Source;
+use super::embedding::{Embedding, Vectors};
+use super::layer_cache::LayerKey;
+use super::stacked_tensors::StackedTensors;
 use super::stored_tensor::StoredTensor;
 use super::tensor_set::TensorSet;
 use crate::cancel;
@@ -127,13 +127,13 @@ impl<'a> Loader<'a> {
     /// The values of a one-dimensional tensor (bias, scale, shift), as `f32`.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let (full, tensor) = self.checked(name, &[&[len]])?;
-        let source = Source::of_one(self.tensors, &full, tensor.into_owned());
+        let source = StackedTensors::of_one(self.tensors, &full, tensor.into_owned());
         whole(self.tensors.device().vector(&source))
     }
 
     /// The stacked rows of these tensors.
-    fn source(&self, found: Vec<(String, Cow<'_, StoredTensor>)>) -> Source {
-        Source {
+    fn source(&self, found: Vec<(String, Cow<'_, StoredTensor>)>) -> StackedTensors {
+        StackedTensors {
             tensors: self.tensors.clone(),
             found: (found.into_iter())
                 .map(|(name, tensor)| (name, tensor.into_owned()))
@@ -158,14 +158,14 @@ impl<'a> Loader<'a> {
     /// Finds the layer of `source` that is in memory, or has `read` make it.
     fn cached(
         &self,
-        source: &Source,
+        source: &StackedTensors,
         layer: Option<Layer>,
         read: impl FnOnce() -> Result<PackedWeights>,
     ) -> Result<PackedWeights> {
         let Some(cache) = self.tensors.cache() else {
             return whole(read());
         };
-        let key = Key {
+        let key = LayerKey {
             names: source.found.iter().map(|(name, _)| name.clone()).collect(),
             origins: (source.found.iter())
                 .map(|(name, tensor)| self.tensors.origin_of(name, tensor))
@@ -324,13 +324,13 @@ impl<'a> Loader<'a> {
         let device = self.tensors.device();
         if in_files {
             device.check(&source)?;
-            let place = Place::Files { source, rows };
+            let place = Vectors::Files { source, rows };
             return Ok(Embedding { width, place });
         }
         // A table is read whole and read often: it stays in memory where it is not in the files.
         let table = self.cached(&source, None, || Ok(Arc::new(device.table(&source)?)))?;
         let table = table.downcast::<Arc<dyn Table>>();
-        let place = Place::Memory(table.expect("a key without a layer is that of a table"));
+        let place = Vectors::Memory(table.expect("a key without a layer is that of a table"));
         Ok(Embedding { width, place })
     }
 }

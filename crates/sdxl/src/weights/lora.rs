@@ -28,7 +28,7 @@ use crate::files::read_json;
 use crate::warning::{Warning, WarningKind};
 pub(super) use base::BaseNetworks;
 use blocks::{Blocks, Factors};
-use update::{ModuleTensors, Piece, Update, apply};
+use update::{ModuleTensors, TensorRole, Update, apply};
 
 /// A file to add, and how much of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -259,47 +259,50 @@ impl Targets {
 }
 
 /// The endings of the names of a LoRA's tensors, each with the piece of a change that it marks.
-const ENDINGS: [(&str, Piece); 37] = [
-    (".lora_down.weight", Piece::Down),
-    (".lora_up.weight", Piece::Up),
-    (".lora_mid.weight", Piece::Mid),
-    (".lora_A.weight", Piece::Down),
-    (".lora_B.weight", Piece::Up),
-    (".lora_A.default.weight", Piece::Down),
-    (".lora_B.default.weight", Piece::Up),
-    (".lora.down.weight", Piece::Down),
-    (".lora.up.weight", Piece::Up),
-    ("_lora.down.weight", Piece::Down),
-    ("_lora.up.weight", Piece::Up),
-    (".lora_linear_layer.down.weight", Piece::Down),
-    (".lora_linear_layer.up.weight", Piece::Up),
-    (".alpha", Piece::Alpha),
-    (".dora_scale", Piece::DoraScale),
-    (".lora_magnitude_vector", Piece::Magnitude),
-    (".lora_magnitude_vector.weight", Piece::Magnitude),
-    (".lora_magnitude_vector.default.weight", Piece::Magnitude),
-    (".hada_w1_a", Piece::Hada1A),
-    (".hada_w1_b", Piece::Hada1B),
-    (".hada_w2_a", Piece::Hada2A),
-    (".hada_w2_b", Piece::Hada2B),
-    (".hada_t1", Piece::HadaT1),
-    (".hada_t2", Piece::HadaT2),
-    (".lokr_w1", Piece::Kron1),
-    (".lokr_w1_a", Piece::Kron1A),
-    (".lokr_w1_b", Piece::Kron1B),
-    (".lokr_w2", Piece::Kron2),
-    (".lokr_w2_a", Piece::Kron2A),
-    (".lokr_w2_b", Piece::Kron2B),
-    (".lokr_t2", Piece::KronT2),
-    (".diff", Piece::Diff),
-    (".w_norm", Piece::Diff),
-    (".diff_b", Piece::DiffBias),
-    (".b_norm", Piece::DiffBias),
-    (".lora_B.bias", Piece::DiffBias),
-    (".lora_up.bias", Piece::DiffBias),
+const ENDINGS: [(&str, TensorRole); 37] = [
+    (".lora_down.weight", TensorRole::Down),
+    (".lora_up.weight", TensorRole::Up),
+    (".lora_mid.weight", TensorRole::Mid),
+    (".lora_A.weight", TensorRole::Down),
+    (".lora_B.weight", TensorRole::Up),
+    (".lora_A.default.weight", TensorRole::Down),
+    (".lora_B.default.weight", TensorRole::Up),
+    (".lora.down.weight", TensorRole::Down),
+    (".lora.up.weight", TensorRole::Up),
+    ("_lora.down.weight", TensorRole::Down),
+    ("_lora.up.weight", TensorRole::Up),
+    (".lora_linear_layer.down.weight", TensorRole::Down),
+    (".lora_linear_layer.up.weight", TensorRole::Up),
+    (".alpha", TensorRole::Alpha),
+    (".dora_scale", TensorRole::DoraScale),
+    (".lora_magnitude_vector", TensorRole::Magnitude),
+    (".lora_magnitude_vector.weight", TensorRole::Magnitude),
+    (
+        ".lora_magnitude_vector.default.weight",
+        TensorRole::Magnitude,
+    ),
+    (".hada_w1_a", TensorRole::Hada1A),
+    (".hada_w1_b", TensorRole::Hada1B),
+    (".hada_w2_a", TensorRole::Hada2A),
+    (".hada_w2_b", TensorRole::Hada2B),
+    (".hada_t1", TensorRole::HadaT1),
+    (".hada_t2", TensorRole::HadaT2),
+    (".lokr_w1", TensorRole::Kron1),
+    (".lokr_w1_a", TensorRole::Kron1A),
+    (".lokr_w1_b", TensorRole::Kron1B),
+    (".lokr_w2", TensorRole::Kron2),
+    (".lokr_w2_a", TensorRole::Kron2A),
+    (".lokr_w2_b", TensorRole::Kron2B),
+    (".lokr_t2", TensorRole::KronT2),
+    (".diff", TensorRole::Diff),
+    (".w_norm", TensorRole::Diff),
+    (".diff_b", TensorRole::DiffBias),
+    (".b_norm", TensorRole::DiffBias),
+    (".lora_B.bias", TensorRole::DiffBias),
+    (".lora_up.bias", TensorRole::DiffBias),
 ];
 
-fn split(name: &str) -> Option<(&str, Piece)> {
+fn split(name: &str) -> Option<(&str, TensorRole)> {
     (ENDINGS.iter()).find_map(|(ending, piece)| Some((name.strip_suffix(ending)?, *piece)))
 }
 
@@ -317,7 +320,7 @@ fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result
     let peft = PeftConfig::of(&set, path);
     let set = Arc::new(set);
     // Sorted, so that messages name the same keys every time.
-    let mut modules: BTreeMap<&str, HashMap<Piece, StoredTensor>> = BTreeMap::new();
+    let mut modules: BTreeMap<&str, HashMap<TensorRole, StoredTensor>> = BTreeMap::new();
     let mut unused: Vec<String> = Vec::new();
     for (name, tensor) in set.iter() {
         match split(name) {

@@ -73,7 +73,7 @@ impl FromStr for Target {
 
 /// The format that one tensor is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Storage {
+pub(super) enum StoredAs {
     /// The format that the tensor is stored in already.
     AsStored,
     /// As floats of this type.
@@ -86,24 +86,24 @@ pub(super) enum Storage {
 
 impl Target {
     /// Gives the format in which a tensor is written; `name` is its name in a folder.
-    pub(super) fn storage(self, part: Part, name: &str, tensor: &StoredTensor) -> Storage {
+    pub(super) fn storage(self, part: Part, name: &str, tensor: &StoredTensor) -> StoredAs {
         let float = match tensor.element() {
             ElementType::Plain(Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL) => {
-                return Storage::AsStored;
+                return StoredAs::AsStored;
             }
             ElementType::Plain(dtype) => Some(dtype),
             ElementType::Blocks(_) => None,
         };
         let floats = |dtype| match float {
-            Some(stored) if stored == dtype => Storage::AsStored,
-            _ => Storage::Floats(dtype),
+            Some(stored) if stored == dtype => StoredAs::AsStored,
+            _ => StoredAs::Floats(dtype),
         };
         let inside = part == Part::UNet && is_transformer_matrix(name, tensor.shape());
         match self {
             Target::F16 => floats(Dtype::F16),
             Target::Bf16 => floats(Dtype::BF16),
-            Target::Int8 if inside && float != Some(Dtype::I8) => Storage::Bytes,
-            Target::Int8 => Storage::AsStored,
+            Target::Int8 if inside && float != Some(Dtype::I8) => StoredAs::Bytes,
+            Target::Int8 => StoredAs::AsStored,
             Target::Blocks(block) => in_blocks(block, inside, tensor),
         }
     }
@@ -119,17 +119,17 @@ fn is_transformer_matrix(name: &str, shape: &[usize]) -> bool {
 
 /// As stable-diffusion.cpp does: what has one axis is `F32`, and a matrix whose rows are not whole
 /// blocks of 256 gets blocks of 32 with as many bits or more (in SDXL, those of width 640).
-fn in_blocks(block: BlockType, inside: bool, tensor: &StoredTensor) -> Storage {
+fn in_blocks(block: BlockType, inside: bool, tensor: &StoredTensor) -> StoredAs {
     let shape = tensor.shape();
     let fits = |block: BlockType| match shape {
         [_, k] => k.is_multiple_of(block.values()),
         _ => false,
     };
     match block {
-        _ if shape.len() < 2 => Storage::Floats(Dtype::F32),
-        block if inside && fits(block) => Storage::Blocks(block),
-        _ if inside && fits(BlockType::Q8_0) => Storage::Blocks(BlockType::Q8_0),
-        _ => Storage::Floats(Dtype::F16),
+        _ if shape.len() < 2 => StoredAs::Floats(Dtype::F32),
+        block if inside && fits(block) => StoredAs::Blocks(block),
+        _ if inside && fits(BlockType::Q8_0) => StoredAs::Blocks(BlockType::Q8_0),
+        _ => StoredAs::Floats(Dtype::F16),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub(super) fn entries_of_safetensors(
     path: &Path,
     map: &[u8],
-) -> Result<(Vec<gguf::Entry>, HashMap<String, String>)> {
+) -> Result<(Vec<gguf::TensorEntry>, HashMap<String, String>)> {
     let (header, metadata) =
         SafeTensors::read_metadata(map).map_err(|e| Error::file(path, explain(&e, map)))?;
     let data = header + 8;
@@ -23,7 +23,7 @@ pub(super) fn entries_of_safetensors(
         if range.1 > map.len() {
             return Err(Error::file(path, truncated(map.len(), range.1)));
         }
-        entries.push(gguf::Entry {
+        entries.push(gguf::TensorEntry {
             name,
             element: ElementType::Plain(info.dtype),
             shape: info.shape.clone(),

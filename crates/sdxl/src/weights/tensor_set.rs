@@ -103,7 +103,7 @@ impl TensorSet {
             entries_of_safetensors(path, &map)?
         };
         let tensors = Arc::make_mut(&mut self.tensors);
-        for gguf::Entry {
+        for gguf::TensorEntry {
             name,
             element,
             shape,

@@ -6,13 +6,13 @@ use super::{Plan, PlanInputs, PlannedPhase};
 use crate::device::Meta;
 use crate::error::Result;
 use crate::memory::Effort;
-use crate::memory::rehearsal::{self, Rehearsed, Work};
+use crate::memory::rehearsal::{self, Rehearsed, WorkCost};
 use crate::model::unet::UNet;
 use crate::model::vae::{Vae, tiles_of};
 use crate::pipeline::conditioning::{self, PromptPair};
 use crate::pipeline::denoiser::{KEPT_KEYS, MOST_IMAGES};
 use crate::pipeline::guidance::scale_at;
-use crate::pipeline::networks::{Holding, Networks as Loadable};
+use crate::pipeline::networks::{Holding, Networks};
 use crate::pipeline::offload::Offload;
 use crate::pipeline::stages::{Network, Stage, StageProgress, StartFrom};
 use crate::pipeline::vae::VaeBatching;
@@ -50,7 +50,7 @@ const MODEL_GROUP: usize = 4;
 const LATENTS: usize = 10;
 
 /// A model's networks, with weights in memory in one of the ways there are.
-struct Networks {
+struct RehearsedNetworks {
     unet: Rehearsed<UNet>,
     vae: Rehearsed<Vae>,
     /// Weights of the text encoders, and the most that works beside them.
@@ -81,7 +81,7 @@ type VaePart = (usize, PlannedPhase);
 impl<'a> Planner<'a> {
     /// Encodes the prompts without values. `warn` is told of prompts that are cut and the like.
     pub fn new(asked: &'a PlanInputs<'a>, warn: &mut dyn FnMut(Warning)) -> Result<Self> {
-        let mut models: Vec<(&Checkpoint, Arc<Meta>, Loadable)> = Vec::new();
+        let mut models: Vec<(&Checkpoint, Arc<Meta>, Networks)> = Vec::new();
         for checkpoint in checkpoints(asked) {
             let meta = Arc::new(Meta::default());
             let holding = Holding {
@@ -89,7 +89,7 @@ impl<'a> Planner<'a> {
                 pinned: false,
                 streamed: true,
             };
-            let networks = Loadable::new(&checkpoint.on(meta.clone()), holding, None);
+            let networks = Networks::new(&checkpoint.on(meta.clone()), holding, None);
             models.push((checkpoint, meta, networks));
         }
         let mut stages = Vec::new();
@@ -150,7 +150,7 @@ impl<'a> Planner<'a> {
         let limit = self.asked.limit().unwrap_or(u64::MAX);
         // Where all stay, each works beside the weights of the others.
         let others = |own: u64| match offload.keeps_networks() {
-            true => networks.iter().map(Networks::weights).sum::<u64>() - own,
+            true => networks.iter().map(RehearsedNetworks::weights).sum::<u64>() - own,
             false => 0,
         };
 
@@ -232,9 +232,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn networks(&self, streamed: bool) -> Result<Vec<Networks>> {
+    fn networks(&self, streamed: bool) -> Result<Vec<RehearsedNetworks>> {
         let precision = self.asked.precision;
-        let mut all: Vec<Networks> = Vec::new();
+        let mut all: Vec<RehearsedNetworks> = Vec::new();
         for checkpoint in checkpoints(self.asked) {
             let base = (!all.is_empty()).then_some(self.asked.checkpoint);
             let shares = |part| -> Result<bool> {
@@ -253,7 +253,7 @@ impl<'a> Planner<'a> {
                 text.1 = text.1.max(most - encoder.weights());
             }
             let vae_shared = shares(Part::Vae)?;
-            all.push(Networks {
+            all.push(RehearsedNetworks {
                 unet: rehearsal::unet(checkpoint, precision, streamed)?,
                 vae: rehearsal::vae(checkpoint, precision, streamed)?,
                 text,
@@ -265,7 +265,7 @@ impl<'a> Planner<'a> {
 
     fn texts(
         &self,
-        networks: &[Networks],
+        networks: &[RehearsedNetworks],
         offload: Offload,
         others: &dyn Fn(u64) -> u64,
     ) -> PlannedPhase {
@@ -300,7 +300,7 @@ impl<'a> Planner<'a> {
         planned: &PlannedStage<'_>,
         unet: &Rehearsed<UNet>,
         at_once: usize,
-        work: Work,
+        work: WorkCost,
         offload: Offload,
     ) -> Effort {
         let request = self.asked.request;
@@ -356,7 +356,7 @@ impl<'a> Planner<'a> {
     /// is done.
     fn vae(
         &self,
-        networks: &[Networks],
+        networks: &[RehearsedNetworks],
         offload: Offload,
         (tile, sliced): (Option<usize>, bool),
         others: &dyn Fn(u64) -> u64,
@@ -364,50 +364,53 @@ impl<'a> Planner<'a> {
         let request = self.asked.request;
         let images = self.group(offload);
         // `waiting` is beside the work in memory, `host` what is done before or after it takes.
-        let part =
-            |name: &str, vae: &Rehearsed<Vae>, works: &[(Work, f64)], [waiting, host]: [u64; 2]| {
-                let sum = |of: &dyn Fn(&Work) -> u64| -> f64 {
-                    works
-                        .iter()
-                        .map(|(work, times)| of(work) as f64 * times)
-                        .sum()
-                };
-                let most = works.iter().map(|(work, _)| work.peak).max().unwrap_or(0);
-                let upcast = self.asked.checkpoint.vae.force_upcast;
-                PlannedPhase {
-                    name: name.into(),
-                    peak: PROCESS
-                        + others(vae.weights())
-                        + (most.max(vae.loading().peak) + waiting).max(vae.weights() + host),
-                    efforts: vec![Effort {
-                        part: Part::Vae,
-                        precision: self.asked.precision.of_part(Part::Vae, upcast),
-                        flop: sum(&|work| work.flop),
-                        packed: match offload {
-                            Offload::Sequential => sum(&|work| work.packed),
-                            _ => vae.weights() as f64,
-                        },
-                    }],
-                }
+        let part = |name: &str,
+                    vae: &Rehearsed<Vae>,
+                    works: &[(WorkCost, f64)],
+                    [waiting, host]: [u64; 2]| {
+            let sum = |of: &dyn Fn(&WorkCost) -> u64| -> f64 {
+                works
+                    .iter()
+                    .map(|(work, times)| of(work) as f64 * times)
+                    .sum()
             };
-        // Whole or tile by tile: the works, how often each is done, and the memory of tiles that wait.
-        let passes = |size: Size, run: &dyn Fn([usize; 2]) -> Work, times: f64, channels: u64| {
-            let tile = tile.filter(|tile| grid(size).iter().any(|side| side > tile));
-            let Some(tile) = tile else {
-                return (vec![(run(grid(size)), times)], 0);
-            };
-            let works = tiles_of(grid(size), tile).into_iter();
-            let works = works
-                .map(|(grid, count)| (run(grid), times * count as f64))
-                .collect();
-            let step = tile - tile / 4;
-            let row = grid(size)[1].div_ceil(step) * tile * tile;
-            let whole: usize = grid(size).iter().product();
-            (
-                works,
-                (whole + 2 * row) as u64 * channels * size_of::<f32>() as u64,
-            )
+            let most = works.iter().map(|(work, _)| work.peak).max().unwrap_or(0);
+            let upcast = self.asked.checkpoint.vae.force_upcast;
+            PlannedPhase {
+                name: name.into(),
+                peak: PROCESS
+                    + others(vae.weights())
+                    + (most.max(vae.loading().peak) + waiting).max(vae.weights() + host),
+                efforts: vec![Effort {
+                    part: Part::Vae,
+                    precision: self.asked.precision.of_part(Part::Vae, upcast),
+                    flop: sum(&|work| work.flop),
+                    packed: match offload {
+                        Offload::Sequential => sum(&|work| work.packed),
+                        _ => vae.weights() as f64,
+                    },
+                }],
+            }
         };
+        // Whole or tile by tile: the works, how often each is done, and the memory of tiles that wait.
+        let passes =
+            |size: Size, run: &dyn Fn([usize; 2]) -> WorkCost, times: f64, channels: u64| {
+                let tile = tile.filter(|tile| grid(size).iter().any(|side| side > tile));
+                let Some(tile) = tile else {
+                    return (vec![(run(grid(size)), times)], 0);
+                };
+                let works = tiles_of(grid(size), tile).into_iter();
+                let works = works
+                    .map(|(grid, count)| (run(grid), times * count as f64))
+                    .collect();
+                let step = tile - tile / 4;
+                let row = grid(size)[1].div_ceil(step) * tile * tile;
+                let whole: usize = grid(size).iter().product();
+                (
+                    works,
+                    (whole + 2 * row) as u64 * channels * size_of::<f32>() as u64,
+                )
+            };
         let base = &networks[0].vae;
         let moments = 2 * self.asked.checkpoint.vae.latent_channels as u64;
         let pixel_values = 64 * 3;
@@ -461,7 +464,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-impl Networks {
+impl RehearsedNetworks {
     fn weights(&self) -> u64 {
         let vae = if self.vae_shared {
             0
@@ -489,7 +492,7 @@ impl PlannedStage<'_> {
         parts.unwrap_or(1) + usize::from(guided || composed)
     }
 
-    fn evaluation(&self, unet: &Rehearsed<UNet>, rows: usize) -> Work {
+    fn evaluation(&self, unet: &Rehearsed<UNet>, rows: usize) -> WorkCost {
         let width = self.checkpoint.unet.cross_attention_dim;
         let tokens = self.prompts.iter().map(|p| p.tokens(width)).max();
         let tokens = tokens.unwrap_or(0).max(1);

@@ -12,7 +12,7 @@ use crate::latents::Latents;
 use crate::noise::NoiseSource;
 use crate::pipeline::Pipeline;
 use crate::pipeline::prepare::Arrangement;
-use crate::pipeline::start::Work;
+use crate::pipeline::start::WorkingLatents;
 use crate::request::Request;
 use crate::scheduler::SchedulerState;
 
@@ -39,7 +39,7 @@ pub struct RunState {
     stage: usize,
     scheduler: Option<SchedulerState>,
     noise: NoiseSource,
-    work: Option<Work>,
+    work: Option<WorkingLatents>,
     finished: Vec<Latents>,
 }
 
@@ -280,7 +280,7 @@ impl Run {
     }
 
     /// Whether latents are a stage's, with what its inpainting takes.
-    fn fits(&self, work: &Work, stage: usize) -> bool {
+    fn fits(&self, work: &WorkingLatents, stage: usize) -> bool {
         let job = &self.job;
         let shape = self.shape(stage, self.part().count);
         let sees_mask = job.base.unet_channels() != job.base.latent_channels();
@@ -290,9 +290,9 @@ impl Run {
     }
 
     /// The mask is not stored, since it follows from the request.
-    fn with_mask(&self, work: Work) -> Work {
+    fn with_mask(&self, work: WorkingLatents) -> WorkingLatents {
         let inpainting = work.inpainting.zip(self.job.mask.clone());
-        Work {
+        WorkingLatents {
             inpainting: inpainting.map(|(inpainting, mask)| inpainting.with_mask(mask)),
             ..work
         }

@@ -155,7 +155,7 @@ struct Asked {
 }
 
 /// A factor, and which of the askings it comes from.
-type Factor = (f32, usize);
+type AskedFactor = (f32, usize);
 
 /// [`Blocks`] matched with a checkpoint's networks.
 pub struct Factors {
@@ -166,11 +166,11 @@ pub struct Factors {
 enum ByBlock {
     None,
     Named {
-        unet: Option<Factor>,
+        unet: Option<AskedFactor>,
         /// By a transformer's name.
-        transformers: HashMap<String, Factor>,
-        text_encoder: Option<Factor>,
-        text_encoder_2: Option<Factor>,
+        transformers: HashMap<String, AskedFactor>,
+        text_encoder: Option<AskedFactor>,
+        text_encoder_2: Option<AskedFactor>,
     },
     Listed {
         names: Names,
@@ -437,7 +437,7 @@ impl Reader<'_> {
         map: &Map<String, Value>,
         config: &UNetConfig,
         config_path: &Path,
-    ) -> Result<HashMap<String, Factor>> {
+    ) -> Result<HashMap<String, AskedFactor>> {
         // The transformers of each block, by the side and the block's name.
         let mut sides: BTreeMap<&str, BTreeMap<String, BTreeSet<usize>>> = BTreeMap::new();
         for (_, name) in Names::unet(config, config_path)?.modules() {

@@ -21,7 +21,7 @@ use crate::weights::{StoredTensor, TensorSet};
 
 /// The role of a LoRA's tensor in the change of its module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Piece {
+pub enum TensorRole {
     /// `[rank, in, ...]`
     Down,
     /// `[out, rank, ...]`
@@ -58,7 +58,7 @@ pub struct ModuleTensors<'a> {
     pub key: &'a str,
     pub path: &'a Path,
     pub source: &'a Arc<TensorSet>,
-    pub pieces: HashMap<Piece, StoredTensor>,
+    pub pieces: HashMap<TensorRole, StoredTensor>,
 }
 
 /// A matrix as the product of two, or, with a kernel that stands apart, of three.
@@ -105,12 +105,18 @@ impl ModuleTensors<'_> {
         )
     }
 
-    fn need(&self, piece: Piece) -> Result<StoredTensor> {
+    fn need(&self, piece: TensorRole) -> Result<StoredTensor> {
         let found = self.pieces.get(&piece).cloned();
         found.ok_or_else(|| self.incomplete())
     }
 
-    fn product(&self, a: Piece, b: Piece, kernel: Piece, a_turned: bool) -> Result<Product> {
+    fn product(
+        &self,
+        a: TensorRole,
+        b: TensorRole,
+        kernel: TensorRole,
+        a_turned: bool,
+    ) -> Result<Product> {
         Ok(Product {
             a: self.need(a)?,
             b: self.need(b)?,
@@ -119,7 +125,13 @@ impl ModuleTensors<'_> {
         })
     }
 
-    fn factor(&self, whole: Piece, a: Piece, b: Piece, kernel: Piece) -> Result<Factor> {
+    fn factor(
+        &self,
+        whole: TensorRole,
+        a: TensorRole,
+        b: TensorRole,
+        kernel: TensorRole,
+    ) -> Result<Factor> {
         match self.pieces.get(&whole) {
             Some(tensor) => Ok(Factor::Whole(tensor.clone())),
             None => Ok(Factor::Product(self.product(a, b, kernel, true)?)),
@@ -133,9 +145,9 @@ impl ModuleTensors<'_> {
         scale: f32,
         told: Option<(f32, bool)>,
     ) -> Result<Vec<(&'static str, Update)>> {
-        use Piece as P;
-        let has = |piece: Piece| self.pieces.contains_key(&piece);
-        let rank = |piece: Piece| {
+        use TensorRole as P;
+        let has = |piece: TensorRole| self.pieces.contains_key(&piece);
+        let rank = |piece: TensorRole| {
             let tensor = self.pieces.get(&piece);
             tensor.and_then(|t| t.shape().first().copied())
         };

@@ -10,15 +10,15 @@ use crate::device::{ReadingBytes, StoredWeights};
 use crate::error::Result;
 
 /// Tensors whose rows, stacked, are a layer.
-pub(super) struct Source {
+pub(super) struct StackedTensors {
     pub(super) tensors: TensorSet,
     pub(super) found: Vec<(String, StoredTensor)>,
 }
 
-impl Source {
+impl StackedTensors {
     /// A tensor that is small, or read piece by piece, of `tensors`.
-    pub(super) fn of_one(tensors: &TensorSet, name: &str, tensor: StoredTensor) -> Source {
-        Source {
+    pub(super) fn of_one(tensors: &TensorSet, name: &str, tensor: StoredTensor) -> StackedTensors {
+        StackedTensors {
             tensors: tensors.clone(),
             found: vec![(name.to_string(), tensor)],
         }
@@ -32,7 +32,7 @@ impl Source {
     }
 }
 
-impl StoredWeights for Source {
+impl StoredWeights for StackedTensors {
     fn len(&self) -> usize {
         self.found.iter().map(|(_, tensor)| tensor.values()).sum()
     }
@@ -41,7 +41,7 @@ impl StoredWeights for Source {
         match self.found.as_slice() {
             [(name, tensor)] if !self.tensors.changes(name) => tensor.value_bytes(),
             [_] => size_of::<f32>(),
-            // As `Rows` has them.
+            // As `StackedRows` has them.
             _ if self.narrow() => 2,
             _ => size_of::<f32>(),
         }
@@ -81,7 +81,7 @@ impl StoredWeights for Source {
             self.tensors.fetch(tensor);
             return self.tensors.read(name, tensor, use_values);
         }
-        let mut rows = Rows::default();
+        let mut rows = StackedRows::default();
         for (name, tensor) in &self.found {
             self.tensors.fetch(tensor);
             self.tensors.read(name, tensor, |w| rows.add(w))?;
@@ -104,10 +104,10 @@ fn same_type<'a>(a: Weights<'a>, b: Weights<'a>) -> bool {
     std::mem::discriminant(&a) == std::mem::discriminant(&b)
 }
 
-/// Rows of several tensors below one another: as bytes while all of them are, so that those are
+/// StackedRows of several tensors below one another: as bytes while all of them are, so that those are
 /// not rounded again, and as stored while all are of 16 bits, which is quicker.
 #[derive(Default)]
-struct Rows {
+struct StackedRows {
     floats: Vec<f32>,
     halves: Vec<f16>,
     brains: Vec<bf16>,
@@ -115,7 +115,7 @@ struct Rows {
     scales: Vec<f32>,
 }
 
-impl Rows {
+impl StackedRows {
     fn add(&mut self, rows: Weights<'_>) {
         if self.len() == 0 || self.with(|all| same_type(all, rows)) {
             match rows {
@@ -131,9 +131,9 @@ impl Rows {
         }
         let mut floats = self.with(to_f32);
         floats.extend(to_f32(rows));
-        *self = Rows {
+        *self = StackedRows {
             floats,
-            ..Rows::default()
+            ..StackedRows::default()
         };
     }
 
@@ -174,7 +174,7 @@ mod tests {
         for first in all {
             for second in all {
                 for third in all {
-                    let mut rows = Rows::default();
+                    let mut rows = StackedRows::default();
                     let mut want = Vec::new();
                     for part in [first, second, third] {
                         rows.add(part);

@@ -1,10 +1,10 @@
 //! Prompt weights, and how they change the states of a text encoder.
 
-use super::chunks::{Chunk, Layout, Splitting};
+use super::chunks::{Chunk, ChunkLayout, Splitting};
 use super::encoder::{Encoder, Sequence};
 use crate::cancel::OrCancelled;
 use crate::error::Result;
-use crate::prompt::{Content, Part, Span};
+use crate::prompt::{Content, JoinPart, Span};
 
 /// The arithmetic by which a prompt weight changes the states of a text encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub enum WeightArithmetic {
 
 /// The method by which one encoder turns parts of a prompt into states.
 #[derive(Clone, Copy)]
-pub struct Method {
+pub struct WeightingMethod {
     /// Layers skipped at the end of the encoder.
     pub skip: usize,
     /// The arithmetic that applies prompt weights.
@@ -46,7 +46,7 @@ pub struct States {
 ///
 /// # Errors
 /// Text that the tokenizer refuses, and [`crate::Cancelled`].
-pub fn states(encoder: &Encoder, parts: &[Part], method: Method) -> Result<States> {
+pub fn states(encoder: &Encoder, parts: &[JoinPart], method: WeightingMethod) -> Result<States> {
     if parts.is_empty() {
         return of_text(encoder, &[], method);
     }
@@ -85,7 +85,7 @@ fn of_blend(
     encoder: &Encoder,
     members: &[(Vec<Span>, f64)],
     normalize: bool,
-    method: Method,
+    method: WeightingMethod,
 ) -> Result<States> {
     let mut all = Vec::with_capacity(members.len());
     let mut cut = Vec::new();
@@ -120,9 +120,9 @@ pub fn weighted_sum(members: &[Vec<f32>], weights: &[f64], normalize: bool) -> V
     sums.into_iter().map(|sum| sum as f32).collect()
 }
 
-fn of_text(encoder: &Encoder, spans: &[Span], method: Method) -> Result<States> {
+fn of_text(encoder: &Encoder, spans: &[Span], method: WeightingMethod) -> Result<States> {
     let tokenizer = encoder.tokenizer();
-    let layout = Layout::new(tokenizer, spans, method.splitting, method.truncate)?;
+    let layout = ChunkLayout::new(tokenizer, spans, method.splitting, method.truncate)?;
     let sequences: Vec<Sequence> = (layout.chunks.iter())
         .map(|chunk| Sequence {
             ids: chunk.ids.clone(),
@@ -213,9 +213,9 @@ const SMALLEST: f64 = 1e-5;
 /// only the prompt without the span is left.
 fn mix_with_hidden(
     encoder: &Encoder,
-    layout: &Layout,
+    layout: &ChunkLayout,
     whole: Vec<Vec<f32>>,
-    method: Method,
+    method: WeightingMethod,
 ) -> OrCancelled<Vec<f32>> {
     if layout.fragments.iter().all(|f| f.weight >= 1.0) {
         return Ok(whole.concat());
