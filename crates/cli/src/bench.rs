@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use sdxl::pipeline::default_precision;
 use sdxl::profile::{self, Profile};
 use sdxl::{Precision, Size, memory};
