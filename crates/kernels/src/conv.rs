@@ -9,58 +9,16 @@
 use crate::element::Element;
 use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
+use crate::geometry::ConvGeometry;
 use crate::int8::{Quantised, ZERO};
 use crate::linear::widens;
 use crate::math::Activation;
 use crate::norm::GroupNorm;
-use crate::pack::{ConvLayout, Form, PackedConv, WeightFormat};
+use crate::pack::{ConvLayout, Form, PackedConv};
 use crate::tile::Operand;
+use crate::weights::WeightFormat;
 use crate::workspace::Workspace;
 use crate::{winograd, winograd_bf16};
-
-/// The shape of a convolution's input and how the kernel moves over it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvGeometry {
-    /// Images.
-    pub batch: usize,
-    /// Rows of an input image.
-    pub height: usize,
-    /// Columns of an input image.
-    pub width: usize,
-    /// Step of the kernel in both directions.
-    pub stride: usize,
-    /// Rows of zeros above.
-    pub pad_top: usize,
-    /// Columns of zeros to the left.
-    pub pad_left: usize,
-    /// Rows of zeros below.
-    pub pad_bottom: usize,
-    /// Columns of zeros to the right.
-    pub pad_right: usize,
-    /// The input is first enlarged to twice its size by repeating pixels.
-    pub upsample: bool,
-}
-
-impl ConvGeometry {
-    /// Height and width of the output for a kernel of `kh` by `kw`.
-    ///
-    /// # Panics
-    /// If the padded input is smaller than the kernel, or the stride is zero.
-    pub fn output_size(&self, kh: usize, kw: usize) -> (usize, usize) {
-        let (height, width) = self.enlarged();
-        let size = |n: usize, k: usize| (n - k) / self.stride + 1;
-        (
-            size(height + self.pad_top + self.pad_bottom, kh),
-            size(width + self.pad_left + self.pad_right, kw),
-        )
-    }
-
-    /// Size of the input after enlarging.
-    fn enlarged(&self) -> (usize, usize) {
-        let factor = if self.upsample { 2 } else { 1 };
-        (self.height * factor, self.width * factor)
-    }
-}
 
 /// Convolution of `x`, `[batch, height, width, c_in]`, to `out`,
 /// `[batch, out_height, out_width, c_out]`. `bias` is `[c_out]`; `sample_bias`,
@@ -294,8 +252,8 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::isa::Isa;
-    use crate::pack::Weights;
     use crate::test::{assert_close, noise, rounded};
+    use crate::weights::Weights;
 
     /// The convolution in f64, straight from its definition.
     pub(crate) fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {

@@ -28,11 +28,11 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::conv::ConvGeometry;
 use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
+use crate::geometry::ConvGeometry;
 use crate::norm::GroupNorm;
-use crate::pack::{ConvLayout, Form, PackedConv, WeightFormat};
+use crate::pack::{ConvLayout, Form, PackedConv};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{
@@ -40,8 +40,11 @@ use crate::simd::{
     prefetch_write,
 };
 use crate::stop::Stop;
-use crate::tile::Single;
+use crate::tile::{Single, tile};
+use crate::weights::WeightFormat;
 use crate::workspace::Workspace;
+
+pub(crate) mod points;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 4;
@@ -487,7 +490,7 @@ impl Multiply<'_> {
                     // this width.
                     unsafe {
                         let add = first > 0;
-                        s.tile::<Single<f32>, NV>(rows, first, len, w, add, sums, width);
+                        tile::<S, Single<f32>, NV>(s, rows, first, len, w, add, sums, width);
                     }
                 }
             }
@@ -602,8 +605,8 @@ mod tests {
     use super::*;
     use crate::conv::tests::{epilogue, reference};
     use crate::isa::Isa;
-    use crate::pack::Weights;
     use crate::test::{assert_close, noise};
+    use crate::weights::Weights;
 
     #[test]
     fn every_geometry_agrees_with_the_reference() {

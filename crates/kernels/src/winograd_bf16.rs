@@ -23,25 +23,22 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::conv::ConvGeometry;
 use crate::disjoint::DisjointOut;
 use crate::gemm::Epilogue;
+use crate::geometry::ConvGeometry;
 use crate::norm::GroupNorm;
 use crate::pack::{ConvLayout, PackedConv};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
 use crate::simd::{MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
 use crate::stop::Stop;
-use crate::tile::Dot;
+use crate::tile::{Dot, tile};
+use crate::winograd::points::{IN, POINTS};
 use crate::winograd::transposed;
 use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
 const OUT: usize = 2;
-/// Inputs of a tile in each direction.
-const IN: usize = 4;
-/// Points at which the polynomials are taken.
-pub(crate) const POINTS: usize = IN * IN;
 /// Elements of a cache line.
 const LINE: usize = 32;
 /// Tiles of a task, in groups of [`Simd::ROWS`]: their sums for one panel and the weights of one
@@ -49,23 +46,6 @@ const LINE: usize = 32;
 const TASK_GROUPS: usize = 32;
 /// Elements of transformed input at a time: what the L3 cache holds beside the weights of a panel.
 const INPUT: usize = 2 << 20;
-
-/// The values of a kernel at the points, divided as interpolation needs: of taps `[y, x]`, points
-/// `[y, x]`.
-pub(crate) fn kernel_points(g: &[f32; 9]) -> [f32; POINTS] {
-    let line = |a: f32, b: f32, c: f32| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
-    let rows = [0, 3, 6].map(|i| line(g[i], g[i + 1], g[i + 2]));
-    let mut points = [0.0; POINTS];
-    for x in 0..IN {
-        for (y, value) in line(rows[0][x], rows[1][x], rows[2][x])
-            .into_iter()
-            .enumerate()
-        {
-            points[y * IN + x] = value;
-        }
-    }
-    points
-}
 
 /// The values at the points of the polynomial that is the transpose of multiplying by a kernel.
 #[inline(always)]
@@ -365,7 +345,7 @@ impl Multiply<'_> {
                 self.prefetch(point, group, width);
                 // SAFETY: each row has c_in elements, and a point's segment of the panel as many
                 // steps of this width.
-                unsafe { s.tile::<Dot, NV>(rows, 0, plan.c_in, w, false, sums, width) }
+                unsafe { tile::<S, Dot, NV>(s, rows, 0, plan.c_in, w, false, sums, width) }
             }
         }
         for t in 0..groups * S::ROWS {
@@ -486,8 +466,8 @@ mod tests {
     use super::*;
     use crate::conv::tests::{epilogue, reference};
     use crate::isa::Isa;
-    use crate::pack::{WeightFormat, Weights};
     use crate::test::{assert_close, noise, rounded};
+    use crate::weights::{WeightFormat, Weights};
 
     fn same(batch: usize, height: usize, width: usize) -> ConvGeometry {
         ConvGeometry {
