@@ -17,8 +17,8 @@ use crate::norm::GroupNorm;
 use crate::pack::{ConvLayout, Form, PackedConv};
 use crate::tile::Operand;
 use crate::weights::WeightFormat;
+use crate::winograd;
 use crate::workspace::Workspace;
-use crate::{winograd, winograd_bf16};
 
 /// Convolution of `x`, `[batch, height, width, c_in]`, to `out`,
 /// `[batch, out_height, out_width, c_out]`. `bias` is `[c_out]`; `sample_bias`,
@@ -43,7 +43,7 @@ pub fn conv2d<E: Element>(
 /// Gives the memory that [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
 pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     if w.form == Form::Points {
-        return winograd_bf16::workspace(g, w);
+        return winograd::bf16::workspace(g, w);
     }
     let format = w.panel_layout.format;
     if format == WeightFormat::Int8 {
@@ -58,8 +58,8 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspa
             ..narrow
         };
     }
-    match !E::IS_BF16 && winograd::suits(g, w) {
-        true => winograd::workspace(g, w),
+    match !E::IS_BF16 && winograd::f32::suits(g, w) {
+        true => winograd::f32::workspace(g, w),
         false => Workspace::default(),
     }
 }
@@ -68,7 +68,7 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspa
 pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     match E::IS_BF16 {
         true => w.form == Form::Points,
-        false => winograd::suits(g, w),
+        false => winograd::f32::suits(g, w),
     }
 }
 
@@ -136,7 +136,7 @@ fn conv2d_of<E: Element>(
             panic!("weights that were packed for bf16 images");
         };
         let epilogue = epilogue.adding(residual.and_then(E::as_bf16));
-        winograd_bf16::conv(x, norm, g, w, &epilogue, out);
+        winograd::bf16::conv(x, norm, g, w, &epilogue, out);
     } else if format == WeightFormat::Int8 {
         let x = Quantised::new(w.panels[0].isa, x, w.c_in, g.height * g.width);
         let zeros = vec![ZERO; x.stride];
@@ -151,11 +151,11 @@ fn conv2d_of<E: Element>(
         let mut y = vec![0f32; out.len()];
         conv2d(&widen(x), g, w, bias, sample_bias, residual, &mut y);
         convert(&y, out);
-    } else if winograd::suits(g, w)
+    } else if winograd::f32::suits(g, w)
         && let (Some(x), Some(out)) = (E::as_f32(x), E::as_f32_mut(out))
     {
         let epilogue = epilogue.adding(residual.and_then(E::as_f32));
-        winograd::conv(x, norm, g, w, &epilogue, out);
+        winograd::f32::conv(x, norm, g, w, &epilogue, out);
     } else {
         let zeros = vec![E::default(); w.c_in];
         products(x, w.c_in, &zeros, g, w, &epilogue, out);

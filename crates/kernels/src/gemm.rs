@@ -39,7 +39,7 @@ use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, Single, tile};
 use crate::weights::WeightFormat;
 
 /// The operations on the sums before they are written to the output.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a, E> {
     /// For int8, the scales of the input, and how many rows share one.
     pub(crate) input_scales: Option<(&'a [f32], usize)>,

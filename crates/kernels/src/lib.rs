@@ -32,7 +32,6 @@ mod test;
 mod tile;
 mod weights;
 mod winograd;
-mod winograd_bf16;
 mod workspace;
 
 pub use attention::{AttentionShape, attention, attention_workspace, masked_attention};
