@@ -29,7 +29,7 @@ use crate::simd::{
     tile_shape,
 };
 use crate::stop::Stop;
-use crate::tile::{Dot, Kernel, Single};
+use crate::tile::{Dot, Kernel, Single, tile};
 
 /// Shapes and layout of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -405,10 +405,10 @@ impl<E: Element> Chunk<'_, E> {
                     // are the same type.
                     unsafe {
                         match (padded - key).min(width) / S::LANES {
-                            1 => s.tile::<K, 1>(rows, 0, len, w, false, out, stride),
-                            2 if NV > 2 => s.tile::<K, 2>(rows, 0, len, w, false, out, stride),
-                            3 => s.tile::<K, 3>(rows, 0, len, w, false, out, stride),
-                            _ => s.tile::<K, NV>(rows, 0, len, w, false, out, stride),
+                            1 => tile::<S, K, 1>(s, rows, 0, len, w, false, out, stride),
+                            2 if NV > 2 => tile::<S, K, 2>(s, rows, 0, len, w, false, out, stride),
+                            3 => tile::<S, K, 3>(s, rows, 0, len, w, false, out, stride),
+                            _ => tile::<S, K, NV>(s, rows, 0, len, w, false, out, stride),
                         }
                     }
                 }
@@ -446,7 +446,7 @@ impl<E: Element> Chunk<'_, E> {
                     let w = values.wrapping_add(at).cast();
                     // SAFETY: a row of probabilities has a block of elements; the values
                     // were packed with the keys padded to whole vectors.
-                    unsafe { s.tile::<K, NV>(rows, 0, padded, w, true, sums, width) }
+                    unsafe { tile::<S, K, NV>(s, rows, 0, padded, w, true, sums, width) }
                 }
             }
         }

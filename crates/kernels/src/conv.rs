@@ -9,58 +9,16 @@
 use crate::element::Element;
 use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
+use crate::geometry::ConvGeometry;
 use crate::int8::{Quantised, ZERO};
 use crate::linear::widens;
 use crate::math::Activation;
 use crate::norm::GroupNorm;
-use crate::pack::{ConvLayout, Form, PackedConv, WeightFormat};
+use crate::pack::{ConvLayout, Form, PackedConv};
 use crate::tile::Operand;
+use crate::weights::WeightFormat;
+use crate::winograd;
 use crate::workspace::Workspace;
-use crate::{winograd, winograd_bf16};
-
-/// The shape of a convolution's input and how the kernel moves over it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvGeometry {
-    /// Images.
-    pub batch: usize,
-    /// Rows of an input image.
-    pub height: usize,
-    /// Columns of an input image.
-    pub width: usize,
-    /// Step of the kernel in both directions.
-    pub stride: usize,
-    /// Rows of zeros above.
-    pub pad_top: usize,
-    /// Columns of zeros to the left.
-    pub pad_left: usize,
-    /// Rows of zeros below.
-    pub pad_bottom: usize,
-    /// Columns of zeros to the right.
-    pub pad_right: usize,
-    /// The input is first enlarged to twice its size by repeating pixels.
-    pub upsample: bool,
-}
-
-impl ConvGeometry {
-    /// Height and width of the output for a kernel of `kh` by `kw`.
-    ///
-    /// # Panics
-    /// If the padded input is smaller than the kernel, or the stride is zero.
-    pub fn output_size(&self, kh: usize, kw: usize) -> (usize, usize) {
-        let (height, width) = self.enlarged();
-        let size = |n: usize, k: usize| (n - k) / self.stride + 1;
-        (
-            size(height + self.pad_top + self.pad_bottom, kh),
-            size(width + self.pad_left + self.pad_right, kw),
-        )
-    }
-
-    /// Size of the input after enlarging.
-    fn enlarged(&self) -> (usize, usize) {
-        let factor = if self.upsample { 2 } else { 1 };
-        (self.height * factor, self.width * factor)
-    }
-}
 
 /// Convolution of `x`, `[batch, height, width, c_in]`, to `out`,
 /// `[batch, out_height, out_width, c_out]`. `bias` is `[c_out]`; `sample_bias`,
@@ -85,7 +43,7 @@ pub fn conv2d<E: Element>(
 /// Gives the memory that [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
 pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     if w.form == Form::Points {
-        return winograd_bf16::workspace(g, w);
+        return winograd::bf16::workspace(g, w);
     }
     let format = w.panel_layout.format;
     if format == WeightFormat::Int8 {
@@ -100,8 +58,8 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspa
             ..narrow
         };
     }
-    match !E::IS_BF16 && winograd::suits(g, w) {
-        true => winograd::workspace(g, w),
+    match !E::IS_BF16 && winograd::f32::suits(g, w) {
+        true => winograd::f32::workspace(g, w),
         false => Workspace::default(),
     }
 }
@@ -110,7 +68,7 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspa
 pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     match E::IS_BF16 {
         true => w.form == Form::Points,
-        false => winograd::suits(g, w),
+        false => winograd::f32::suits(g, w),
     }
 }
 
@@ -178,7 +136,7 @@ fn conv2d_of<E: Element>(
             panic!("weights that were packed for bf16 images");
         };
         let epilogue = epilogue.adding(residual.and_then(E::as_bf16));
-        winograd_bf16::conv(x, norm, g, w, &epilogue, out);
+        winograd::bf16::conv(x, norm, g, w, &epilogue, out);
     } else if format == WeightFormat::Int8 {
         let x = Quantised::new(w.panels[0].isa, x, w.c_in, g.height * g.width);
         let zeros = vec![ZERO; x.stride];
@@ -193,11 +151,11 @@ fn conv2d_of<E: Element>(
         let mut y = vec![0f32; out.len()];
         conv2d(&widen(x), g, w, bias, sample_bias, residual, &mut y);
         convert(&y, out);
-    } else if winograd::suits(g, w)
+    } else if winograd::f32::suits(g, w)
         && let (Some(x), Some(out)) = (E::as_f32(x), E::as_f32_mut(out))
     {
         let epilogue = epilogue.adding(residual.and_then(E::as_f32));
-        winograd::conv(x, norm, g, w, &epilogue, out);
+        winograd::f32::conv(x, norm, g, w, &epilogue, out);
     } else {
         let zeros = vec![E::default(); w.c_in];
         products(x, w.c_in, &zeros, g, w, &epilogue, out);
@@ -294,8 +252,8 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::isa::Isa;
-    use crate::pack::Weights;
     use crate::test::{assert_close, noise, rounded};
+    use crate::weights::Weights;
 
     /// The convolution in f64, straight from its definition.
     pub(crate) fn reference(x: &[f32], g: &ConvGeometry, w: &[f32], shape: [usize; 4]) -> Vec<f64> {

@@ -32,14 +32,14 @@ use crate::disjoint::DisjointOut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
-use crate::pack::WeightFormat;
 use crate::panels::Panels;
 use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
 use crate::stop::Stop;
-use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, Single};
+use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, Single, tile};
+use crate::weights::WeightFormat;
 
 /// The operations on the sums before they are written to the output.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a, E> {
     /// For int8, the scales of the input, and how many rows share one.
     pub(crate) input_scales: Option<(&'a [f32], usize)>,
@@ -106,7 +106,8 @@ impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
         }
         // SAFETY: `multiply`, which alone makes these, passes its promises on.
         unsafe {
-            s.tile::<K, NV>(
+            tile::<S, K, NV>(
+                s,
                 self.rows,
                 self.offset,
                 self.len,

@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::pack::Weights;
 use crate::scratch::Scratch;
 use crate::simd::{Op, Simd, dispatch};
+use crate::weights::Weights;
 use crate::workspace::Workspace;
 
 /// The byte that stands for zero.

@@ -7,7 +7,8 @@ use crate::elementwise::{convert, widen};
 use crate::gemm::{self, Epilogue};
 use crate::int8::Quantised;
 use crate::math::Activation;
-use crate::pack::{MatrixLayout, PackedMatrix, WeightFormat};
+use crate::pack::{MatrixLayout, PackedMatrix};
+use crate::weights::WeightFormat;
 use crate::workspace::Workspace;
 
 /// `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
@@ -140,8 +141,8 @@ mod tests {
 
     use super::*;
     use crate::isa::Isa;
-    use crate::pack::Weights;
     use crate::test::{assert_close, noise, rounded};
+    use crate::weights::Weights;
 
     /// out[r, n] in f64.
     fn reference(x: &[f32], rows: usize, w: &[f32], n: usize, bias: &[f32]) -> Vec<f64> {

@@ -124,9 +124,10 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
 }
 
 /// An elementwise function applied after a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
     /// The value itself.
+    #[default]
     None,
     /// `x / (1 + e^-x)`.
     Silu,

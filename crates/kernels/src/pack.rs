@@ -1,95 +1,14 @@
-//! Weights as they are stored and as the layers keep them.
+//! The weights of whole layers, packed for the kernels, and the layouts that they are packed by.
 
 use std::ops::{Deref, Range};
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::conv::ConvGeometry;
+use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
 use crate::panels::{PanelLayout, Panels};
 use crate::simd::tile_shape;
-
-/// Weights as they are stored in a file.
-#[derive(Clone, Copy, Debug)]
-pub enum Weights<'a> {
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// IEEE half precision.
-    F16(&'a [f16]),
-    /// The upper halves of 32-bit floats.
-    Bf16(&'a [bf16]),
-    /// Signed bytes and, for each row, what a unit is worth: packed as [`WeightFormat::Int8`] they
-    /// stay the bytes they are.
-    Int8 {
-        /// Rows of bytes, -127 to 127.
-        bytes: &'a [i8],
-        /// As many as there are rows, finite and not negative.
-        scales: &'a [f32],
-    },
-}
-
-impl Weights<'_> {
-    /// Number of weights.
-    pub fn len(&self) -> usize {
-        match self {
-            Weights::F32(w) => w.len(),
-            Weights::F16(w) => w.len(),
-            Weights::Bf16(w) => w.len(),
-            Weights::Int8 { bytes, .. } => bytes.len(),
-        }
-    }
-
-    pub(crate) fn get(&self, i: usize) -> f32 {
-        match self {
-            Weights::F32(w) => w[i],
-            Weights::F16(w) => w[i].to_f32(),
-            Weights::Bf16(w) => w[i].to_f32(),
-            Weights::Int8 { bytes, scales } => {
-                f32::from(bytes[i]) * scales[i / (bytes.len() / scales.len())]
-            }
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The number format of packed weights in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightFormat {
-    /// 32-bit floats.
-    F32,
-    /// IEEE half precision, widened as it is read.
-    F16,
-    /// The upper halves of 32-bit floats; what the bf16 dot product reads.
-    Bf16,
-    /// Signed bytes, for each output a scale that makes the largest weight 127. Activations
-    /// are rounded to bytes too (see `int8.rs`), so this is for layers that bear it.
-    Int8,
-}
-
-impl WeightFormat {
-    /// Bytes of a weight.
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            WeightFormat::F32 => 4,
-            WeightFormat::F16 | WeightFormat::Bf16 => 2,
-            WeightFormat::Int8 => 1,
-        }
-    }
-
-    /// Values of `k` in a step.
-    pub(crate) fn depth(self) -> usize {
-        match self {
-            WeightFormat::F32 | WeightFormat::F16 => 1,
-            WeightFormat::Bf16 => 2,
-            WeightFormat::Int8 => 4,
-        }
-    }
-}
+use crate::weights::{WeightFormat, Weights};
 
 /// Order and sizes of a packed matrix: everything about a [`PackedMatrix`] but its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use rayon::prelude::*;
 
 use crate::int8::ZERO;
 use crate::isa::Isa;
-use crate::pack::{WeightFormat, Weights};
 use crate::simd::{Op, Simd, TileShape, dispatch, tile_shape};
-use crate::winograd_bf16::{POINTS, kernel_points};
+use crate::weights::{WeightFormat, Weights};
+use crate::winograd::points::{POINTS, kernel_points};
 
 /// Sizes of packed weights: everything about [`Panels`] but the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,13 +262,13 @@ impl Op for PackPanel<'_> {
                 let from = (row * panels.segment_len + first) * given;
                 if segments == 1 {
                     let values = &mut values[..block_steps * depth];
-                    self.w.widen(s, from, &mut values[..len]);
+                    self.w.widen_into(s, from, &mut values[..len]);
                     values[len..].fill(0.0);
                     let to = &mut block[column * block_bytes..][..block_bytes];
                     encode(s, panels.format, values, &mut self.quantised[column], to);
                     continue;
                 }
-                self.w.widen(s, from, &mut wide[..len * given]);
+                self.w.widen_into(s, from, &mut wide[..len * given]);
                 let wide = if given == segments {
                     &wide
                 } else {
@@ -324,49 +324,13 @@ impl PackPanel<'_> {
             let mut largest = s.zero();
             for first in (0..k).step_by(PIECE) {
                 let wide = &mut wide[..PIECE.min(k - first)];
-                self.w.widen(s, row * k + first, wide);
+                self.w.widen_into(s, row * k + first, wide);
                 for i in (0..wide.len()).step_by(S::LANES) {
                     largest = s.max(largest, s.abs(s.read(wide, i)));
                 }
             }
             // A scale that is zero or not finite would make every sum so.
             column.scale = (s.largest(largest) / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
-        }
-    }
-}
-
-impl Weights<'_> {
-    /// The weights from index `from` on.
-    #[inline(always)]
-    fn widen<S: Simd>(&self, s: S, from: usize, out: &mut [f32]) {
-        let to = from + out.len();
-        match self {
-            Weights::F32(w) => out.copy_from_slice(&w[from..to]),
-            Weights::F16(w) => {
-                let w = &w[from..to];
-                let whole = w.len() / S::LANES * S::LANES;
-                for i in (0..whole).step_by(S::LANES) {
-                    // SAFETY: LANES elements are left.
-                    let value = unsafe { s.load_f16(w.as_ptr().add(i)) };
-                    s.write(out, i, value);
-                }
-                for i in whole..w.len() {
-                    out[i] = w[i].to_f32();
-                }
-            }
-            Weights::Bf16(w) => {
-                let w = &w[from..to];
-                for i in (0..w.len()).step_by(S::LANES) {
-                    s.write(out, i, s.read(w, i));
-                }
-            }
-            // A piece is never of two rows.
-            Weights::Int8 { bytes, scales } => {
-                let scale = scales[from / (bytes.len() / scales.len())];
-                for (out, byte) in out.iter_mut().zip(&bytes[from..to]) {
-                    *out = f32::from(*byte) * scale;
-                }
-            }
         }
     }
 }

@@ -10,7 +10,6 @@ use half::{bf16, f16};
 
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::tile::Kernel;
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -39,22 +38,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// the sums. At most [`MAX_ROWS`].
     const ROWS: usize;
 
-    /// Computes a tile of [`Self::ROWS`] rows: [`tile`](crate::tile::tile) with that height,
-    /// which only a type's own code can name to the compiler.
-    ///
-    /// # Safety
-    /// As for [`tile`](crate::tile::tile).
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn tile<K: Kernel, const NV: usize>(
-        self,
-        rows: &[*const K::A],
-        offset: usize,
-        len: usize,
-        w: *const K::W,
-        add: bool,
-        out: &mut [f32],
-        stride: usize,
-    );
+    /// Runs code that needs [`Self::ROWS`] as a constant, which only a type's own code can name to
+    /// the compiler.
+    fn with_rows<F: WithRows<Self>>(self, run: F) -> F::Output;
 
     fn splat(self, value: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -177,6 +163,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let left = out.len() - at;
         out[at..].copy_from_slice(&bytes[..left]);
     }
+}
+
+/// A computation compiled for the height of an instruction set's tiles: see [`Simd::with_rows`].
+///
+/// `run` must be `#[inline(always)]`, as [`Op::run`].
+pub(crate) trait WithRows<S> {
+    type Output;
+    fn run<const ROWS: usize>(self, s: S) -> Self::Output;
 }
 
 /// A computation written once for every instruction set.

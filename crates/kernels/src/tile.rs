@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use crate::simd::Simd;
+use crate::simd::{Simd, WithRows};
 
 /// A value that is multiplied with weights: an [`Element`], or bytes made from one.
 pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {}
@@ -247,10 +247,10 @@ impl Kernel for Bytes {
     }
 }
 
-/// Sums of one tile of `ROWS` rows over one block of `k`: `out = rows · panel`, or `out += ...`.
-/// [`Simd::tile`] knows the height.
+/// Sums of one tile of [`Simd::ROWS`] rows over one block of `k`: `out = rows · panel`, or
+/// `out += ...`.
 ///
-/// `rows` lists `ROWS` pointers for each segment; of each row the elements
+/// `rows` lists as many pointers for each segment; of each row the elements
 /// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of
 /// `out` are `stride` apart.
 ///
@@ -259,52 +259,89 @@ impl Kernel for Bytes {
 /// padded to whole steps, each step `NV` vectors wide.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize, const ROWS: usize>(
+pub(crate) unsafe fn tile<S: Simd, K: Kernel, const NV: usize>(
     s: S,
     rows: &[*const K::A],
     offset: usize,
     len: usize,
-    mut w: *const K::W,
+    w: *const K::W,
     add: bool,
     out: &mut [f32],
     stride: usize,
 ) {
-    let width = NV * S::LANES;
-    let mut sums = [[s.zero(); NV]; ROWS];
-    for segment in rows.chunks_exact(ROWS) {
-        let mut a = [std::ptr::null(); ROWS];
-        for r in 0..ROWS {
-            a[r] = segment[r].wrapping_add(offset);
-        }
-        let mut k = 0;
-        while k + K::DEPTH <= len {
-            // SAFETY: k + DEPTH <= len, and the caller promises len elements.
-            unsafe {
-                K::step::<S, NV, ROWS>(s, &mut sums, &a, k, w);
-                w = w.add(K::DEPTH * width);
+    s.with_rows(TileArgs::<K, NV> {
+        rows,
+        offset,
+        len,
+        w,
+        add,
+        out,
+        stride,
+    });
+}
+
+/// The arguments of [`tile`], which alone makes it: its caller keeps the promises.
+struct TileArgs<'a, K: Kernel, const NV: usize> {
+    rows: &'a [*const K::A],
+    offset: usize,
+    len: usize,
+    w: *const K::W,
+    add: bool,
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl<S: Simd, K: Kernel, const NV: usize> WithRows<S> for TileArgs<'_, K, NV> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const ROWS: usize>(self, s: S) {
+        let TileArgs {
+            rows,
+            offset,
+            len,
+            mut w,
+            add,
+            out,
+            stride,
+        } = self;
+        let width = NV * S::LANES;
+        let mut sums = [[s.zero(); NV]; ROWS];
+        for segment in rows.chunks_exact(ROWS) {
+            let mut a = [std::ptr::null(); ROWS];
+            for r in 0..ROWS {
+                a[r] = segment[r].wrapping_add(offset);
             }
-            k += K::DEPTH;
-        }
-        if k < len {
-            // SAFETY: one element is left, and the panel is padded to a whole step.
-            unsafe {
-                K::last::<S, NV, ROWS>(s, &mut sums, &a, k, w);
-                w = w.add(K::DEPTH * width);
-            }
-        }
-    }
-    assert!(out.len() >= (ROWS - 1) * stride + width && stride >= width);
-    for (r, sums) in sums.into_iter().enumerate() {
-        for (v, mut sum) in sums.into_iter().enumerate() {
-            // SAFETY: within `out`, by the assertion.
-            unsafe {
-                let at = out.as_mut_ptr().add(r * stride + v * S::LANES);
-                if add && K::INTEGER {
-                    sum = s.add_int(s.load(at), sum);
-                } else if add {
-                    sum = s.add(s.load(at), sum);
+            let mut k = 0;
+            while k + K::DEPTH <= len {
+                // SAFETY: k + DEPTH <= len, and the caller promises len elements.
+                unsafe {
+                    K::step::<S, NV, ROWS>(s, &mut sums, &a, k, w);
+                    w = w.add(K::DEPTH * width);
                 }
-                s.store(at, sum);
+                k += K::DEPTH;
+            }
+            if k < len {
+                // SAFETY: one element is left, and the panel is padded to a whole step.
+                unsafe {
+                    K::last::<S, NV, ROWS>(s, &mut sums, &a, k, w);
+                    w = w.add(K::DEPTH * width);
+                }
+            }
+        }
+        assert!(out.len() >= (ROWS - 1) * stride + width && stride >= width);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (v, mut sum) in sums.into_iter().enumerate() {
+                // SAFETY: within `out`, by the assertion.
+                unsafe {
+                    let at = out.as_mut_ptr().add(r * stride + v * S::LANES);
+                    if add && K::INTEGER {
+                        sum = s.add_int(s.load(at), sum);
+                    } else if add {
+                        sum = s.add(s.load(at), sum);
+                    }
+                    s.store(at, sum);
+                }
             }
         }
     }

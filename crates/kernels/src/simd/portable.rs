@@ -4,8 +4,7 @@ use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use super::Simd;
-use crate::tile::{Kernel, tile};
+use super::{Simd, WithRows};
 
 const LANES: usize = 8;
 
@@ -20,18 +19,8 @@ impl<const ROWS: usize> Simd for Portable<ROWS> {
     const ROWS: usize = ROWS;
 
     #[inline(always)]
-    unsafe fn tile<K: Kernel, const NV: usize>(
-        self,
-        rows: &[*const K::A],
-        offset: usize,
-        len: usize,
-        w: *const K::W,
-        add: bool,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { tile::<Self, K, NV, ROWS>(self, rows, offset, len, w, add, out, stride) }
+    fn with_rows<F: WithRows<Self>>(self, run: F) -> F::Output {
+        run.run::<ROWS>(self)
     }
 
     #[inline(always)]

@@ -8,8 +8,7 @@ use std::mem;
 
 use half::{bf16, f16};
 
-use super::{Op, Simd};
-use crate::tile::{Kernel, tile};
+use super::{Op, Simd, WithRows};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
@@ -59,18 +58,8 @@ impl Simd for Avx2 {
     const ROWS: usize = 6;
 
     #[inline(always)]
-    unsafe fn tile<K: Kernel, const NV: usize>(
-        self,
-        rows: &[*const K::A],
-        offset: usize,
-        len: usize,
-        w: *const K::W,
-        add: bool,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { tile::<Self, K, NV, { Self::ROWS }>(self, rows, offset, len, w, add, out, stride) }
+    fn with_rows<F: WithRows<Self>>(self, run: F) -> F::Output {
+        run.run::<{ Self::ROWS }>(self)
     }
 
     methods! {
@@ -208,18 +197,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const ROWS: usize = AVX512_ROWS;
 
     #[inline(always)]
-    unsafe fn tile<K: Kernel, const NV: usize>(
-        self,
-        rows: &[*const K::A],
-        offset: usize,
-        len: usize,
-        w: *const K::W,
-        add: bool,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { tile::<Self, K, NV, AVX512_ROWS>(self, rows, offset, len, w, add, out, stride) }
+    fn with_rows<F: WithRows<Self>>(self, run: F) -> F::Output {
+        run.run::<AVX512_ROWS>(self)
     }
 
     methods! {
