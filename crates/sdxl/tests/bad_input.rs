@@ -299,10 +299,10 @@ fn impossible_requests_name_the_field() {
 fn lists_of_steps_have_names_and_may_agree_with_a_number() {
     let read = |json: &str| serde_json::from_str::<Request>(json).unwrap();
     let named = read(r#"{"prompt": ["x"], "timesteps": "ays", "steps": 10}"#);
-    assert_eq!(named.timesteps, sdxl::schedule::AYS_SDXL_TIMESTEPS);
+    assert_eq!(named.timesteps, sdxl::noise_schedule::AYS_SDXL_TIMESTEPS);
     named.check().unwrap();
     let named = read(r#"{"prompt": ["x"], "sigmas": "AYS", "steps": 10}"#);
-    assert_eq!(named.sigmas, sdxl::schedule::AYS_SDXL_SIGMAS);
+    assert_eq!(named.sigmas, sdxl::noise_schedule::AYS_SDXL_SIGMAS);
     named.check().unwrap();
     let listed = read(r#"{"prompt": ["x"], "sigmas": [3, 1.5]}"#);
     assert_eq!(listed.sigmas, [3.0, 1.5]);

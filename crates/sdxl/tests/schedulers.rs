@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use sdxl::latents::Latents;
 use sdxl::noise::{NoiseSource, Rng};
-use sdxl::scheduler::{self, Plan, Scheduler, SchedulerConfig, Steps};
+use sdxl::scheduler::{self, InferenceSteps, Scheduler, SchedulerConfig, Steps};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -67,7 +67,7 @@ impl Case {
         SchedulerConfig::from_json(object).unwrap()
     }
 
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> InferenceSteps {
         let plan = &self.plan;
         let steps = match (&plan.timesteps, &plan.sigmas, plan.steps) {
             (Some(timesteps), _, _) => Steps::Timesteps(timesteps.clone()),
@@ -75,12 +75,12 @@ impl Case {
             (_, _, Some(steps)) => Steps::Count(steps),
             _ => panic!("a plan without steps"),
         };
-        Plan {
+        InferenceSteps {
             strength: plan.strength,
             denoising_start: plan.denoising_start,
             denoising_end: plan.denoising_end,
             eta: plan.eta,
-            ..Plan::new(steps)
+            ..InferenceSteps::new(steps)
         }
     }
 
