@@ -460,6 +460,32 @@ fn names_of_many_tongues_resolve() {
     assert_eq!(names.len(), count);
 }
 
+/// The names go into the text that other tools read in pictures.
+#[test]
+fn names_of_a1111_are_its_own_and_resolve_to_their_classes() {
+    let named: Vec<_> = scheduler::all()
+        .filter_map(|info| Some((info.class, info.a1111?)))
+        .collect();
+    let expected = [
+        ("EulerDiscreteScheduler", "Euler"),
+        ("EulerAncestralDiscreteScheduler", "Euler a"),
+        ("DPMSolverMultistepScheduler", "DPM++ 2M"),
+        ("UniPCMultistepScheduler", "UniPC"),
+        ("DPMSolverSDEScheduler", "DPM++ SDE"),
+        ("DDIMScheduler", "DDIM"),
+        ("HeunDiscreteScheduler", "Heun"),
+        ("KDPM2DiscreteScheduler", "DPM2"),
+        ("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
+        ("LMSDiscreteScheduler", "LMS"),
+        ("PNDMScheduler", "PLMS"),
+        ("LCMScheduler", "LCM"),
+    ];
+    assert_eq!(named, expected);
+    for (class, name) in named {
+        assert_eq!(scheduler::find(name).unwrap().class, class, "{name}");
+    }
+}
+
 #[test]
 fn a_configuration_moves_to_another_class_and_back() {
     let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1",

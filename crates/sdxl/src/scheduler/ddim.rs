@@ -14,6 +14,7 @@ use crate::latents::Latents;
 pub(super) static INFO: Info = Info {
     class: "DDIMScheduler",
     names: &["ddim"],
+    a1111: Some("DDIM"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("eta above 0"),

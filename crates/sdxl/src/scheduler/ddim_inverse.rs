@@ -16,6 +16,7 @@ use crate::noise_schedule::{Spacing, sigma_of_alpha, spaced};
 pub(super) static INFO: Info = Info {
     class: "DDIMInverseScheduler",
     names: &["ddim_inverse"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,

@@ -17,6 +17,7 @@ use crate::noise_schedule::BetaSchedule;
 pub(super) static INFO: Info = Info {
     class: "DDPMScheduler",
     names: &["ddpm"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,

@@ -17,6 +17,7 @@ use crate::noise_schedule::{SigmaTable, numpy_log as ln};
 pub(super) static INFO: Info = Info {
     class: "DEISMultistepScheduler",
     names: &["deis"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,

@@ -16,6 +16,7 @@ use crate::noise_schedule::SigmaTable;
 pub(super) static INFO: Info = Info {
     class: "DPMSolverMultistepScheduler",
     names: &["dpm++_2m", "dpm_multi"],
+    a1111: Some("DPM++ 2M"),
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("algorithm_type sde-dpmsolver++"),

@@ -18,6 +18,7 @@ use crate::noise_schedule::SigmaTable;
 pub(super) static INFO: Info = Info {
     class: "DPMSolverSDEScheduler",
     names: &["dpm++_sde"],
+    a1111: Some("DPM++ SDE"),
     order: 2,
     evaluations_per_step: 2,
     randomness: Randomness::Stochastic,

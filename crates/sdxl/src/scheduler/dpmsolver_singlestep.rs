@@ -18,6 +18,7 @@ use crate::noise_schedule::{SigmaTable, Spacing, spaced_without_last};
 pub(super) static INFO: Info = Info {
     class: "DPMSolverSinglestepScheduler",
     names: &["dpm++_2s", "dpm_single"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("algorithm_type sde-dpmsolver++"),

@@ -17,6 +17,7 @@ use crate::noise_schedule::linspace_f32;
 pub(super) static INFO: Info = Info {
     class: "EDMDPMSolverMultistepScheduler",
     names: &["edm_dpm++_2m", "edm_dpmsolver"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("algorithm_type sde-dpmsolver++"),

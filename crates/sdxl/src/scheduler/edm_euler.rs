@@ -14,6 +14,7 @@ use crate::noise_schedule::linspace;
 pub(super) static INFO: Info = Info {
     class: "EDMEulerScheduler",
     names: &["edm_euler"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("s_churn above 0"),

@@ -14,6 +14,7 @@ use crate::noise_schedule::SigmaTable;
 pub(super) static INFO: Info = Info {
     class: "EulerAncestralDiscreteScheduler",
     names: &["euler_a", "euler_ancestral"],
+    a1111: Some("Euler a"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,

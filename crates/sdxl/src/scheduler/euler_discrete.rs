@@ -17,6 +17,7 @@ use crate::noise_schedule::{SigmaTable, linspace_f32};
 pub(super) static INFO: Info = Info {
     class: "EulerDiscreteScheduler",
     names: &["euler"],
+    a1111: Some("Euler"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("s_churn above 0"),

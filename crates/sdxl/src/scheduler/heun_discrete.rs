@@ -15,6 +15,7 @@ use crate::noise_schedule::{BetaSchedule, SigmaTable};
 pub(super) static INFO: Info = Info {
     class: "HeunDiscreteScheduler",
     names: &["heun"],
+    a1111: Some("Heun"),
     order: 2,
     evaluations_per_step: 2,
     randomness: Randomness::Deterministic,

@@ -46,6 +46,8 @@ pub struct Info {
     pub class: &'static str,
     /// Short names, the one to show first.
     pub names: &'static [&'static str],
+    /// The name of the same method in the AUTOMATIC1111 web UI, where it has one.
+    pub a1111: Option<&'static str>,
     /// The order of accuracy: the power of the step length with which the error falls, for the
     /// default options.
     pub order: u8,

@@ -14,6 +14,7 @@ use crate::latents::Latents;
 pub(super) static INFO: Info = Info {
     class: "KDPM2AncestralDiscreteScheduler",
     names: &["dpm2_a", "dpm_2_a", "kdpm_2_a", "dpm_2_ancestral"],
+    a1111: Some("DPM2 a"),
     order: 2,
     evaluations_per_step: 2,
     randomness: Randomness::Stochastic,

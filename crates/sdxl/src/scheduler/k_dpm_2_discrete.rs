@@ -15,6 +15,7 @@ use crate::noise_schedule::{SigmaCurve, SigmaTable};
 pub(super) static INFO: Info = Info {
     class: "KDPM2DiscreteScheduler",
     names: &["dpm2", "dpm_2", "kdpm_2"],
+    a1111: Some("DPM2"),
     order: 2,
     evaluations_per_step: 2,
     randomness: Randomness::Deterministic,

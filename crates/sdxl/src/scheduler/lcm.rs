@@ -15,6 +15,7 @@ use crate::latents::Latents;
 pub(super) static INFO: Info = Info {
     class: "LCMScheduler",
     names: &["lcm"],
+    a1111: Some("LCM"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,

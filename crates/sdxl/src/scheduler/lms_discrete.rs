@@ -14,6 +14,7 @@ use crate::noise_schedule::SigmaTable;
 pub(super) static INFO: Info = Info {
     class: "LMSDiscreteScheduler",
     names: &["lms"],
+    a1111: Some("LMS"),
     order: 4,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,

@@ -15,6 +15,7 @@ use crate::latents::Latents;
 pub(super) static INFO: Info = Info {
     class: "PNDMScheduler",
     names: &["pndm", "plms"],
+    a1111: Some("PLMS"),
     order: 4,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,

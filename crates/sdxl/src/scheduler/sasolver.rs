@@ -22,6 +22,7 @@ use crate::noise_schedule::SigmaTable;
 pub(super) static INFO: Info = Info {
     class: "SASolverScheduler",
     names: &["sa_solver", "sasolver"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,

@@ -16,6 +16,7 @@ use crate::latents::Latents;
 pub(super) static INFO: Info = Info {
     class: "TCDScheduler",
     names: &["tcd"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("eta above 0"),

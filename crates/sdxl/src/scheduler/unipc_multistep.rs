@@ -17,6 +17,7 @@ use crate::noise_schedule::{self, SigmaCurve, SigmaTable, linspace};
 pub(super) static INFO: Info = Info {
     class: "UniPCMultistepScheduler",
     names: &["unipc", "uni_pc"],
+    a1111: Some("UniPC"),
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,
