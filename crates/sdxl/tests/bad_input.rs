@@ -1,7 +1,5 @@
 //! Broken checkpoints and impossible requests: each gets an error that names the thing.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +7,13 @@ use sdxl::error::Class;
 use sdxl::memory::Budget;
 use sdxl::request::Tiling;
 use sdxl::{Checkpoint, Error, Inputs, Pipeline, Precision, Request};
-use support::{copy, golden};
+use sdxl_testing::{copy_folder, golden};
 use tempfile::TempDir;
 
 /// A copy of the tiny base checkpoint that can be damaged.
 fn copy_of_base() -> TempDir {
     let dir = TempDir::new().unwrap();
-    copy(&golden("base"), dir.path());
+    copy_folder(&golden("base"), dir.path());
     dir
 }
 
@@ -58,7 +56,7 @@ fn missing_folder_part_or_file() {
 
     let dir = copy_of_base();
     let nested = TempDir::new().unwrap();
-    copy(dir.path(), &nested.path().join("inner"));
+    copy_folder(dir.path(), &nested.path().join("inner"));
     refused(nested.path(), &["inner"]);
 
     for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {

@@ -11,8 +11,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use sdxl::weights::folder::{OpenOptions, read_json};
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Precision};
+use sdxl_testing::{Golden, golden, relative_l2};
 use serde_json::{Value, json};
-use support::{Golden, golden, latents, latents_of, load, relative_l2};
+use support::{latents, latents_of, load};
 use tempfile::TempDir;
 
 fn open(root: &Path, loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {
