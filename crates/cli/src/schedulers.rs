@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use sdxl::files::read_json;
-use sdxl::scheduler::{self, Plan, Randomness, Scheduler, SchedulerConfig, Steps};
+use sdxl::scheduler::{self, InferenceSteps, Randomness, Scheduler, SchedulerConfig, Steps};
 use sdxl_kit::files;
 
 use crate::args::{Numbers, scheduler_option};
@@ -90,7 +90,6 @@ fn randomness(kind: Randomness) -> String {
 fn list(json: bool) {
     if json {
         let all: Vec<_> = scheduler::all()
-            .iter()
             .map(|info| {
                 serde_json::json!({
                     "class": info.class,
@@ -186,7 +185,7 @@ fn build(
         let (key, value) = scheduler_option(option)?;
         config.set(&key, value).map_err(sdxl::Error::from)?;
     }
-    Ok(scheduler::build(&config, &Plan::new(steps)).map_err(sdxl::Error::from)?)
+    Ok(scheduler::build(&config, &InferenceSteps::new(steps)).map_err(sdxl::Error::from)?)
 }
 
 /// Gives the title of a plot, in the words of the arguments that asked for it.

@@ -5,8 +5,9 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use sdxl_testing::{golden, read_png};
 use serde_json::Value;
-use support::{golden, read_png, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 fn ok(folder: &Path, args: &[&str]) -> String {

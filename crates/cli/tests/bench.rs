@@ -2,8 +2,9 @@
 
 mod support;
 
+use sdxl_testing::read_png;
 use serde_json::Value;
-use support::{read_png, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 #[test]

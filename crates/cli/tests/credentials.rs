@@ -7,8 +7,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use sdxl_testing::golden;
 use serde_json::Value;
-use support::{golden, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 fn pem(name: &str) -> String {

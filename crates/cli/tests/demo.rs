@@ -5,8 +5,9 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sdxl_testing::read_png;
 use serde_json::Value;
-use support::{read_png, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 /// The pixels of a picture of the demo's size.

@@ -5,8 +5,9 @@ mod support;
 use std::path::Path;
 
 use sdxl::Pixels;
+use sdxl_testing::golden;
 use serde_json::Value;
-use support::{golden, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 const SOURCE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/";

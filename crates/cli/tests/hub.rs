@@ -10,8 +10,9 @@ use std::process::{Command, Output};
 
 use hub_server::{Fault, Model, Server, commit};
 use sdxl_demo::Demo;
+use sdxl_testing::read_png;
 use serde_json::Value;
-use support::{read_png, text};
+use support::text;
 use tempfile::TempDir;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";

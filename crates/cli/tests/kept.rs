@@ -8,7 +8,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use support::{golden, read_png, text};
+use sdxl_testing::{golden, read_png};
+use support::text;
 use tempfile::TempDir;
 
 /// Makes `out/a.png` in `folder`, and does `meddle` in the midst of the run. Gives the exit code and

@@ -5,18 +5,10 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use sdxl_testing::{copy_folder, golden, read_png};
 use serde_json::Value;
-use support::{golden, read_png, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
-
-fn copy(from: &Path, to: &Path) {
-    let copied = std::process::Command::new("cp")
-        .arg("-rL")
-        .arg(from)
-        .arg(to)
-        .status();
-    assert!(copied.unwrap().success());
-}
 
 fn ok(folder: &Path, args: &[&str]) -> String {
     let told = sdxl(folder, args);
@@ -145,7 +137,7 @@ fn a_single_file_makes_the_folders_picture() {
 
     // A VAE given beside it is in the recipe, and a replay uses it.
     let vae = golden("refiner/vae");
-    copy(&vae, &at.join("other"));
+    copy_folder(&vae, &at.join("other"));
     let config = at.join("other/config.json");
     let edited = fs::read_to_string(&config)
         .unwrap()
@@ -279,7 +271,7 @@ fn write_zeros(path: &Path, tensors: &[(&str, &[usize])]) {
 fn doctor_finds_what_is_wrong_with_a_folder() {
     let dir = TempDir::new().unwrap();
     let at = dir.path();
-    copy(&golden("base"), &at.join("base"));
+    copy_folder(&golden("base"), &at.join("base"));
     let (code, found) = doctor(at, "base");
     assert_eq!(code, 0, "{found:?}");
     assert!(found.iter().all(|(problem, _)| !problem));
@@ -306,7 +298,7 @@ fn doctor_finds_what_is_wrong_with_a_folder() {
     speaks(&found, true, &["merges.txt"]);
     assert_eq!(found.iter().filter(|f| f.0).count(), 2, "{found:#?}");
 
-    copy(&golden("base"), &at.join("second"));
+    copy_folder(&golden("base"), &at.join("second"));
     edit("second/vae/config.json", "0.13025", "0.18215");
     edit(
         "second/vae/config.json",
@@ -472,11 +464,11 @@ fn loras_are_in_the_recipe() {
     let dir = TempDir::new().unwrap();
     let at = dir.path();
     let base = golden("base");
-    copy(
+    copy_folder(
         &golden("lora/kohya.safetensors"),
         &at.join("one.safetensors"),
     );
-    copy(
+    copy_folder(
         &golden("lora/convolution.safetensors"),
         &at.join("two.safetensors"),
     );

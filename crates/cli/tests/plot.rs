@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use sdxl_testing::{golden, read_png};
 use serde_json::Value;
-use support::{golden, read_png, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 /// What every picture here has in common: small, and the reference's precision.

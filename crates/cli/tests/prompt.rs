@@ -1,29 +1,15 @@
 //! Prompts as a user meets them: `sdxl prompt`, and what `sdxl generate` makes of them.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
+use sdxl_testing::golden;
 use serde_json::Value;
+use support::{sdxl, text};
 use tempfile::TempDir;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../golden")
-        .join(path)
-}
-
-fn sdxl(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdxl"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 fn ok(made: &Output) -> String {
     assert!(made.status.success(), "{}", text(&made.stderr));

@@ -1,36 +1,22 @@
 //! Refiners, input pictures, masks and second passes as a user meets them: the binary is
 //! run on the tiny checkpoints.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
+use sdxl_testing::{golden, read_png};
 use serde_json::Value;
+use support::{sdxl, text};
 use tempfile::TempDir;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../golden")
-        .join(path)
-}
 
 fn picture(name: &str) -> String {
     golden(&format!("refined/{name}.png"))
         .to_str()
         .unwrap()
         .into()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn sdxl(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdxl"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
 }
 
 /// Runs `generate` in `f32` with the checkpoint `model`.
@@ -61,14 +47,6 @@ fn refused(output: &Output, words: &[&str]) {
 }
 
 /// Width, height and RGB bytes.
-fn pixels(path: &Path) -> (usize, usize, Vec<u8>) {
-    let file = std::io::BufReader::new(fs::File::open(path).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut out = vec![0; reader.output_buffer_size().unwrap()];
-    let info = reader.next_frame(&mut out).unwrap();
-    (info.width as usize, info.height as usize, out)
-}
-
 fn shown(folder: &Path, file: &str) -> Value {
     let output = sdxl(folder, &["show", file, "--json"]);
     made(&output);
@@ -169,7 +147,7 @@ fn a_recipe_holds_on_to_its_input_picture() {
         dir.path(),
         &[&args[..], &["--output", "a.png"]].concat(),
     ));
-    assert_eq!(pixels(&dir.path().join("a.png")).0, 80);
+    assert_eq!(read_png(&dir.path().join("a.png")).0, 80);
     let again = ["generate", "--recipe", "a.png"];
     made(&sdxl(
         dir.path(),
@@ -206,9 +184,9 @@ fn pixels_outside_the_mask_come_back() {
         "--mask",
         &mask,
     ];
-    let (_, _, before) = pixels(Path::new(&image));
+    let (_, _, before) = read_png(Path::new(&image));
     // A mask is grey: one byte a pixel.
-    let (_, _, masked) = pixels(Path::new(&mask));
+    let (_, _, masked) = read_png(Path::new(&mask));
     for model in ["base", "inpaint"] {
         for (name, more) in [
             ("kept.png", &["--keep-unmasked"][..]),
@@ -220,7 +198,7 @@ fn pixels_outside_the_mask_come_back() {
                 dir.path(),
                 &[&common, more, &output].concat(),
             ));
-            let (width, height, after) = pixels(&dir.path().join(name));
+            let (width, height, after) = read_png(&dir.path().join(name));
             assert_eq!((width, height), (96, 80), "{model} {name}");
             let mut new = 0;
             for (i, white) in masked.iter().enumerate() {
@@ -249,9 +227,9 @@ fn painting_beyond_the_border_and_a_larger_second_pass() {
         dir.path(),
         &[&common, &extend[..], &["--output", "a.png"]].concat(),
     ));
-    let (width, height, after) = pixels(&dir.path().join("a.png"));
+    let (width, height, after) = read_png(&dir.path().join("a.png"));
     assert_eq!((width, height), (96, 56));
-    let (_, _, before) = pixels(Path::new(&image));
+    let (_, _, before) = read_png(Path::new(&image));
     for y in 0..48 {
         let (old, new) = (y * 80 * 3, ((y + 8) * 96 + 16) * 3);
         assert!(before[old..old + 240] == after[new..new + 240], "row {y}");
@@ -268,7 +246,7 @@ fn painting_beyond_the_border_and_a_larger_second_pass() {
     let output = generate(dir.path(), &[&common[..], &upscale].concat());
     made(&output);
     assert!(text(&output.stderr).contains("step 5/5"));
-    assert_eq!(pixels(&dir.path().join("b.png")).0, 96);
+    assert_eq!(read_png(&dir.path().join("b.png")).0, 96);
 }
 
 #[test]

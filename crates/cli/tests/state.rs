@@ -7,7 +7,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use support::{golden, sdxl, text};
+use sdxl_testing::golden;
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 /// Starts the program and kills it as soon as it says `word`.

@@ -2,8 +2,9 @@
 
 mod support;
 
+use sdxl_testing::golden;
 use serde_json::Value;
-use support::{golden, sdxl, text};
+use support::{sdxl, text};
 use tempfile::TempDir;
 
 #[test]

@@ -326,7 +326,7 @@ mod tests {
             sha256: "11".into(),
         }];
         let options = crate::ModelOptions {
-            model: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/base")),
+            model: Some(sdxl_testing::golden("base")),
             ..crate::ModelOptions::default()
         };
         let session = Session::open(&options, &[], crate::Fetch::Never).unwrap();

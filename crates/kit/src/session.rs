@@ -341,13 +341,9 @@ fn loras_of_prompts(options: &ModelOptions, requests: &[&Request]) -> Result<Vec
 mod tests {
     use std::path::Path;
 
-    use super::*;
+    use sdxl_testing::golden;
 
-    fn golden(path: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../golden")
-            .join(path)
-    }
+    use super::*;
 
     fn base() -> ModelOptions {
         ModelOptions {

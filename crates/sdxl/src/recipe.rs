@@ -11,6 +11,7 @@ use crate::image::{Texts, xmp};
 use crate::inputs::InputFile;
 use crate::precision::Precision;
 use crate::request::{Request, UpscaleMethod};
+use crate::scheduler;
 use crate::weights::inversion::InversionFile;
 use crate::weights::lora::Lora;
 use crate::weights::{Checkpoint, Part};
@@ -157,7 +158,10 @@ impl Recipe {
             .scheduler_options
             .get("use_karras_sigmas")
             .is_some_and(|v| v == true);
-        let sampler = a1111_sampler(&self.scheduler_class);
+        // A class without a counterpart there keeps its own name.
+        let sampler = scheduler::class(&self.scheduler_class)
+            .and_then(|info| info.a1111)
+            .unwrap_or(&self.scheduler_class);
         let sampler = format!("{sampler}{}", if karras { " Karras" } else { "" });
         let steps = [r.timesteps.len(), r.sigmas.len().saturating_sub(1)]
             .into_iter()
@@ -211,25 +215,6 @@ impl Recipe {
 
 /// Most bytes a recipe file may have; real ones have a few thousand.
 const RECIPE_LIMIT: u64 = 64 << 20;
-
-/// Gives A1111's name for the sampler that a diffusers class implements.
-fn a1111_sampler(class: &str) -> &str {
-    match class {
-        "EulerDiscreteScheduler" => "Euler",
-        "EulerAncestralDiscreteScheduler" => "Euler a",
-        "HeunDiscreteScheduler" => "Heun",
-        "KDPM2DiscreteScheduler" => "DPM2",
-        "KDPM2AncestralDiscreteScheduler" => "DPM2 a",
-        "LMSDiscreteScheduler" => "LMS",
-        "DDIMScheduler" => "DDIM",
-        "PNDMScheduler" => "PLMS",
-        "DPMSolverMultistepScheduler" => "DPM++ 2M",
-        "DPMSolverSDEScheduler" => "DPM++ SDE",
-        "UniPCMultistepScheduler" => "UniPC",
-        "LCMScheduler" => "LCM",
-        other => other,
-    }
-}
 
 /// Hashes all weight files of a checkpoint, and the LoRAs and textual inversions added to it, with
 /// `hash`: [`hash_file`], which takes seconds for a full-size one, so best done beside the run, or

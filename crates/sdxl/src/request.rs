@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::noise::Rng;
-use crate::schedule::{AYS_SDXL_SIGMAS, AYS_SDXL_TIMESTEPS};
+use crate::noise_schedule::{AYS_SDXL_SIGMAS, AYS_SDXL_TIMESTEPS};
 
 /// A width and a height in pixels, written `1024x768`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,15 +1,16 @@
 //! Schedulers: from what the UNet answers to the next latents.
 //!
-//! A [`SchedulerConfig`] is the JSON object that diffusers writes; [`build`] turns it and a
-//! [`Plan`] into a [`Scheduler`], and the loop is the same for all of them:
+//! A [`SchedulerConfig`] is the JSON object that diffusers writes; [`InferenceSteps`] says which steps a
+//! run makes (the arguments of `set_timesteps`). [`build`] makes a [`Scheduler`] of the two, and the
+//! loop is the same for all of them:
 //!
 //! ```
 //! # use sdxl::latents::Latents;
 //! # use sdxl::noise::{NoiseSource, Rng};
-//! # use sdxl::scheduler::{Plan, SchedulerConfig, build};
+//! # use sdxl::scheduler::{InferenceSteps, SchedulerConfig, build};
 //! # fn unet(input: &Latents, _timestep: f64) -> Latents { input.map(|x| 0.5 * x) }
 //! let config = SchedulerConfig::named("euler")?;
-//! let mut scheduler = build(&config, &Plan::steps(4))?;
+//! let mut scheduler = build(&config, &InferenceSteps::count(4))?;
 //! let mut noise = NoiseSource::new(Rng::TorchCpu, &[42])?;
 //! let start = scheduler.init_noise_sigma();
 //! let mut latents = noise.draw([1, 16, 16, 4])?.map(|x| x * start);
@@ -21,11 +22,14 @@
 //! ```
 //!
 //! Updates are computed in `f32`, in the order of the operations of diffusers, so that their
-//! results agree with the reference to its own rounding.
+//! results agree with the reference to its own rounding. Names follow diffusers and k-diffusion:
+//! `sample` for the latents of an evaluation, `model_output` for the UNet's answer, `sigma` for a
+//! noise level, `denoised` or `clean` for the predicted picture, `d` for the derivative by sigma.
 
 mod alphas;
 mod clamp;
 mod config;
+mod config_sources;
 mod ddim;
 mod ddim_inverse;
 mod ddpm;
@@ -40,191 +44,67 @@ mod edm_euler;
 mod error;
 mod euler_ancestral_discrete;
 mod euler_discrete;
-mod exploding;
 mod heun_discrete;
+mod inference_steps;
+mod info;
 mod k_dpm_2_ancestral_discrete;
 mod k_dpm_2_discrete;
 mod lcm;
 mod lms_discrete;
 mod math;
 mod multistep;
-mod plan;
+mod names;
 mod pndm;
 mod prediction;
 mod registry;
 mod sasolver;
+mod schedule;
+mod state;
 mod tcd;
 mod training;
 mod unipc_multistep;
+mod update_rule;
+mod variance_exploding;
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use schedule::{Position, Schedule};
+use update_rule::{Step, UpdateRule};
 
 use crate::latents::Latents;
-use crate::noise::{NoiseError, NoiseSource};
+use crate::noise::NoiseSource;
 pub use config::SchedulerConfig;
 pub use error::SchedulerError;
-pub use plan::{Plan, Steps};
-pub use registry::{Info, OptionInfo, Randomness, all, find};
-
-/// The state that a scheduler keeps between evaluations. If it is saved after any evaluation and
-/// given to [`Scheduler::restore`] of a scheduler built the same way, together with the latents and
-/// the noise source, the run goes on bit for bit.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SchedulerState {
-    /// The class it belongs to.
-    pub class: String,
-    /// Evaluations done.
-    pub index: usize,
-    /// Earlier model outputs or derivatives, newest last.
-    pub history: Vec<Latents>,
-    /// The sample from which the step in progress, or the last step, started.
-    pub anchor: Option<Latents>,
-    /// The weighted sum of the model outputs of a step in progress, or the noise that the last step
-    /// added.
-    pub partial: Option<Latents>,
-    /// Seeds of noise that is a function of time and not of the order of draws.
-    pub seeds: Vec<u64>,
-}
-
-impl SchedulerState {
-    /// Adds a model output to the history, which keeps the newest `order`.
-    fn remember(&mut self, output: Latents, order: usize) {
-        self.history.push(output);
-        if self.history.len() > order {
-            self.history.remove(0);
-        }
-    }
-
-    /// The model output of `back` evaluations ago, 0 for the newest.
-    fn past(&self, back: usize) -> Result<&Latents, SchedulerError> {
-        let place = self.history.len().checked_sub(back + 1);
-        place
-            .map(|i| &self.history[i])
-            .ok_or_else(|| self.foreign("a model output"))
-    }
-
-    /// The newest `count` model outputs, newest first.
-    fn newest(&self, count: usize) -> Result<Vec<&Latents>, SchedulerError> {
-        (0..count).map(|back| self.past(back)).collect()
-    }
-
-    /// The sample from which the step in progress started, which ends with this evaluation.
-    fn take_anchor(&mut self) -> Result<Latents, SchedulerError> {
-        self.anchor
-            .take()
-            .ok_or_else(|| self.foreign("the sample at the start of the step"))
-    }
-
-    fn foreign(&self, missing: &str) -> SchedulerError {
-        let reason = format!("after {} evaluations it lacks {missing}", self.index);
-        SchedulerError::ForeignState(reason)
-    }
-}
-
-/// The timesteps and noise levels of a run's evaluations.
-#[derive(Clone, Debug, PartialEq)]
-struct Schedule {
-    /// The timesteps given to the UNet, one for each evaluation.
-    timesteps: Vec<f64>,
-    /// The noise level of each evaluation's sample, and that of the result.
-    sigmas: Vec<f32>,
-    /// The factor by which standard normal latents are multiplied to start from noise.
-    init_noise_sigma: f32,
-}
-
-/// An evaluation of a schedule.
-#[derive(Clone, Copy)]
-struct At<'a> {
-    schedule: &'a Schedule,
-    /// Counted from the start of the schedule; a cut plan does not begin at 0.
-    index: usize,
-}
-
-impl At<'_> {
-    /// The timestep.
-    fn timestep(self) -> f64 {
-        self.schedule.timesteps[self.index]
-    }
-
-    /// The noise level of the sample.
-    fn sigma(self) -> f32 {
-        self.schedule.sigmas[self.index]
-    }
-
-    /// The noise level of the result.
-    fn sigma_next(self) -> f32 {
-        self.schedule.sigmas[self.index + 1]
-    }
-
-    /// The noise level of the sample `back` evaluations ago.
-    fn sigma_past(self, back: usize) -> f32 {
-        self.schedule.sigmas[self.index - back]
-    }
-
-    /// Evaluations of the whole schedule.
-    fn evaluations(self) -> usize {
-        self.schedule.timesteps.len()
-    }
-
-    /// Whether this is the second evaluation of a two-evaluation step. Plans are cut between steps.
-    fn is_second(self) -> bool {
-        self.index % 2 == 1
-    }
-}
-
-/// All that an update may look at.
-struct Step<'a> {
-    at: At<'a>,
-    model_output: &'a Latents,
-    sample: &'a Latents,
-    state: &'a mut SchedulerState,
-    noise: &'a mut NoiseSource,
-}
-
-impl Step<'_> {
-    /// Fresh noise in the shape of the sample.
-    fn draw(&mut self) -> Result<Latents, NoiseError> {
-        self.noise.draw(self.sample.shape())
-    }
-}
-
-/// The rule of one scheduler class. It holds the options; what changes from step to step is in the
-/// state.
-trait Rule: Send {
-    /// Gives the UNet's input for a sample: the sample itself, unless the class scales it.
-    fn scale_model_input(&self, _at: At<'_>, sample: &Latents) -> Latents {
-        sample.clone()
-    }
-
-    /// The next sample.
-    fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError>;
-
-    /// A clean image with the noise of an evaluation's sample.
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents;
-
-    /// Refuses options that do not go with so many images.
-    fn check_images(&self, _images: usize) -> Result<(), SchedulerError> {
-        Ok(())
-    }
-}
+pub use inference_steps::{InferenceSteps, Steps};
+pub use info::{Info, OptionInfo, Randomness};
+pub use registry::{all, class, find};
+pub use state::SchedulerState;
 
 /// A scheduler in the middle of a run.
 pub struct Scheduler {
     info: &'static Info,
+    /// All evaluations that the steps have.
     schedule: Schedule,
+    /// Those of them that the run makes.
     range: Range<usize>,
-    rule: Box<dyn Rule>,
+    rule: Box<dyn UpdateRule>,
     state: SchedulerState,
 }
 
-/// Builds the scheduler that `config` describes, for the run that `plan` describes.
-pub fn build(config: &SchedulerConfig, plan: &Plan) -> Result<Scheduler, SchedulerError> {
+/// Builds the scheduler that `config` describes, for a run of these steps.
+///
+/// # Errors
+/// Options or steps that the class or the model cannot have.
+pub fn build(
+    config: &SchedulerConfig,
+    inference: &InferenceSteps,
+) -> Result<Scheduler, SchedulerError> {
     let info = config.info();
-    plan.check(info, config.trained()?)?;
-    let (schedule, rule) = (info.build)(config, plan)?;
-    let range = plan.range(info, config.trained()?, &schedule.timesteps)?;
+    let trained = config.trained()?;
+    check_custom(info, inference)?;
+    inference.check(trained)?;
+    let (schedule, rule) = registry::build_function(info)(config, inference)?;
+    let range = inference.range(info, trained, &schedule.timesteps)?;
     let state = SchedulerState {
         class: info.class.to_owned(),
         ..SchedulerState::default()
@@ -235,6 +115,25 @@ pub fn build(config: &SchedulerConfig, plan: &Plan) -> Result<Scheduler, Schedul
         range,
         rule,
         state,
+    })
+}
+
+/// Refuses custom timesteps or sigmas where the class places its own, and names the classes that
+/// take them.
+fn check_custom(info: &Info, inference: &InferenceSteps) -> Result<(), SchedulerError> {
+    let (what, takes): (_, fn(&Info) -> bool) = match inference.steps {
+        Steps::Count(_) => return Ok(()),
+        Steps::Timesteps(_) => ("timesteps", |info| info.custom_timesteps),
+        Steps::Sigmas(_) => ("sigmas", |info| info.custom_sigmas),
+    };
+    if takes(info) {
+        return Ok(());
+    }
+    let takers: Vec<_> = all().filter(|i| takes(i)).map(|i| i.names[0]).collect();
+    Err(SchedulerError::NotCustom {
+        class: info.class,
+        what,
+        takers: takers.join(", "),
     })
 }
 
@@ -272,10 +171,10 @@ impl Scheduler {
         self.timesteps().get(self.state.index).copied()
     }
 
-    fn at(&self) -> At<'_> {
-        // After the last evaluation there is nothing to scale; its own place does no harm.
+    /// The position of the next evaluation, and after the last one still that of the last.
+    fn position(&self) -> Position<'_> {
         let index = self.state.index.min(self.range.len() - 1);
-        At {
+        Position {
             schedule: &self.schedule,
             index: self.range.start + index,
         }
@@ -283,7 +182,7 @@ impl Scheduler {
 
     /// Gives the UNet's input at the next evaluation, for the latents `sample`.
     pub fn scale_model_input(&self, sample: &Latents) -> Latents {
-        self.rule.scale_model_input(self.at(), sample)
+        self.rule.scale_model_input(self.position(), sample)
     }
 
     /// The latents after the next evaluation, in which the UNet answered `model_output` (guidance
@@ -304,25 +203,20 @@ impl Scheduler {
                 sample: sample.shape(),
             });
         }
-        let state = &self.state;
-        let kept = state
-            .history
-            .iter()
-            .chain(&state.anchor)
-            .chain(&state.partial);
-        if let Some(other) = kept.map(Latents::shape).find(|&s| s != sample.shape()) {
+        let other = self.state.latents().find(|l| l.shape() != sample.shape());
+        if let Some(other) = other.map(Latents::shape) {
             let reason = format!(
                 "its latents are {other:?}, the sample is {:?}",
                 sample.shape()
             );
             return Err(SchedulerError::ForeignState(reason));
         }
-        let at = At {
+        let position = Position {
             schedule: &self.schedule,
             index: self.range.start + self.state.index,
         };
         let step = Step {
-            at,
+            position,
             model_output,
             sample,
             state: &mut self.state,
@@ -340,7 +234,7 @@ impl Scheduler {
         if self.state.index == self.range.len() {
             return original.clone();
         }
-        self.rule.add_noise(self.at(), original, noise)
+        self.rule.add_noise(self.position(), original, noise)
     }
 
     /// Refuses options that do not go with a batch of so many images, such as a list of seeds.
@@ -370,11 +264,8 @@ impl Scheduler {
             );
             return Err(SchedulerError::ForeignState(reason));
         }
-        let began = state.anchor.is_some()
-            || state.partial.is_some()
-            || !state.seeds.is_empty()
-            || !state.history.is_empty();
-        if state.index == 0 && began || state.history.len() > state.index {
+        let has_begun = state.latents().next().is_some() || !state.seeds.is_empty();
+        if state.index == 0 && has_begun || state.history.len() > state.index {
             let reason = format!(
                 "it remembers more than {} evaluations can have left",
                 state.index

@@ -1,7 +1,5 @@
 //! Broken checkpoints and impossible requests: each gets an error that names the thing.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +7,13 @@ use sdxl::error::Class;
 use sdxl::memory::Budget;
 use sdxl::request::Tiling;
 use sdxl::{Checkpoint, Error, Inputs, Pipeline, Precision, Request};
-use support::{copy, golden};
+use sdxl_testing::{copy_folder, golden};
 use tempfile::TempDir;
 
 /// A copy of the tiny base checkpoint that can be damaged.
 fn copy_of_base() -> TempDir {
     let dir = TempDir::new().unwrap();
-    copy(&golden("base"), dir.path());
+    copy_folder(&golden("base"), dir.path());
     dir
 }
 
@@ -58,7 +56,7 @@ fn missing_folder_part_or_file() {
 
     let dir = copy_of_base();
     let nested = TempDir::new().unwrap();
-    copy(dir.path(), &nested.path().join("inner"));
+    copy_folder(dir.path(), &nested.path().join("inner"));
     refused(nested.path(), &["inner"]);
 
     for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
@@ -299,10 +297,10 @@ fn impossible_requests_name_the_field() {
 fn lists_of_steps_have_names_and_may_agree_with_a_number() {
     let read = |json: &str| serde_json::from_str::<Request>(json).unwrap();
     let named = read(r#"{"prompt": ["x"], "timesteps": "ays", "steps": 10}"#);
-    assert_eq!(named.timesteps, sdxl::schedule::AYS_SDXL_TIMESTEPS);
+    assert_eq!(named.timesteps, sdxl::noise_schedule::AYS_SDXL_TIMESTEPS);
     named.check().unwrap();
     let named = read(r#"{"prompt": ["x"], "sigmas": "AYS", "steps": 10}"#);
-    assert_eq!(named.sigmas, sdxl::schedule::AYS_SDXL_SIGMAS);
+    assert_eq!(named.sigmas, sdxl::noise_schedule::AYS_SDXL_SIGMAS);
     named.check().unwrap();
     let listed = read(r#"{"prompt": ["x"], "sigmas": [3, 1.5]}"#);
     assert_eq!(listed.sigmas, [3.0, 1.5]);

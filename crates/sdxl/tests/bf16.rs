@@ -12,8 +12,9 @@ use sdxl::text::clip::ClipTextModel;
 use sdxl::weights::Loader;
 use sdxl::weights::TensorSet;
 use sdxl::{Checkpoint, Part, Precision};
+use sdxl_testing::{Golden, golden, relative_l2};
 use serde_json::Value;
-use support::{Golden, golden, relative_l2};
+use support::GoldenTensors;
 
 /// What `golden/modules/bf16.json` says of PyTorch, and what is found of ours.
 struct Errors {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +19,9 @@ use sdxl::weights::Loader;
 use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, PromptSyntax, Request};
+use sdxl_testing::{Golden, assert_close, demo, golden};
 use serde_json::Value;
-use support::{Golden, close_values, golden, latents_of};
+use support::{GoldenTensors, latents_of};
 
 fn base() -> Checkpoint {
     Checkpoint::open(&golden("base"), None).unwrap()
@@ -204,8 +205,8 @@ fn a_cancelled_prompt_is_not_remembered() {
         let again = encode().unwrap();
         let states = expected.flat(case["whole"].as_str().unwrap());
         let pooled = expected.flat(case["pooled"].as_str().unwrap());
-        close_values(raw, &again.context, &states, 1e-5);
-        close_values(raw, &again.pooled, &pooled, 1e-5);
+        assert_close(raw, &again.context, &states, 1e-5);
+        assert_close(raw, &again.pooled, &pooled, 1e-5);
     }
     assert!(stopped > 0);
 }
@@ -221,8 +222,7 @@ fn a_rehearsal_counts_to_its_end() {
 
 #[test]
 fn rows_have_their_own_timesteps_and_the_numbers_of_a_row_alone() {
-    let demo: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/base");
-    for root in [golden("base"), demo] {
+    for root in [golden("base"), demo("base")] {
         for precision in [Precision::F32, Precision::Bf16] {
             let unet = unet(&root, precision).unwrap();
             let config = unet.config();

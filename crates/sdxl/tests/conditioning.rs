@@ -15,8 +15,9 @@ use sdxl::text::embeds_file::Embeds;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::TextParts;
 use sdxl::{Inputs, Pipeline, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request};
+use sdxl_testing::{Golden, assert_close, copy_folder, golden, relative_l2};
 use serde_json::{Value, json};
-use support::{Golden, close_values, copy, encode, generate, golden, load, relative_l2};
+use support::{GoldenTensors, encode, generate, load};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-5;
@@ -83,8 +84,8 @@ fn with_inversions(names: &[Value], expected: &Golden) -> TempDir {
     .into_iter()
     .enumerate()
     {
-        copy(&golden("base").join(encoder), &dir.path().join(encoder));
-        copy(&golden("base").join(tokenizer), &dir.path().join(tokenizer));
+        copy_folder(&golden("base").join(encoder), &dir.path().join(encoder));
+        copy_folder(&golden("base").join(tokenizer), &dir.path().join(tokenizer));
         let first = 49408;
         let ids = |i: usize| first + i;
         if number == 0 {
@@ -169,8 +170,8 @@ fn states_and_pooled_vectors_are_compels() {
                 expected.flat(name),
                 expected.flat(case["pooled"].as_str().unwrap()),
             );
-            close_values(&what, &made.context, &states, BAR);
-            close_values(&what, &made.pooled, &pooled, BAR);
+            assert_close(&what, &made.context, &states, BAR);
+            assert_close(&what, &made.pooled, &pooled, BAR);
             worst = worst.max(relative_l2(&what, &made.context, &states));
         }
     }
@@ -573,6 +574,6 @@ fn runs_of_compel_and_diffusers() {
         let output = generate(&pipeline, &request);
         let expected = Golden::open(&format!("conditioning/{name}.safetensors"));
         let reference = expected.channel_last("latents").to_f32_vec();
-        close_values(name, output.latents.data(), &reference, RUN_BAR);
+        assert_close(name, output.latents.data(), &reference, RUN_BAR);
     }
 }

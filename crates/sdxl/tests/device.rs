@@ -1,8 +1,6 @@
 //! A device that the library does not know: one that counts, and computes as the CPU does. It is
 //! written here and nowhere else, so that this is what adding a device takes.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -16,7 +14,7 @@ use sdxl::model::unet::UNet;
 use sdxl::tensor::{DType, Tensor};
 use sdxl::weights::Loader;
 use sdxl::{Checkpoint, Part, Precision, Result};
-use support::golden;
+use sdxl_testing::golden;
 
 /// The CPU, and how often each of its operators was called.
 #[derive(Debug, Default)]

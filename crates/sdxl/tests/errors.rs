@@ -1,15 +1,13 @@
 //! Errors that a program can read: every field of a request has its own.
 
-mod support;
-
 use std::collections::BTreeSet;
 
 use sdxl::error::Class;
 use sdxl::prompt::Prompt;
 use sdxl::request::aspect;
 use sdxl::{Error, Inputs, Pipeline, PromptSyntax, Request, Size, WarningKind};
+use sdxl_testing::golden;
 use serde_json::{Value, json};
-use support::golden;
 
 /// For each field an object with a value that cannot be used. Where any value of the field's kind
 /// can be, one of another kind.

@@ -11,7 +11,8 @@ use sdxl::weights::OpenOptions;
 use sdxl::weights::TensorSet;
 use sdxl::weights::blocks::BlockType;
 use sdxl::weights::{convert, gguf};
-use support::{Golden, close_values, golden, latents};
+use sdxl_testing::{Golden, assert_close, golden};
+use support::latents;
 use tempfile::TempDir;
 
 fn open(unet: &Path) -> sdxl::Result<Checkpoint> {
@@ -54,7 +55,7 @@ fn runs_of_diffusers_with_these_unets() {
     let reference = Golden::open("gguf/latents.safetensors");
     for name in ["unet", "reshaped"] {
         let ours = latents(open(&golden(&format!("gguf/{name}.gguf"))).unwrap());
-        close_values(name, &ours, &reference.flat(name), 1e-4);
+        assert_close(name, &ours, &reference.flat(name), 1e-4);
     }
 }
 

@@ -11,8 +11,9 @@ use sdxl::files::read_json;
 use sdxl::text::TextEncoders;
 use sdxl::weights::TextParts;
 use sdxl::{Checkpoint, InversionFile, OpenOptions, Pipeline, Precision, PromptSyntax, Request};
+use sdxl_testing::{Golden, assert_close, golden};
 use serde_json::{Value, json};
-use support::{Golden, close_values, encode, generate, golden, load};
+use support::{encode, generate, load};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-5;
@@ -76,9 +77,9 @@ fn prompts_are_encoded_as_by_compel_and_diffusers() {
             let made = encode(&text, &prompt, &request);
             let what = format!("{prompt:?} {mode}");
             let states = expected.flat(&words(case, mode));
-            close_values(&what, &made.context, &states, BAR);
+            assert_close(&what, &made.context, &states, BAR);
             let pooled = expected.flat(&words(case, "pooled"));
-            close_values(&what, &made.pooled, &pooled, BAR);
+            assert_close(&what, &made.pooled, &pooled, BAR);
         }
     }
     for case in list("plain") {
@@ -86,8 +87,8 @@ fn prompts_are_encoded_as_by_compel_and_diffusers() {
             let made = encode(&text, &words(case, prompt), &in_syntax(PromptSyntax::Plain));
             let what = format!("{case} {prompt}");
             let of = |name: &str| expected.flat(&words(case, &format!("{prefix}{name}")));
-            close_values(&what, &made.context, &of("states"), BAR);
-            close_values(&what, &made.pooled, &of("pooled"), BAR);
+            assert_close(&what, &made.context, &of("states"), BAR);
+            assert_close(&what, &made.pooled, &of("pooled"), BAR);
         }
     }
 }
@@ -163,7 +164,7 @@ fn runs_of_diffusers() {
         }
         let request: Request = serde_json::from_value(fields).unwrap();
         let (made, warnings) = latents(&pipeline, &request);
-        close_values(name, &made, &expected.flat(name), RUN_BAR);
+        assert_close(name, &made, &expected.flat(name), RUN_BAR);
         assert!(warnings.is_empty(), "{warnings:?}");
     }
     // A word that nobody uses is mentioned.

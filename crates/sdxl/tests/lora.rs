@@ -12,8 +12,9 @@ use sdxl::files::read_json;
 use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Precision};
+use sdxl_testing::{Golden, golden, relative_l2};
 use serde_json::{Value, json};
-use support::{Golden, golden, latents, latents_of, load, relative_l2};
+use support::{latents, latents_of, load};
 use tempfile::TempDir;
 
 fn open(root: &Path, loras: &[(PathBuf, f32)]) -> sdxl::Result<Checkpoint> {

@@ -11,7 +11,8 @@ use sdxl::weights::blocks::BlockType;
 use sdxl::weights::convert;
 use sdxl::weights::lower::{Report, Target};
 use sdxl::{Checkpoint, Part, Precision, Request};
-use support::{Golden, generate, golden, latents, load, relative_l2};
+use sdxl_testing::{Golden, copy_folder, golden, relative_l2};
+use support::{generate, latents, load};
 use tempfile::TempDir;
 
 const WRITTEN: [BlockType; 6] = [
@@ -213,7 +214,7 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
 
     // A weight that f16 has no number for.
     let root = dir.path().join("large");
-    support::copy(&golden("base"), &root);
+    copy_folder(&golden("base"), &root);
     let path = root.join("unet/diffusion_pytorch_model.safetensors");
     let mut file = fs::read(&path).unwrap();
     let set = TensorSet::open(std::slice::from_ref(&path)).unwrap();

@@ -10,14 +10,21 @@ use std::path::Path;
 use sdxl::files::read_json;
 use sdxl::model::unet::{UNet, UNetConditioning};
 use sdxl::model::vae::Vae;
+use sdxl::tensor::Tensor;
 use sdxl::text::clip::ClipTextModel;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::Loader;
 use sdxl::weights::TensorSet;
 use sdxl::{Checkpoint, Part, Precision};
-use support::{Golden, close, golden};
+use sdxl_testing::{Golden, assert_close, golden};
+use support::GoldenTensors;
 
 const BAR: f64 = 1e-5;
+
+/// [`assert_close`] for a tensor.
+fn close(what: &str, ours: &Tensor, reference: &[f32], bar: f64) {
+    assert_close(what, &ours.to_f32_vec(), reference, bar);
+}
 
 #[test]
 fn token_ids_are_exact() {
@@ -152,6 +159,6 @@ fn vae_both_ways() {
             .chunks_exact(2 * latents)
             .flat_map(|pixel| pixel[offset..offset + latents].to_vec())
             .collect();
-        support::close_values(name, &ours, &values, BAR);
+        assert_close(name, &ours, &values, BAR);
     }
 }

@@ -1,10 +1,8 @@
 //! Noise against PyTorch and torchsde (`golden/noise`, made by `tools/golden/noise.py`).
 
-use std::path::Path;
-
-use safetensors::SafeTensors;
 use sdxl::latents::Latents;
 use sdxl::noise::{BrownianTree, Generator, NoiseError, NoiseSource, Rng};
+use sdxl_testing::Golden;
 use serde::Deserialize;
 
 /// PyTorch's own values differ this much between kinds of processors.
@@ -31,28 +29,14 @@ struct BrownianPath {
     queries: Vec<[f64; 2]>,
 }
 
-fn golden() -> Vec<u8> {
-    std::fs::read(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/noise/torch.safetensors"),
-    )
-    .unwrap()
+fn golden() -> (Golden, About) {
+    let golden = Golden::open("noise/torch.safetensors");
+    let about = serde_json::from_str(&golden.about()).unwrap();
+    (golden, about)
 }
 
-fn about(bytes: &[u8]) -> About {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
-    serde_json::from_str(&metadata.metadata().as_ref().unwrap()["golden"]).unwrap()
-}
-
-fn values(bytes: &[u8], name: &str) -> Vec<f32> {
-    let file = SafeTensors::deserialize(bytes).unwrap();
-    let view = file.tensor(name).unwrap();
-    view.data()
-        .chunks(4)
-        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-        .collect()
-}
-
-fn assert_close(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
+/// Fails where a value is further than `tolerance` from its reference.
+fn assert_each_close(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
         assert!(
@@ -64,8 +48,8 @@ fn assert_close(ours: &[f32], theirs: &[f32], tolerance: f32, what: &str) {
 
 #[test]
 fn cpu_draws_are_those_of_torch() {
-    let bytes = golden();
-    for (i, draw) in about(&bytes).draws.iter().enumerate() {
+    let (golden, about) = golden();
+    for (i, draw) in about.draws.iter().enumerate() {
         let mut generator = Generator::new(Rng::TorchCpu, draw.seed);
         let ours: Vec<f32> = draw
             .sizes
@@ -73,12 +57,7 @@ fn cpu_draws_are_those_of_torch() {
             .flat_map(|&n| generator.randn(n))
             .collect();
         let what = format!("seed {}", draw.seed);
-        assert_close(
-            &ours,
-            &values(&bytes, &format!("draw.{i}")),
-            TOLERANCE,
-            &what,
-        );
+        assert_each_close(&ours, &golden.flat(&format!("draw.{i}")), TOLERANCE, &what);
         // The integer stream is exact: it stands where PyTorch's stands.
         assert_eq!(generator.draw_seed(), draw.after, "{what}");
     }
@@ -88,13 +67,13 @@ fn cpu_draws_are_those_of_torch() {
 fn a_pictures_latents_are_those_of_torch() {
     let latents = Generator::new(Rng::TorchCpu, 1234).randn_latents([1, 128, 128, 4]);
     let some: Vec<f32> = latents.to_nchw().into_iter().step_by(509).collect();
-    assert_close(&some, &values(&golden(), "picture"), TOLERANCE, "seed 1234");
+    assert_each_close(&some, &golden().0.flat("picture"), TOLERANCE, "seed 1234");
 }
 
 #[test]
 fn brownian_paths_are_those_of_torchsde() {
-    let bytes = golden();
-    for (i, path) in about(&bytes).paths.iter().enumerate() {
+    let (golden, about) = golden();
+    for (i, path) in about.paths.iter().enumerate() {
         let tree = BrownianTree::new(
             Rng::TorchCpu,
             path.entropy,
@@ -108,7 +87,7 @@ fn brownian_paths_are_those_of_torchsde() {
             .flat_map(|&[from, to]| tree.increment(from, to).to_nchw())
             .collect();
         let what = format!("entropy {}", path.entropy);
-        assert_close(&ours, &values(&bytes, &format!("path.{i}")), 1e-5, &what);
+        assert_each_close(&ours, &golden.flat(&format!("path.{i}")), 1e-5, &what);
     }
 }
 
@@ -130,7 +109,7 @@ fn cuda_draws_have_the_documented_values() {
         -1.671_050_7,
         2.265_505,
     ];
-    assert_close(
+    assert_each_close(
         &Generator::new(Rng::TorchCuda, 0).randn(12),
         &KNOWN,
         TOLERANCE,

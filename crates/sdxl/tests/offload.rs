@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
 use sdxl::{Checkpoint, Offload, Pipeline, Precision, Request};
-use support::{copy, generate, golden};
+use sdxl_testing::{copy_folder, golden};
+use support::generate;
 
 fn latents(options: &OpenOptions, precision: Precision, offload: Offload) -> Vec<f32> {
     let checkpoint = Checkpoint::open_with(&golden("base"), options).unwrap();
@@ -58,7 +59,7 @@ fn streamed_layers_give_the_same_numbers() {
 #[test]
 fn a_missing_tensor_is_named_before_the_first_step() {
     let dir = tempfile::TempDir::new().unwrap();
-    copy(&golden("base"), dir.path());
+    copy_folder(&golden("base"), dir.path());
     let unet = dir.path().join("unet/diffusion_pytorch_model.safetensors");
     let bytes = std::fs::read(&unet).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

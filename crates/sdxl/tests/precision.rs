@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sdxl::model::unet::{UNet, UNetConditioning};
 use sdxl::noise::{NoiseSource, Rng};
@@ -12,15 +12,12 @@ use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
 use sdxl::weights::Loader;
 use sdxl::weights::{Checkpoint, Part};
 use sdxl::{Precision, Request};
-use support::{generate, golden, load, relative_l2};
+use sdxl_testing::{demo, golden, psnr, relative_l2};
+use support::{generate, load};
 
 /// What one call of the UNet may differ from `f32`, as a relative L2 distance.
 const INT8_BAR: f64 = 3e-2;
 const BF16_BAR: f64 = 1.5e-2;
-
-fn demo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/base")
-}
 
 /// The UNet's answers in `f32`, `bf16` and `int8` for noise and an encoded prompt, at a few
 /// timesteps: the relative L2 distances of the other two from the first, the largest.
@@ -77,21 +74,12 @@ fn unet_errors(root: &Path, side: usize) -> [f64; 2] {
 
 #[test]
 fn one_call_of_the_unet_stays_near_full_precision() {
-    for (root, side) in [(golden("base"), 12), (demo(), 12)] {
+    for (root, side) in [(golden("base"), 12), (demo("base"), 12)] {
         let [brain, bytes] = unet_errors(&root, side);
         // Rounded weights are not the same weights: neither may be exact.
         assert!(brain > 1e-4 && brain < BF16_BAR, "bf16: {brain:e}");
         assert!(bytes > brain && bytes < INT8_BAR, "int8: {bytes:e}");
     }
-}
-
-fn psnr(a: &[u8], b: &[u8]) -> f64 {
-    let squares: f64 = a
-        .iter()
-        .zip(b)
-        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-        .sum();
-    10.0 * (255f64.powi(2) * a.len() as f64 / squares.max(1e-9)).log10()
 }
 
 #[test]
@@ -107,7 +95,7 @@ fn pictures_of_the_demo_stay_near_those_of_full_precision() {
         ..Default::default()
     };
     let pictures = |precision| -> Vec<Vec<u8>> {
-        let output = generate(&load(demo(), precision), &request);
+        let output = generate(&load(demo("base"), precision), &request);
         output.images.into_iter().map(|i| i.pixels.data).collect()
     };
     let full = pictures(Precision::F32);

@@ -2,12 +2,10 @@
 //! examples of the web UI's documentation. A1111's reader is no package that could be recorded, so its
 //! expected values were written by hand after the wiki's page "Features".
 
-mod support;
-
 use sdxl::PromptSyntax;
 use sdxl::prompt::{Body, Content, Join, Node, Prompt, Span};
+use sdxl_testing::golden;
 use serde_json::{Value, json};
-use support::golden;
 
 /// Where the library stumbles over its own counting and the crate does what the text plainly says.
 const PLAIN: [&str; 1] = [r#"("a cat", ()).blend(1, 2)"#];

@@ -6,8 +6,9 @@ mod support;
 use sdxl::files::read_json;
 use sdxl::image::{mask, resize};
 use sdxl::{Checkpoint, Latents, Offload, Pipeline, Pixels, Precision, Request, ResizeMode};
+use sdxl_testing::{Golden, golden, relative_l2};
 use serde_json::{Map, Value, json};
-use support::{Golden, generate, golden, relative_l2};
+use support::generate;
 
 const BAR: f64 = 1e-4;
 

@@ -1,8 +1,6 @@
 //! What a rehearsal counts is what a run allocates. One test: what is allocated is common to all
 //! threads.
 
-mod support;
-
 use std::sync::Arc;
 
 use peak_alloc::PeakAlloc;
@@ -13,7 +11,7 @@ use sdxl::tensor::{Tensor, release_buffers};
 use sdxl::text::clip::ClipTextModel;
 use sdxl::weights::Loader;
 use sdxl::{Checkpoint, Part, Precision};
-use support::golden;
+use sdxl_testing::golden;
 
 /// Packed weights are mapped and not allocated, so what it sees is all the rest.
 #[global_allocator]

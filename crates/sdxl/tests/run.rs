@@ -9,8 +9,9 @@ use sdxl::{
     Cancel, Error, Event, Inputs, Offload, Output, Picture, Pipeline, Precision, Request, Run,
     RunState,
 };
+use sdxl_testing::{demo, golden};
 use serde_json::{Value, json};
-use support::{golden, load};
+use support::load;
 
 fn request(fields: Request) -> Request {
     Request {
@@ -392,8 +393,7 @@ fn a_state_that_contradicts_itself_is_refused() {
 
 #[test]
 fn previews_look_like_the_pictures() {
-    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/base");
-    let pipeline = load(demo, Precision::F32);
+    let pipeline = load(demo("base"), Precision::F32);
     let request = request(Request {
         prompt: vec!["a red circle to the left of a blue star on a yellow background".into()],
         steps: 12,

@@ -13,8 +13,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use sdxl::files::read_json;
 use sdxl::noise::NoiseSource;
 use sdxl::{Inputs, Latents, Pipeline, Precision, PromptSyntax, Request};
+use sdxl_testing::{Golden, assert_close, copy_folder, golden, psnr};
 use serde_json::{Map, Value, json};
-use support::{Golden, close_values, copy, generate, golden};
+use support::{GoldenTensors, generate};
 use tempfile::TempDir;
 
 const BAR: f64 = 1e-4;
@@ -97,7 +98,7 @@ fn check(pipeline: &Pipeline, run: &Value) {
     assert_eq!(evaluations, expected.shape("timesteps")[0], "{name}");
     let reference = latents(&expected, "latents");
     assert_eq!(output.latents.shape(), reference.shape(), "{name}");
-    close_values(name, output.latents.data(), reference.data(), BAR);
+    assert_close(name, output.latents.data(), reference.data(), BAR);
     assert_eq!(output.images.len(), reference.batch(), "{name}");
     if expected.has("image") {
         let reference = expected.channel_last("image").to_f32_vec();
@@ -169,7 +170,7 @@ const WEIGHTS: &str = "diffusion_pytorch_model";
 /// A checkpoint that has nothing but rounded weights, under variant names.
 fn variant_copy(variant: &str, dtype: Dtype, convert: impl Fn(f32) -> [u8; 2] + Copy) -> TempDir {
     let dir = TempDir::new().unwrap();
-    copy(&golden("base"), dir.path());
+    copy_folder(&golden("base"), dir.path());
     for part in ["unet", "vae"] {
         let folder = dir.path().join(part);
         let plain = folder.join(format!("{WEIGHTS}.safetensors"));
@@ -200,7 +201,7 @@ fn half_precision_variant_files() {
 #[test]
 fn sharded_files() {
     let dir = TempDir::new().unwrap();
-    copy(&golden("base"), dir.path());
+    copy_folder(&golden("base"), dir.path());
     let folder = dir.path().join("unet");
     let whole = folder.join(format!("{WEIGHTS}.safetensors"));
     let bytes = fs::read(&whole).unwrap();
@@ -226,14 +227,6 @@ fn sharded_files() {
         panic!("loaded without its second shard");
     };
     assert!(error.to_string().contains("00002-of-00002"), "{error}");
-}
-
-/// |a - b| as a peak signal-to-noise ratio over 8-bit pictures.
-fn psnr(a: &[u8], b: &[u8]) -> f64 {
-    let squares: f64 = (a.iter().zip(b))
-        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-        .sum();
-    10.0 * (255f64.powi(2) * a.len() as f64 / squares.max(1e-9)).log10()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use sdxl::latents::Latents;
 use sdxl::noise::{NoiseSource, Rng};
 use sdxl::scheduler::{
-    self, Plan, Randomness, Scheduler, SchedulerConfig, SchedulerError, Steps, build,
+    self, InferenceSteps, Randomness, Scheduler, SchedulerConfig, SchedulerError, Steps, build,
 };
 use serde_json::{Value, json};
 
@@ -67,9 +67,9 @@ fn a_known_image_is_reached() {
             if info.option("set_alpha_to_one").is_some() {
                 config.set("set_alpha_to_one", true.into()).unwrap();
             }
-            let plan = Plan {
+            let plan = InferenceSteps {
                 eta: 0.5,
-                ..Plan::steps(steps)
+                ..InferenceSteps::count(steps)
             };
             let mut scheduler = build(&config, &plan).unwrap();
             let mut noise = noise();
@@ -103,9 +103,9 @@ fn errors_fall_with_the_order_of_the_method() {
     const S: f64 = 0.6;
     // The lowest level is left out: the last step is of first order for many.
     let error = |config: &SchedulerConfig, steps: usize, end: Option<f64>| {
-        let plan = Plan {
+        let plan = InferenceSteps {
             denoising_end: end,
-            ..Plan::steps(steps)
+            ..InferenceSteps::count(steps)
         };
         let mut scheduler = build(config, &plan).unwrap();
         let evaluations = scheduler.timesteps().len();
@@ -190,7 +190,7 @@ fn every_class_builds_with_its_own_defaults() {
     for info in scheduler::all() {
         let object = json!({"_class_name": info.class});
         let config = SchedulerConfig::from_text(&object.to_string()).unwrap();
-        let scheduler = build(&config, &Plan::steps(5)).unwrap();
+        let scheduler = build(&config, &InferenceSteps::count(5)).unwrap();
         assert!(scheduler.timesteps().len() >= 5, "{}", info.class);
         assert!(
             scheduler.sigmas().len() == scheduler.timesteps().len() + 1,
@@ -250,18 +250,18 @@ fn options_to_try() -> Vec<(String, Value)> {
 fn what_is_accepted_gives_finite_numbers() {
     let options = options_to_try();
     let cuts = [
-        Plan::steps(1),
-        Plan {
+        InferenceSteps::count(1),
+        InferenceSteps {
             strength: Some(0.6),
-            ..Plan::steps(1)
+            ..InferenceSteps::count(1)
         },
-        Plan {
+        InferenceSteps {
             denoising_start: Some(0.4),
-            ..Plan::steps(1)
+            ..InferenceSteps::count(1)
         },
-        Plan {
+        InferenceSteps {
             denoising_end: Some(0.6),
-            ..Plan::steps(1)
+            ..InferenceSteps::count(1)
         },
     ];
     let mut runs = 0;
@@ -275,7 +275,7 @@ fn what_is_accepted_gives_finite_numbers() {
                 .into_iter()
                 .flat_map(|s| cuts.iter().map(move |c| (s, c)))
             {
-                let plan = Plan {
+                let plan = InferenceSteps {
                     steps: Steps::Count(steps),
                     eta: 0.3,
                     ..cut.clone()
@@ -315,7 +315,7 @@ fn pairs_of_options_give_finite_numbers() {
                     continue;
                 }
                 for steps in [1, 2, 5, 15, 16] {
-                    let Ok(mut scheduler) = build(&config, &Plan::steps(steps)) else {
+                    let Ok(mut scheduler) = build(&config, &InferenceSteps::count(steps)) else {
                         continue;
                     };
                     let mut noise = noise();
@@ -352,9 +352,9 @@ fn randomness_is_as_described() {
             continue;
         }
         let draws = |config: &SchedulerConfig, eta: f64| {
-            let plan = Plan {
+            let plan = InferenceSteps {
                 eta,
-                ..Plan::steps(4)
+                ..InferenceSteps::count(4)
             };
             let mut scheduler = build(config, &plan).unwrap();
             let mut noise = noise();
@@ -450,14 +450,40 @@ fn names_of_many_tongues_resolve() {
         for (option, value) in *options {
             assert_eq!(config.get(option), Some(value), "{name}");
         }
-        build(&config, &Plan::steps(6)).unwrap();
+        build(&config, &InferenceSteps::count(6)).unwrap();
     }
     // No name means two classes.
-    let mut names: Vec<_> = scheduler::all().iter().flat_map(|i| i.names).collect();
+    let mut names: Vec<_> = scheduler::all().flat_map(|i| i.names).collect();
     let count = names.len();
     names.sort();
     names.dedup();
     assert_eq!(names.len(), count);
+}
+
+/// The names go into the text that other tools read in pictures.
+#[test]
+fn names_of_a1111_are_its_own_and_resolve_to_their_classes() {
+    let named: Vec<_> = scheduler::all()
+        .filter_map(|info| Some((info.class, info.a1111?)))
+        .collect();
+    let expected = [
+        ("EulerDiscreteScheduler", "Euler"),
+        ("EulerAncestralDiscreteScheduler", "Euler a"),
+        ("DPMSolverMultistepScheduler", "DPM++ 2M"),
+        ("UniPCMultistepScheduler", "UniPC"),
+        ("DPMSolverSDEScheduler", "DPM++ SDE"),
+        ("DDIMScheduler", "DDIM"),
+        ("HeunDiscreteScheduler", "Heun"),
+        ("KDPM2DiscreteScheduler", "DPM2"),
+        ("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
+        ("LMSDiscreteScheduler", "LMS"),
+        ("PNDMScheduler", "PLMS"),
+        ("LCMScheduler", "LCM"),
+    ];
+    assert_eq!(named, expected);
+    for (class, name) in named {
+        assert_eq!(scheduler::find(name).unwrap().class, class, "{name}");
+    }
 }
 
 #[test]
@@ -467,11 +493,11 @@ fn a_configuration_moves_to_another_class_and_back() {
         "someone's \"key\"": "-Infinity", "timestep_spacing": "trailing", "steps_offset": 3,
         "_use_default_values": ["steps_offset"]}"#;
     let config = SchedulerConfig::from_text(text).unwrap();
-    build(&config, &Plan::steps(4)).unwrap();
+    build(&config, &InferenceSteps::count(4)).unwrap();
     assert_eq!(config.get("steps_offset"), None);
     let euler = config.with_scheduler("euler_exponential").unwrap();
     assert_eq!(euler.get("use_karras_sigmas"), Some(&json!(false)));
-    build(&euler, &Plan::steps(4)).unwrap();
+    build(&euler, &InferenceSteps::count(4)).unwrap();
     // Keys that Euler does not have survive, and so does a stored configuration.
     let text = serde_json::to_string(&euler).unwrap();
     let again: SchedulerConfig = serde_json::from_str(&text).unwrap();
@@ -482,7 +508,7 @@ fn a_configuration_moves_to_another_class_and_back() {
 }
 
 /// The message of the error that a configuration and a plan give.
-fn refusal(name: &str, options: Options<'_>, plan: &Plan) -> String {
+fn refusal(name: &str, options: Options<'_>, plan: &InferenceSteps) -> String {
     match build(&config(name, options), plan) {
         Ok(_) => panic!("{name} {options:?} {plan:?} is accepted"),
         Err(error) => error.to_string(),
@@ -523,9 +549,9 @@ fn bad_names_and_options_are_refused_with_advice() {
     euler.set_text("use_karras_sigmas", "True").unwrap();
     euler.set_text("final_sigmas_type", "sigma_min").unwrap();
     euler.set_text("s_tmax", "10").unwrap();
-    build(&euler, &Plan::steps(4)).unwrap();
+    build(&euler, &InferenceSteps::count(4)).unwrap();
 
-    let one = Plan::steps(4);
+    let one = InferenceSteps::count(4);
     let cases: &[(&str, Options<'_>, &str)] = &[
         (
             "euler",
@@ -644,7 +670,7 @@ fn bad_names_and_options_are_refused_with_advice() {
     ];
     for (name, options, expected) in cases {
         let steps = if *name == "pndm" {
-            Plan::steps(3)
+            InferenceSteps::count(3)
         } else {
             one.clone()
         };
@@ -655,20 +681,20 @@ fn bad_names_and_options_are_refused_with_advice() {
 
 #[test]
 fn bad_plans_are_refused_with_advice() {
-    let timesteps = |list: &[f64]| Plan::new(Steps::Timesteps(list.to_vec()));
-    let sigmas = |list: &[f64]| Plan::new(Steps::Sigmas(list.to_vec()));
-    let cut = |steps| Plan::steps(steps);
-    let cases: Vec<(&str, Plan, &str)> = vec![
-        ("euler", Plan::steps(0), "at least one step"),
+    let timesteps = |list: &[f64]| InferenceSteps::new(Steps::Timesteps(list.to_vec()));
+    let sigmas = |list: &[f64]| InferenceSteps::new(Steps::Sigmas(list.to_vec()));
+    let cut = |steps| InferenceSteps::count(steps);
+    let cases: Vec<(&str, InferenceSteps, &str)> = vec![
+        ("euler", InferenceSteps::count(0), "at least one step"),
         (
             "euler",
-            Plan::steps(1001),
+            InferenceSteps::count(1001),
             "1001 steps are more than the 1000 timesteps",
         ),
-        ("dpm++_2m", Plan::steps(1000), "ask for fewer"),
+        ("dpm++_2m", InferenceSteps::count(1000), "ask for fewer"),
         (
             "ddim",
-            Plan::steps(1000),
+            InferenceSteps::count(1000),
             "steps_offset moves the first timestep beyond",
         ),
         ("euler", timesteps(&[]), "at least one step"),
@@ -713,7 +739,7 @@ fn bad_plans_are_refused_with_advice() {
         ),
         (
             "euler",
-            Plan {
+            InferenceSteps {
                 strength: Some(0.05),
                 ..cut(10)
             },
@@ -721,7 +747,7 @@ fn bad_plans_are_refused_with_advice() {
         ),
         (
             "euler",
-            Plan {
+            InferenceSteps {
                 strength: Some(1.5),
                 ..cut(10)
             },
@@ -729,7 +755,7 @@ fn bad_plans_are_refused_with_advice() {
         ),
         (
             "euler",
-            Plan {
+            InferenceSteps {
                 eta: f64::NAN,
                 ..cut(10)
             },
@@ -737,7 +763,7 @@ fn bad_plans_are_refused_with_advice() {
         ),
         (
             "euler",
-            Plan {
+            InferenceSteps {
                 denoising_end: Some(1.0),
                 ..cut(10)
             },
@@ -745,7 +771,7 @@ fn bad_plans_are_refused_with_advice() {
         ),
         (
             "euler",
-            Plan {
+            InferenceSteps {
                 denoising_start: Some(0.8),
                 denoising_end: Some(0.5),
                 ..cut(10)
@@ -754,7 +780,7 @@ fn bad_plans_are_refused_with_advice() {
         ),
         (
             "euler",
-            Plan {
+            InferenceSteps {
                 denoising_start: Some(0.99999),
                 ..cut(3)
             },
@@ -770,7 +796,7 @@ fn bad_plans_are_refused_with_advice() {
 #[test]
 fn misuse_of_a_run_is_an_error() {
     let config = SchedulerConfig::named("heun").unwrap();
-    let mut scheduler = build(&config, &Plan::steps(2)).unwrap();
+    let mut scheduler = build(&config, &InferenceSteps::count(2)).unwrap();
     let (sample, mut noise) = (Latents::zeros(SHAPE), noise());
     let other = Latents::zeros([2, 3, 4, 4]);
     let error = scheduler.step(&other, &sample, &mut noise).unwrap_err();
@@ -779,7 +805,11 @@ fn misuse_of_a_run_is_an_error() {
 
     // A state in the middle of a step, put into other hands.
     let state = scheduler.state().clone();
-    let mut euler = build(&SchedulerConfig::named("euler").unwrap(), &Plan::steps(2)).unwrap();
+    let mut euler = build(
+        &SchedulerConfig::named("euler").unwrap(),
+        &InferenceSteps::count(2),
+    )
+    .unwrap();
     let error = euler.restore(state.clone()).unwrap_err();
     assert!(
         error.to_string().contains("it is of HeunDiscreteScheduler"),
@@ -822,7 +852,7 @@ fn misuse_of_a_run_is_an_error() {
 #[test]
 fn a_lost_history_is_an_error() {
     for name in ["dpm++_2m", "dpm++_3s", "deis", "unipc", "sa_solver", "pndm"] {
-        let plan = Plan::steps(8);
+        let plan = InferenceSteps::count(8);
         let mut scheduler = build(&SchedulerConfig::named(name).unwrap(), &plan).unwrap();
         let mut noise = noise();
         let sample = noise.draw(SHAPE).unwrap();

@@ -2,12 +2,12 @@
 //! `tools/golden/schedulers.py`), and properties that hold without a reference.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use safetensors::SafeTensors;
 use sdxl::latents::Latents;
 use sdxl::noise::{NoiseSource, Rng};
-use sdxl::scheduler::{self, Plan, Scheduler, SchedulerConfig, Steps};
+use sdxl::scheduler::{self, InferenceSteps, Scheduler, SchedulerConfig, Steps};
+use sdxl_testing::{Golden, golden};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -67,7 +67,7 @@ impl Case {
         SchedulerConfig::from_json(object).unwrap()
     }
 
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> InferenceSteps {
         let plan = &self.plan;
         let steps = match (&plan.timesteps, &plan.sigmas, plan.steps) {
             (Some(timesteps), _, _) => Steps::Timesteps(timesteps.clone()),
@@ -75,12 +75,12 @@ impl Case {
             (_, _, Some(steps)) => Steps::Count(steps),
             _ => panic!("a plan without steps"),
         };
-        Plan {
+        InferenceSteps {
             strength: plan.strength,
             denoising_start: plan.denoising_start,
             denoising_end: plan.denoising_end,
             eta: plan.eta,
-            ..Plan::new(steps)
+            ..InferenceSteps::new(steps)
         }
     }
 
@@ -136,9 +136,9 @@ fn advance(scheduler: &mut Scheduler, sample: &Latents, noise: &mut NoiseSource)
     scheduler.step(&output, sample, noise).unwrap()
 }
 
-fn golden() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/schedulers");
-    let mut files: Vec<_> = std::fs::read_dir(folder)
+/// The golden files, one for each class.
+fn golden_files() -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(golden("schedulers"))
         .unwrap()
         .map(|e| e.unwrap().path())
         .collect();
@@ -147,7 +147,7 @@ fn golden() -> Vec<PathBuf> {
 }
 
 /// The reference's numbers of a case.
-struct Golden {
+struct Reference {
     timesteps: Vec<f64>,
     /// Of the evaluations and of the result; none where the class has none.
     sigmas: Vec<f64>,
@@ -155,25 +155,25 @@ struct Golden {
 }
 
 /// Calls `f` with class, case, name of the case and its numbers, for all cases of all files.
-fn for_all_cases(mut f: impl FnMut(&str, &Case, &str, &Golden)) {
-    for path in golden() {
-        let bytes = std::fs::read(&path).unwrap();
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let text = &metadata.metadata().as_ref().unwrap()["golden"];
-        let About { base, cases } = serde_json::from_str(text).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let read = |name| {
-            file.tensor(name)
-                .map(|view| values(&view))
-                .unwrap_or_default()
-        };
-        let mut parts = ["timesteps", "sigmas", "samples"].map(|name| read(name).into_iter());
+fn for_all_cases(mut f: impl FnMut(&str, &Case, &str, &Reference)) {
+    for path in golden_files() {
+        let file = Golden::open_at(&path);
+        let About { base, cases } = serde_json::from_str(&file.about()).unwrap();
+        let mut parts = ["timesteps", "sigmas", "samples"].map(|name| {
+            // Some classes have no sigmas.
+            let values = if file.has(name) {
+                file.wide(name)
+            } else {
+                Vec::new()
+            };
+            values.into_iter()
+        });
         let class = path.file_stem().unwrap().to_str().unwrap();
         for (i, mut case) in cases.into_iter().enumerate() {
             let n = case.evaluations;
             let image: usize = case.shape.iter().product();
             let [timesteps, sigmas, samples] = &mut parts;
-            let golden = Golden {
+            let reference = Reference {
                 timesteps: timesteps.take(n).collect(),
                 sigmas: sigmas.take(n + 1).collect(),
                 samples: samples.take((n + 1) * image).collect(),
@@ -183,28 +183,12 @@ fn for_all_cases(mut f: impl FnMut(&str, &Case, &str, &Golden)) {
             let mut config = base.clone();
             config.append(&mut case.config);
             case.config = config;
-            f(class, &case, &name, &golden);
+            f(class, &case, &name, &reference);
         }
         assert!(
             parts.iter_mut().all(|part| part.next().is_none()),
             "{class}: numbers left"
         );
-    }
-}
-
-fn values(view: &safetensors::tensor::TensorView<'_>) -> Vec<f64> {
-    match view.dtype() {
-        safetensors::Dtype::F32 => view
-            .data()
-            .chunks(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
-            .collect(),
-        safetensors::Dtype::F64 => view
-            .data()
-            .chunks(8)
-            .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
-            .collect(),
-        other => panic!("a golden tensor of {other:?}"),
     }
 }
 
@@ -223,7 +207,7 @@ fn relative(a: impl IntoIterator<Item = f64>, b: &[f64]) -> f64 {
 fn trajectories_are_those_of_diffusers() {
     let mut worst: HashMap<String, f64> = HashMap::new();
     let mut failures = Vec::new();
-    for_all_cases(|class, case, name, golden| {
+    for_all_cases(|class, case, name, reference| {
         let mut scheduler = match scheduler::build(&case.config(class), &case.plan()) {
             Ok(scheduler) => scheduler,
             Err(error) => {
@@ -232,10 +216,10 @@ fn trajectories_are_those_of_diffusers() {
             }
         };
         let timesteps = scheduler.timesteps();
-        if timesteps.len() != golden.timesteps.len() {
+        if timesteps.len() != reference.timesteps.len() {
             failures.push(format!(
                 "{name}: timesteps {timesteps:?}, not {:?}",
-                golden.timesteps
+                reference.timesteps
             ));
             return;
         }
@@ -244,14 +228,14 @@ fn trajectories_are_those_of_diffusers() {
                 failures.push(format!("{name}: {what} off by {deviation:.2e}"));
             }
         };
-        for (ours, theirs) in timesteps.iter().zip(&golden.timesteps) {
+        for (ours, theirs) in timesteps.iter().zip(&reference.timesteps) {
             check(
                 "timesteps",
                 (ours - theirs).abs() / theirs.abs().max(1.0),
                 1e-6,
             );
         }
-        for (ours, theirs) in scheduler.sigmas().iter().zip(&golden.sigmas) {
+        for (ours, theirs) in scheduler.sigmas().iter().zip(&reference.sigmas) {
             check("sigmas", relative([f64::from(*ours)], &[*theirs]), SIGMAS);
         }
         let init = f64::from(scheduler.init_noise_sigma());
@@ -264,8 +248,8 @@ fn trajectories_are_those_of_diffusers() {
         let mut noise = case.noise();
         let mut sample = case.start(&scheduler, &mut noise);
         let len = sample.data().len();
-        let start = &golden.samples[..len];
-        for (i, golden) in golden.samples.chunks(len).enumerate() {
+        let start = &reference.samples[..len];
+        for (i, theirs) in reference.samples.chunks(len).enumerate() {
             if i == 1 {
                 // From the very same start: noise may differ in its last bits (tests/noise.rs),
                 // which a start at sigma 4096 and a step to sigma 10 would magnify 400 times.
@@ -275,7 +259,7 @@ fn trajectories_are_those_of_diffusers() {
             if i > 0 {
                 sample = advance(&mut scheduler, &sample, &mut noise);
             }
-            let deviation = relative(sample.to_nchw().into_iter().map(f64::from), golden);
+            let deviation = relative(sample.to_nchw().into_iter().map(f64::from), theirs);
             if case.tolerance.is_none() {
                 let worst = worst.entry(class.to_owned()).or_default();
                 *worst = worst.max(deviation);
@@ -303,8 +287,8 @@ fn trajectories_are_those_of_diffusers() {
 
 #[test]
 fn a_run_resumes_bit_for_bit_after_every_evaluation() {
-    for_all_cases(|class, case, name, golden| {
-        if golden.timesteps.len() > 12 {
+    for_all_cases(|class, case, name, reference| {
+        if reference.timesteps.len() > 12 {
             return;
         }
         let build = || scheduler::build(&case.config(class), &case.plan()).unwrap();

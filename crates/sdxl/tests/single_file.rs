@@ -13,8 +13,9 @@ use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::OpenOptions;
 use sdxl::weights::{ElementType, StoredTensor, TensorSet};
 use sdxl::{Checkpoint, Family, Lora, Part, Pipeline, Precision, Request};
+use sdxl_testing::{copy_folder, golden};
 use serde_json::{Map, Value, json};
-use support::{copy, generate, golden, load};
+use support::{generate, load};
 use tempfile::TempDir;
 
 /// What `tools/golden/single_file.py` tells of a file's tensors.
@@ -445,7 +446,7 @@ fn a_vae_can_be_replaced() {
 
     // One that is changed changes the folder's pictures, and nothing else.
     let dir = TempDir::new().unwrap();
-    copy(&golden("base/vae"), dir.path());
+    copy_folder(&golden("base/vae"), dir.path());
     let edited = dir.path().join("config.json");
     let text = fs::read_to_string(&edited).unwrap();
     fs::write(&edited, text.replace("0.13025", "0.25")).unwrap();

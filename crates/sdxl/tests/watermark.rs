@@ -1,19 +1,11 @@
 //! The watermark against diffusers' watermarker: pixels equal, and the same bits read.
 
-mod support;
-
+use sdxl_testing::{golden, read_png};
 use serde_json::Value;
-use support::golden;
 
 /// Width, height and RGB bytes of a golden PNG.
 fn picture(name: &str) -> (usize, usize, Vec<u8>) {
-    let file = std::fs::File::open(golden(&format!("watermark/{name}.png"))).unwrap();
-    let mut reader = png::Decoder::new(std::io::BufReader::new(file))
-        .read_info()
-        .unwrap();
-    let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
-    let info = reader.next_frame(&mut rgb).unwrap();
-    (info.width as usize, info.height as usize, rgb)
+    read_png(&golden(&format!("watermark/{name}.png")))
 }
 
 fn as_text(bits: &[bool]) -> String {

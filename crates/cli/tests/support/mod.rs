@@ -2,15 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses its own part of this module
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-
-/// A path below the repository's `golden/`.
-pub fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../golden")
-        .join(path)
-}
 
 /// Runs the program in `folder`, with its caches there too and without the network: no test writes
 /// to its user's.
@@ -30,13 +23,4 @@ pub fn sdxl(folder: &Path, args: &[&str]) -> Output {
 /// What the program said.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Width, height and RGB bytes of a PNG: the file without its compression and its texts.
-pub fn read_png(path: &Path) -> (usize, usize, Vec<u8>) {
-    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
-    let mut reader = png::Decoder::new(file).read_info().unwrap();
-    let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
-    let info = reader.next_frame(&mut rgb).unwrap();
-    (info.width as usize, info.height as usize, rgb)
 }

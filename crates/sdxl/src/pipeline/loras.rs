@@ -58,18 +58,13 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
-    use std::path::PathBuf;
+
+    use sdxl_testing::golden;
 
     use super::*;
     use crate::pipeline::Offload;
     use crate::precision::Precision;
     use crate::{Checkpoint, Request};
-
-    fn golden(name: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../../golden")
-            .join(name)
-    }
 
     fn open(checkpoint: Checkpoint, precision: Precision, offload: Offload) -> Pipeline {
         let pipeline = Pipeline::open(checkpoint).precision(precision);

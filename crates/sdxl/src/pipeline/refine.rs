@@ -77,14 +77,10 @@ impl Refiner {
 mod tests {
     use std::path::PathBuf;
 
+    use sdxl_testing::golden;
+
     use super::*;
     use crate::precision::Precision;
-
-    fn golden(name: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../../golden")
-            .join(name)
-    }
 
     #[test]
     fn equal_parts_are_in_memory_once_and_changed_ones_are_not() {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::request::{Request, Size};
-use crate::scheduler::{self, Info, Plan, Scheduler, SchedulerConfig, Steps};
+use crate::scheduler::{self, InferenceSteps, Info, Scheduler, SchedulerConfig, Steps};
 use crate::weights::Checkpoint;
 
 /// The network of a stage.
@@ -43,7 +43,7 @@ pub struct Stage {
     /// The size of its pictures.
     pub size: Size,
     config: SchedulerConfig,
-    plan: Plan,
+    steps: InferenceSteps,
     /// Evaluations of the network.
     pub evaluations: usize,
     /// The class of its scheduler.
@@ -55,9 +55,9 @@ impl Stage {
         network: Network,
         start_from: StartFrom,
         size: Size,
-        (config, plan): (SchedulerConfig, Plan),
+        (config, steps): (SchedulerConfig, InferenceSteps),
     ) -> Result<Stage> {
-        let scheduler = scheduler::build(&config, &plan)?;
+        let scheduler = scheduler::build(&config, &steps)?;
         Ok(Stage {
             network,
             start_from,
@@ -65,7 +65,7 @@ impl Stage {
             evaluations: scheduler.timesteps().len(),
             info: scheduler.info(),
             config,
-            plan,
+            steps,
         })
     }
 
@@ -74,7 +74,7 @@ impl Stage {
     /// # Errors
     /// None that did not show when the stage was made.
     pub fn scheduler(&self) -> Result<Scheduler> {
-        Ok(scheduler::build(&self.config, &self.plan)?)
+        Ok(scheduler::build(&self.config, &self.steps)?)
     }
 
     /// Gives the prediction type of the network, in the words of `scheduler_config.json`.
@@ -94,7 +94,7 @@ impl Stage {
     }
 }
 
-/// The part of a schedule that a stage runs; [`Plan`] explains the terms.
+/// The part of a schedule that a stage runs; [`InferenceSteps`] explains the terms.
 #[derive(Default)]
 struct Cut {
     strength: Option<f64>,
@@ -283,7 +283,7 @@ fn schedule_of(
     checkpoint: &Checkpoint,
     request: &Request,
     cut: &Cut,
-) -> Result<(SchedulerConfig, Plan)> {
+) -> Result<(SchedulerConfig, InferenceSteps)> {
     let mut config = SchedulerConfig::from_json(checkpoint.scheduler.clone())?;
     if let Some(name) = &request.scheduler {
         config = config.with_scheduler(name)?;
@@ -298,12 +298,14 @@ fn schedule_of(
     } else {
         Steps::Count(request.steps)
     };
-    let mut plan = Plan::new(steps);
-    plan.eta = request.eta;
-    plan.strength = cut.strength;
-    plan.denoising_start = cut.start;
-    plan.denoising_end = cut.end;
-    Ok((config, plan))
+    let steps = InferenceSteps {
+        steps,
+        strength: cut.strength,
+        denoising_start: cut.start,
+        denoising_end: cut.end,
+        eta: request.eta,
+    };
+    Ok((config, steps))
 }
 
 /// The place of a stage within the run. Evaluations are counted over all stages (for progress); steps

@@ -1,15 +1,17 @@
-//! Samples of the form `sqrt(a) * x0 + sqrt(1 - a) * noise` with a cumulative alpha `a` by
-//! timestep, as DDPM and DDIM hold them.
+//! Samples of the form `sqrt(a) * x0 + sqrt(1 - a) * noise`, with the cumulative alpha `a` of a
+//! timestep (variance preserving), as DDPM and DDIM hold them.
 
 use super::prediction::Prediction;
+use super::schedule::Schedule;
 use super::training::{self, ZeroSnr};
-use super::{Schedule, SchedulerConfig, SchedulerError};
+use super::{SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::{BetaSchedule, Spacing, sigma_of_alpha, spaced};
+use crate::noise_schedule::{BetaSchedule, Spacing, sigma_of_alpha, spaced};
 
 /// The cumulative alphas of the training timesteps, and that of a finished image.
 pub(super) struct Alphas {
     table: Vec<f32>,
+    /// The cumulative alpha of the finished image (`final_alpha_cumprod` of diffusers).
     last: f32,
 }
 
@@ -31,7 +33,7 @@ impl Mix {
     }
 
     /// The sample of a clean image and noise.
-    pub(super) fn of(self, original: &Latents, noise: &Latents) -> Latents {
+    pub(super) fn combine(self, original: &Latents, noise: &Latents) -> Latents {
         let Self { alpha, sigma } = self;
         Latents::zip_with([original, noise], |[x, n]| alpha * x + sigma * n)
     }
@@ -85,7 +87,7 @@ impl Alphas {
 
     /// A clean image with the noise of a timestep.
     pub(super) fn add_noise(&self, timestep: f64, original: &Latents, noise: &Latents) -> Latents {
-        self.mix(timestep as i64).of(original, noise)
+        self.mix(timestep as i64).combine(original, noise)
     }
 
     /// The schedule of whole timesteps, after a check that the table has an answer for them.

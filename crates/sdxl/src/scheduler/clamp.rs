@@ -1,7 +1,6 @@
 //! Limits on predicted clean images.
 
-use super::registry::OptionInfo;
-use super::training::option;
+use super::info::{OptionInfo, option};
 use super::{SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
@@ -15,7 +14,7 @@ pub(super) const THRESHOLDING: &[OptionInfo] = &[
 /// The limit on the values of a predicted clean image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Clamp {
-    /// Nothing.
+    /// No limit.
     Off,
     /// Values are clipped to plus and minus this.
     Fixed(f32),
@@ -26,7 +25,7 @@ pub(super) enum Clamp {
 }
 
 impl Clamp {
-    /// As `thresholding` says.
+    /// Reads `thresholding`.
     pub(super) fn dynamic(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
         if !config.flag("thresholding")? {
             return Ok(Self::Off);
@@ -37,7 +36,7 @@ impl Clamp {
         })
     }
 
-    /// As `clip_sample` says.
+    /// Reads `clip_sample`.
     pub(super) fn fixed(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
         if !config.flag("clip_sample")? {
             return Ok(Self::Off);
@@ -47,7 +46,7 @@ impl Clamp {
         ))
     }
 
-    /// As `thresholding` says, else as `clip_sample` says.
+    /// Reads `thresholding`, and where that is off `clip_sample`.
     pub(super) fn either(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
         match Self::dynamic(config)? {
             Self::Off => Self::fixed(config),

@@ -1,12 +1,13 @@
-//! A scheduler's configuration: the JSON object that diffusers writes, and typed access to it.
+//! A scheduler's configuration, and typed access to its keys. `config_sources.rs` makes them.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::SchedulerError;
-use super::registry::{self, Info, OptionInfo};
+use super::info::Info;
 
-const CLASS: &str = "_class_name";
+/// The key of the class's name.
+pub(super) const CLASS: &str = "_class_name";
 
 /// The configuration of a scheduler: its class and all keys of the JSON object, known to the class
 /// or not. Keys that a class does not have are kept and ignored, keys that are missing have the
@@ -18,76 +19,15 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// The configuration of the published SDXL base checkpoint.
-    pub fn sdxl() -> Self {
-        let values = serde_json::json!({
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "num_train_timesteps": 1000,
-            "prediction_type": "epsilon",
-            "interpolation_type": "linear",
-            "use_karras_sigmas": false,
-            "timestep_spacing": "leading",
-            "steps_offset": 1,
-            "trained_betas": null,
-            // Keys that Euler does not have; they matter to schedulers that are built from this
-            // one.
-            "clip_sample": false,
-            "sample_max_value": 1.0,
-            "set_alpha_to_one": false,
-            "skip_prk_steps": true,
-        });
-        let values = if let Value::Object(values) = values {
-            values
-        } else {
-            Map::new()
-        };
-        Self {
-            info: &registry::all()[0],
-            values,
-        }
-    }
-
-    /// The configuration of the published SDXL base checkpoint for a scheduler of any known name,
-    /// with the options that the name implies (`dpm++_2m_karras`).
-    pub fn named(name: &str) -> Result<Self, SchedulerError> {
-        Self::sdxl().with_scheduler(name)
-    }
-
-    /// Reads the text that diffusers writes (`scheduler_config.json`), which is JSON except for
-    /// infinite numbers.
-    pub fn from_text(text: &str) -> Result<Self, SchedulerError> {
-        let object = serde_json::from_str(&quote_infinities(text));
-        Self::from_json(object.map_err(|e| SchedulerError::NotJson(e.to_string()))?)
-    }
-
-    /// Reads the object that diffusers writes (`scheduler_config.json`).
-    pub fn from_json(object: Map<String, Value>) -> Result<Self, SchedulerError> {
-        let mut values = object;
-        let class = values.remove(CLASS);
-        let name = class.as_ref().and_then(Value::as_str).unwrap_or_default();
-        let info = registry::class(name).ok_or_else(|| registry::unknown_name(name))?;
-        // Saved by a pipeline in memory: these keys only spell out defaults of another class.
-        if let Some(Value::Array(defaults)) = values.remove("_use_default_values") {
-            values.retain(|key, _| !defaults.iter().any(|d| d.as_str() == Some(key)));
-        }
-        Ok(Self { info, values })
-    }
-
-    /// The same keys for another scheduler, as `X.from_config(pipe.scheduler.config)` does, plus
-    /// the options that the name implies.
-    pub fn with_scheduler(&self, name: &str) -> Result<Self, SchedulerError> {
-        let (info, implied) = registry::resolve(name)?;
-        let mut values = self.values.clone();
-        values.extend(implied);
-        Ok(Self { info, values })
+    /// The configuration of a class with these keys.
+    pub(super) fn new(info: &'static Info, values: Map<String, Value>) -> Self {
+        Self { info, values }
     }
 
     /// Sets an option that the class has.
     pub fn set(&mut self, option: &str, value: Value) -> Result<(), SchedulerError> {
         if self.info.option(option).is_none() {
-            return Err(registry::unknown_option(self.info, option));
+            return Err(self.info.unknown_option(option));
         }
         self.values.insert(option.to_owned(), value);
         Ok(())
@@ -109,6 +49,11 @@ impl SchedulerConfig {
         self.info
     }
 
+    /// All keys with their values, without the class.
+    pub(super) fn values(&self) -> &Map<String, Value> {
+        &self.values
+    }
+
     /// The value of a key, whether the class knows it or not.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
@@ -119,7 +64,7 @@ impl SchedulerConfig {
         self.count_in("num_train_timesteps", 2, 1_000_000)
     }
 
-    /// The value of an option, or its default; null where it has none.
+    /// The value of an option of the class, or its default; null where it has none.
     fn value(&self, option: &'static str) -> Value {
         match self.values.get(option) {
             Some(value) if !value.is_null() => value.clone(),
@@ -129,12 +74,16 @@ impl SchedulerConfig {
 
     fn default(&self, option: &'static str) -> Value {
         let info = self.info.option(option);
-        debug_assert!(info.is_some(), "{} has no option {option}", self.info.class);
-        info.map_or(Value::Null, OptionInfo::default_value)
+        info.expect("a class asks for options of its own table")
+            .default_value()
     }
 
     /// The error for an option that cannot have its value.
-    pub(super) fn bad(&self, option: &'static str, expected: impl Into<String>) -> SchedulerError {
+    pub(super) fn bad_option(
+        &self,
+        option: &'static str,
+        expected: impl Into<String>,
+    ) -> SchedulerError {
         let value = self.value(option).to_string();
         SchedulerError::BadOption {
             class: self.info.class,
@@ -159,7 +108,7 @@ impl SchedulerConfig {
         }
         self.value(option)
             .as_bool()
-            .ok_or_else(|| self.bad(option, "true or false"))
+            .ok_or_else(|| self.bad_option(option, "true or false"))
     }
 
     /// A finite number.
@@ -167,7 +116,7 @@ impl SchedulerConfig {
         self.value(option)
             .as_f64()
             .filter(|x| x.is_finite())
-            .ok_or_else(|| self.bad(option, "a number"))
+            .ok_or_else(|| self.bad_option(option, "a number"))
     }
 
     /// A finite number in a range.
@@ -185,7 +134,7 @@ impl SchedulerConfig {
             f64::INFINITY => format!("a number from {low} up"),
             _ => format!("a number from {low} to {high}"),
         };
-        Err(self.bad(option, expected))
+        Err(self.bad_option(option, expected))
     }
 
     /// A finite number, or none if it is null.
@@ -213,7 +162,7 @@ impl SchedulerConfig {
     pub(super) fn integer(&self, option: &'static str) -> Result<i64, SchedulerError> {
         self.value(option)
             .as_i64()
-            .ok_or_else(|| self.bad(option, "a whole number"))
+            .ok_or_else(|| self.bad_option(option, "a whole number"))
     }
 
     /// A whole number in a range.
@@ -229,7 +178,7 @@ impl SchedulerConfig {
             .filter(|n| (low..=high).contains(n));
         number
             .map(|n| n as usize)
-            .ok_or_else(|| self.bad(option, format!("a whole number from {low} to {high}")))
+            .ok_or_else(|| self.bad_option(option, format!("a whole number from {low} to {high}")))
     }
 
     /// A list of numbers, or none if it is null.
@@ -240,9 +189,9 @@ impl SchedulerConfig {
                 let numbers: Option<Vec<f64>> = values.iter().map(Value::as_f64).collect();
                 numbers
                     .map(Some)
-                    .ok_or_else(|| self.bad(option, "a list of numbers"))
+                    .ok_or_else(|| self.bad_option(option, "a list of numbers"))
             }
-            _ => Err(self.bad(option, "a list of numbers")),
+            _ => Err(self.bad_option(option, "a list of numbers")),
         }
     }
 
@@ -254,7 +203,7 @@ impl SchedulerConfig {
             Value::Array(values) => values.iter().map(Value::as_u64).collect(),
             one => one.as_u64().map(|seed| vec![seed]),
         };
-        seeds.ok_or_else(|| self.bad(option, "a seed, or a list of seeds"))
+        seeds.ok_or_else(|| self.bad_option(option, "a seed, or a list of seeds"))
     }
 
     /// One of several words.
@@ -269,11 +218,11 @@ impl SchedulerConfig {
             .find(|(word, _)| value.as_str() == Some(word));
         found.map(|&(_, choice)| choice).ok_or_else(|| {
             let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
-            self.bad(option, words.join(" or "))
+            self.bad_option(option, words.join(" or "))
         })
     }
 
-    /// Which one of several switches is on; an error if two are.
+    /// Reads several switches and gives the choice of the one that is on; an error if two are.
     pub(super) fn one_of<T: Copy>(
         &self,
         switches: &[(&'static str, T)],
@@ -295,40 +244,11 @@ impl SchedulerConfig {
     }
 }
 
-/// Python writes infinite numbers bare, which is not JSON; as strings they can be read.
-fn quote_infinities(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let (mut quoted, mut escaped) = (false, false);
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        if !quoted
-            && let Some(word) = ["-Infinity", "Infinity"]
-                .into_iter()
-                .find(|w| rest.starts_with(w))
-        {
-            out.extend(["\"", word, "\""]);
-            rest = &rest[word.len()..];
-            continue;
-        }
-        quoted ^= c == '"' && !escaped;
-        escaped = c == '\\' && !escaped;
-        out.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    out
-}
-
 impl Serialize for SchedulerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = Map::new();
         object.insert(CLASS.into(), self.info.class.into());
         object.extend(self.values.clone());
         object.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for SchedulerConfig {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_json(Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }

@@ -3,15 +3,18 @@
 
 use super::alphas::{Alphas, whole_timesteps};
 use super::clamp::{Clamp, THRESHOLDING};
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, noise_beside, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DDIMScheduler",
     names: &["ddim"],
+    a1111: Some("DDIM"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("eta above 0"),
@@ -25,7 +28,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 /// The options for where the steps are, with the defaults of the older classes.
@@ -43,17 +45,17 @@ const OPTIONS: &[OptionInfo] = &[
     option("use_clipped_model_output", "false"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let alphas = Alphas::with_last(config, ZeroSnr::Exact)?;
-    let steps = plan.count();
+    let steps = inference.len();
     let schedule = alphas.schedule(config, prediction, whole_timesteps(config, steps)?)?;
     let rule = Ddim {
         prediction,
         clamp: Clamp::either(config)?,
         stride: alphas.trained() / steps as i64,
         alphas,
-        eta: plan.eta as f32,
+        eta: inference.eta as f32,
         clipped: config.flag("use_clipped_model_output")?,
     };
     Ok((schedule, Box::new(rule)))
@@ -69,9 +71,9 @@ struct Ddim {
     clipped: bool,
 }
 
-impl Rule for Ddim {
+impl UpdateRule for Ddim {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let t = step.at.timestep() as i64;
+        let t = step.position.timestep() as i64;
         let (a, a_next) = (self.alphas.at(t), self.alphas.at(t - self.stride));
         let mix = self.alphas.mix(t);
         let (output, sample) = (step.model_output, step.sample);
@@ -95,7 +97,7 @@ impl Rule for Ddim {
         }))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.alphas.add_noise(at.timestep(), original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.alphas.add_noise(position.timestep(), original, noise)
     }
 }

@@ -4,16 +4,19 @@
 use super::alphas::Alphas;
 use super::clamp::Clamp;
 use super::ddim::LEADING;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::{Spacing, sigma_of_alpha, spaced};
+use crate::noise_schedule::{Spacing, sigma_of_alpha, spaced};
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DDIMInverseScheduler",
     names: &["ddim_inverse"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,
@@ -21,7 +24,6 @@ pub(super) const INFO: Info = Info {
     custom_timesteps: false,
     custom_sigmas: false,
     options: &[training::NOISE, LEADING, training::ZERO_SNR, OPTIONS],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -31,10 +33,10 @@ const OPTIONS: &[OptionInfo] = &[
     option("set_alpha_to_one", "true"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let alphas = Alphas::with_last(config, ZeroSnr::Exact)?;
-    let steps = plan.count();
+    let steps = inference.len();
     let spacing = config.choice(
         "timestep_spacing",
         &[
@@ -56,11 +58,11 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
         stride: alphas.trained() / steps as i64,
         alphas,
     };
-    // A sample stands one step below the timestep that the model is told.
+    // A sample has the noise of one step below the timestep that the UNet is given.
     let from = schedule
         .timesteps
         .iter()
-        .map(|&t| rule.alphas.at(rule.from(t as i64)));
+        .map(|&t| rule.alphas.at(rule.start_of(t as i64)));
     let to = schedule.timesteps.last().map(|&t| rule.alphas.at(t as i64));
     schedule.sigmas = from.chain(to).map(sigma_of_alpha).collect();
     Ok((schedule, Box::new(rule)))
@@ -75,26 +77,26 @@ struct DdimInverse {
 }
 
 impl DdimInverse {
-    /// The timestep of the sample that is moved to the timestep `to`.
-    fn from(&self, to: i64) -> i64 {
+    /// The timestep of the noise in a sample that a step moves to the timestep `to`.
+    fn start_of(&self, to: i64) -> i64 {
         (to - self.stride).min(self.alphas.trained() - 1)
     }
 }
 
-impl Rule for DdimInverse {
+impl UpdateRule for DdimInverse {
     fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let to = step.at.timestep() as i64;
-        let mix = self.alphas.mix(self.from(to));
+        let to = step.position.timestep() as i64;
+        let mix = self.alphas.mix(self.start_of(to));
         let (output, sample) = (step.model_output, step.sample);
         let clean = self.prediction.clean(output, sample, mix.alpha, mix.sigma);
         let clean = self.clamp.apply(clean);
         let epsilon = self.prediction.noise(output, sample, mix.alpha, mix.sigma);
-        Ok(self.alphas.mix(to).of(&clean, &epsilon))
+        Ok(self.alphas.mix(to).combine(&clean, &epsilon))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
         self.alphas
-            .mix(self.from(at.timestep() as i64))
-            .of(original, noise)
+            .mix(self.start_of(position.timestep() as i64))
+            .combine(original, noise)
     }
 }

@@ -4,17 +4,20 @@
 use super::alphas::{Alphas, whole_timesteps};
 use super::clamp::{Clamp, THRESHOLDING};
 use super::ddim::LEADING;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::math::{exp, ln};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError, Steps};
 use crate::latents::Latents;
-use crate::schedule::BetaSchedule;
+use crate::noise_schedule::BetaSchedule;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DDPMScheduler",
     names: &["ddpm"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,
@@ -28,7 +31,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -50,7 +52,7 @@ enum Variance {
     Large,
 }
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let mut schedules = training::BETA_SCHEDULES.to_vec();
     schedules.extend([
@@ -58,7 +60,7 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
         ("sigmoid", BetaSchedule::Sigmoid),
     ]);
     let alphas = Alphas::to_one(config, &schedules, ZeroSnr::Exact)?;
-    let timesteps = match &plan.steps {
+    let timesteps = match &inference.steps {
         Steps::Count(steps) => whole_timesteps(config, *steps)?,
         Steps::Timesteps(timesteps) | Steps::Sigmas(timesteps) => timesteps.clone(),
     };
@@ -100,14 +102,13 @@ impl Ddpm {
     }
 }
 
-impl Rule for Ddpm {
+impl UpdateRule for Ddpm {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let t = step.at.timestep() as i64;
-        let following = step.at.schedule.timesteps.get(step.at.index + 1);
-        let (a, a_next) = (
-            self.alphas.at(t),
-            self.alphas.at(following.map_or(-1, |&t| t as i64)),
-        );
+        let t = step.position.timestep() as i64;
+        let next = step.position.timestep_next();
+        // The last step goes to the finished image.
+        let t_next = next.map_or(-1, |t| t as i64);
+        let (a, a_next) = (self.alphas.at(t), self.alphas.at(t_next));
         let mix = self.alphas.mix(t);
         let clean = self
             .prediction
@@ -129,7 +130,7 @@ impl Rule for Ddpm {
         }))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.alphas.add_noise(at.timestep(), original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.alphas.add_noise(position.timestep(), original, noise)
     }
 }

@@ -3,18 +3,21 @@
 //! has it.
 
 use super::clamp::{Clamp, THRESHOLDING};
-use super::dpm_solver::{Algorithm, Update};
-use super::multistep::{self, Orders, Space, curve};
+use super::dpm_solver::{Algorithm, SolverUpdate};
+use super::info::{Info, OptionInfo, Randomness, option};
+use super::multistep::{self, Orders, Space, level_curve};
 use super::prediction::{EPSILON, FLOW, Prediction, SAMPLE, V, noise_beside, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::{Levels, Position};
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::{SigmaTable, numpy_log as ln};
+use crate::noise_schedule::{SigmaTable, numpy_log as ln};
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DEISMultistepScheduler",
     names: &["deis"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,
@@ -31,7 +34,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -40,37 +42,37 @@ const OPTIONS: &[OptionInfo] = &[
     option("solver_type", r#""logrho""#),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     // There is one algorithm and one solver type; what other classes have is taken for it.
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::No)?;
     let table = SigmaTable::new(&alphas);
     let spaced = |steps| multistep::spaced(config, 0, steps);
-    let levels = multistep::levels(config, plan, &table, false, spaced)?;
+    let levels = multistep::levels(config, inference, &table, false, spaced)?;
     let rule = Deis {
         prediction,
         orders: Orders {
             order: config.count_in("solver_order", 1, 3)?,
-            lower_final: config.flag("lower_order_final")?,
-            first_last: false,
+            lower_order_final: config.flag("lower_order_final")?,
+            euler_at_final: false,
         },
         space: Space::new(config)?,
         clamp: Clamp::dynamic(config)?,
     };
     let last = last_sigma(config, &levels, &table)?;
-    Ok((multistep::with_final(levels, last), Box::new(rule)))
+    Ok((multistep::schedule(levels, last), Box::new(rule)))
 }
 
-/// The lowest level of training; on a curve its last level once more, so that the last step stands
-/// still.
+/// The level of the result: the lowest of training; on a curve its last level once more, so that the
+/// last step has no length.
 pub(super) fn last_sigma(
     config: &SchedulerConfig,
-    levels: &multistep::Levels,
+    levels: &Levels,
     table: &SigmaTable,
 ) -> Result<f32, SchedulerError> {
-    let last = levels.sigmas.last().map_or(table.min(), |&s| s as f32);
-    Ok(if curve(config)?.is_some() {
+    let last = *levels.sigmas.last().expect("a run has a step") as f32;
+    Ok(if level_curve(config)?.is_some() {
         last
     } else {
         table.min()
@@ -84,36 +86,39 @@ struct Deis {
     clamp: Clamp,
 }
 
-impl Rule for Deis {
+impl UpdateRule for Deis {
     fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError> {
         let Step {
-            at, sample, state, ..
+            position,
+            sample,
+            state,
+            ..
         } = step;
-        let here = self.space.level(at.sigma());
+        let here = self.space.level(position.sigma());
         let clean = self
             .space
-            .clean(self.prediction, step.model_output, sample, at.sigma());
+            .clean(self.prediction, step.model_output, sample, position.sigma());
         let clean = self.clamp.apply(clean);
         let sigma = if self.prediction == Prediction::Flow {
-            at.sigma()
+            position.sigma()
         } else {
             here.sigma
         };
         let epsilon = noise_beside(&clean, sample, here.alpha, sigma);
         state.remember(epsilon, self.orders.order);
 
-        let order = self.orders.at(at, state.index);
-        let to = self.space.level(at.sigma_next());
+        let order = self.orders.at(position, state.index);
+        let to = self.space.level(position.sigma_next());
         if order == 1 {
-            let update = Update::new(Algorithm::Noise, here, to);
+            let update = SolverUpdate::new(Algorithm::Noise, here, to);
             return Ok(update.first(sample, state.past(0)?, None));
         }
         let rho = |sigma: f32| {
             let level = self.space.level(sigma);
             level.sigma / level.alpha
         };
-        let rho_to = rho(at.sigma_next());
-        let rhos: Vec<f32> = (0..order).map(|i| rho(at.sigma_past(i))).collect();
+        let rho_to = rho(position.sigma_next());
+        let rhos: Vec<f32> = (0..order).map(|i| rho(position.sigma_past(i))).collect();
         let (alpha, alpha_to) = (here.alpha, to.alpha);
         if order == 2 {
             let [c0, c1] = [[0, 1], [1, 0]].map(|[b, c]| {
@@ -134,8 +139,8 @@ impl Rule for Deis {
         }))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.space.add_noise(at, original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.space.add_noise(position, original, noise)
     }
 }
 

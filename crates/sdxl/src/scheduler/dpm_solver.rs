@@ -4,7 +4,8 @@
 
 use super::math::exp;
 use super::multistep::{Level, Space};
-use super::{At, SchedulerConfig, SchedulerError};
+use super::schedule::Position;
+use super::{SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
 /// The quantity that a solver integrates, and whether the solver adds noise.
@@ -42,28 +43,28 @@ impl Algorithm {
 
 /// The way in which the first derivative enters a second-order update.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Solver {
+pub(super) enum SolverType {
     Midpoint,
     Heun,
 }
 
-/// As `solver_type` says; the types of other classes mean the midpoint.
-pub(super) fn solver(config: &SchedulerConfig) -> Result<Solver, SchedulerError> {
+/// Reads `solver_type`; the types of other classes mean the midpoint.
+pub(super) fn solver_type(config: &SchedulerConfig) -> Result<SolverType, SchedulerError> {
     config.choice(
         "solver_type",
         &[
-            ("midpoint", Solver::Midpoint),
-            ("heun", Solver::Heun),
-            ("logrho", Solver::Midpoint),
-            ("bh1", Solver::Midpoint),
-            ("bh2", Solver::Midpoint),
+            ("midpoint", SolverType::Midpoint),
+            ("heun", SolverType::Heun),
+            ("logrho", SolverType::Midpoint),
+            ("bh1", SolverType::Midpoint),
+            ("bh2", SolverType::Midpoint),
         ],
     )
 }
 
 /// The factors of an update from one level to another: the next sample is their sum of products
 /// with the sample, the model output, its first and second derivative by lambda, and noise.
-pub(super) struct Update {
+pub(super) struct SolverUpdate {
     sample: f32,
     output: f32,
     midpoint: f32,
@@ -72,7 +73,7 @@ pub(super) struct Update {
     noise: f32,
 }
 
-impl Update {
+impl SolverUpdate {
     pub(super) fn new(algorithm: Algorithm, from: Level, to: Level) -> Self {
         let h = to.lambda - from.lambda;
         match algorithm {
@@ -142,12 +143,12 @@ impl Update {
     /// The second-order update, with the first derivative.
     pub(super) fn second(
         &self,
-        solver: Solver,
+        solver: SolverType,
         sample: &Latents,
         [output, first]: [&Latents; 2],
         noise: Option<&Latents>,
     ) -> Latents {
-        let factor = if solver == Solver::Heun {
+        let factor = if solver == SolverType::Heun {
             self.heun
         } else {
             self.midpoint
@@ -179,11 +180,11 @@ impl Update {
     }
 }
 
-/// A multistep update: what is integrated and how.
+/// A multistep solver: the quantity that is integrated, and the way.
 #[derive(Clone, Copy)]
 pub(super) struct Multistep {
     pub(super) algorithm: Algorithm,
-    pub(super) solver: Solver,
+    pub(super) solver_type: SolverType,
     pub(super) space: Space,
 }
 
@@ -192,16 +193,16 @@ impl Multistep {
     /// update.
     pub(super) fn update(
         self,
-        at: At<'_>,
+        position: Position<'_>,
         outputs: &[&Latents],
         sample: &Latents,
         noise: Option<&Latents>,
     ) -> Latents {
-        let level = |back: usize| self.space.level(at.sigma_past(back));
-        let (from, to) = (level(0), self.space.level(at.sigma_next()));
-        let update = Update::new(self.algorithm, from, to);
+        let level = |back: usize| self.space.level(position.sigma_past(back));
+        let (from, to) = (level(0), self.space.level(position.sigma_next()));
+        let update = SolverUpdate::new(self.algorithm, from, to);
         let h = to.lambda - from.lambda;
-        // The difference of two neighbouring outputs, by the length of the step that is taken now.
+        // The derivative by lambda between two neighbouring outputs, times the length of this step.
         let ratio = |back: usize| (level(back).lambda - level(back + 1).lambda) / h;
         let slope = |back: usize| {
             let factor = 1.0 / ratio(back);
@@ -209,12 +210,12 @@ impl Multistep {
                 factor * (a - b)
             })
         };
-        // A step that stands still, as at the end of a curve whose last level comes twice, has no
-        // slopes by its own length.
+        // A step without length, as at the end of a curve whose last level comes twice, would divide
+        // by zero.
         let order = if h == 0.0 { 1 } else { outputs.len() };
         match order {
             1 => update.first(sample, outputs[0], noise),
-            2 => update.second(self.solver, sample, [outputs[0], &slope(0)], noise),
+            2 => update.second(self.solver_type, sample, [outputs[0], &slope(0)], noise),
             _ => {
                 let (r0, r1) = (ratio(0), ratio(1));
                 let (near, far) = (slope(0), slope(1));

@@ -3,17 +3,20 @@
 
 use super::clamp::{Clamp, THRESHOLDING};
 use super::dpm_solver::{self, Algorithm, Multistep};
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::multistep::{self, Orders, Space};
 use super::prediction::{EPSILON, FLOW, Prediction, SAMPLE, V, noise_beside, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::SigmaTable;
+use crate::noise_schedule::SigmaTable;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DPMSolverMultistepScheduler",
     names: &["dpm++_2m", "dpm_multi"],
+    a1111: Some("DPM++ 2M"),
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("algorithm_type sde-dpmsolver++"),
@@ -33,7 +36,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -45,7 +47,7 @@ const OPTIONS: &[OptionInfo] = &[
     option("final_sigmas_type", r#""zero""#),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     let known = [
@@ -66,22 +68,22 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     }
     let clipped = multistep::clipped(config, &alphas)?;
     let spaced = |steps| multistep::spaced(config, clipped, steps);
-    let levels = multistep::levels(config, plan, &table, true, spaced)?;
+    let levels = multistep::levels(config, inference, &table, true, spaced)?;
     let rule = DpmSolverMultistep {
         prediction,
         clamp: Clamp::dynamic(config)?,
         method: Multistep {
             algorithm,
-            solver: dpm_solver::solver(config)?,
+            solver_type: dpm_solver::solver_type(config)?,
             space: Space::new(config)?,
         },
         orders: Orders {
             order,
-            lower_final: config.flag("lower_order_final")?,
-            first_last: last == 0.0 || config.flag("euler_at_final")?,
+            lower_order_final: config.flag("lower_order_final")?,
+            euler_at_final: last == 0.0 || config.flag("euler_at_final")?,
         },
     };
-    Ok((multistep::with_final(levels, last), Box::new(rule)))
+    Ok((multistep::schedule(levels, last), Box::new(rule)))
 }
 
 /// Refuses options with which the algorithms that integrate the noise cannot work.
@@ -114,7 +116,7 @@ struct DpmSolverMultistep {
     orders: Orders,
 }
 
-impl Rule for DpmSolverMultistep {
+impl UpdateRule for DpmSolverMultistep {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
         let Multistep {
             algorithm, space, ..
@@ -128,14 +130,14 @@ impl Rule for DpmSolverMultistep {
         };
         let outputs = step
             .state
-            .newest(self.orders.at(step.at, step.state.index))?;
+            .newest(self.orders.at(step.position, step.state.index))?;
         Ok(self
             .method
-            .update(step.at, &outputs, step.sample, noise.as_ref()))
+            .update(step.position, &outputs, step.sample, noise.as_ref()))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.method.space.add_noise(at, original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.method.space.add_noise(position, original, noise)
     }
 }
 
@@ -149,12 +151,12 @@ pub(super) fn convert(
     step: &Step<'_>,
 ) -> Latents {
     let Step {
-        at,
+        position,
         model_output: output,
         sample,
         ..
     } = *step;
-    let sigma = at.sigma();
+    let sigma = position.sigma();
     if algorithm.is_clean() {
         return clamp.apply(space.clean(prediction, output, sample, sigma));
     }

@@ -3,19 +3,22 @@
 //! step, and noise from a Brownian path over the noise level, so that pictures of different numbers
 //! of steps resemble one another.
 
-use super::exploding;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::math::{exp, exp_m1, ln};
 use super::prediction::{EPSILON, Prediction, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::{Position, with_final};
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::variance_exploding;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 use crate::noise::{BrownianTree, NoiseError, PartOfBatch};
-use crate::schedule::SigmaTable;
+use crate::noise_schedule::SigmaTable;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DPMSolverSDEScheduler",
     names: &["dpm++_sde"],
+    a1111: Some("DPM++ SDE"),
     order: 2,
     evaluations_per_step: 2,
     randomness: Randomness::Stochastic,
@@ -28,7 +31,6 @@ pub(super) const INFO: Info = Info {
         training::CURVES,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -38,12 +40,12 @@ const OPTIONS: &[OptionInfo] = &[
     option("s_noise", "1.0"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::No)?;
     let table = SigmaTable::new(&alphas);
-    let curve = training::curve(config)?;
-    let levels = exploding::levels(config, plan, &table, curve, (None, None))?;
+    let curve = training::sigma_curve(config)?;
+    let levels = variance_exploding::levels(config, inference, &table, curve, (None, None))?;
     // The timestep of each step's middle, which is computed in f64 here and in f32 in the update.
     let logs: Vec<f64> = levels.sigmas.iter().map(|&s| -libm::log(s)).collect();
     let middles = logs
@@ -55,8 +57,8 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
         timesteps.push(t);
         timesteps.extend(middles.next());
     }
-    let sigmas = exploding::with_final(&exploding::twice(&levels.sigmas), 0.0);
-    let schedule = exploding::schedule(training::spacing(config)?, timesteps, sigmas);
+    let sigmas = with_final(&variance_exploding::twice(&levels.sigmas), 0.0);
+    let schedule = variance_exploding::schedule(training::spacing(config)?, timesteps, sigmas);
     let seeds = config.seeds("noise_sampler_seed")?;
     let s_noise = config.number("s_noise")? as f32;
     Ok((
@@ -66,7 +68,7 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
             seeds,
             s_noise,
             trees: Vec::new(),
-            grown_from: Vec::new(),
+            tree_seeds: Vec::new(),
             part: None,
         }),
     ))
@@ -78,51 +80,55 @@ struct DpmSolverSde {
     /// none.
     seeds: Vec<u64>,
     s_noise: f32,
-    /// The Brownian paths of the run, once they are needed, and the seeds that they follow from.
+    /// The Brownian paths of the run; empty before the first evaluation.
     trees: Vec<BrownianTree>,
-    grown_from: Vec<u64>,
-    /// The images that paths of a whole batch are cut down to.
+    /// The seeds of `trees`.
+    tree_seeds: Vec<u64>,
+    /// The images of this run within the batch, where one path serves a whole batch.
     part: Option<PartOfBatch>,
 }
 
-impl Rule for DpmSolverSde {
-    fn scale_model_input(&self, at: At<'_>, sample: &Latents) -> Latents {
-        exploding::scale(sample, level(at))
+impl UpdateRule for DpmSolverSde {
+    fn scale_model_input(&self, position: Position<'_>, sample: &Latents) -> Latents {
+        variance_exploding::scale(sample, sample_sigma(position))
     }
 
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let at = step.at;
-        self.grow_trees(&mut step)?;
-        let denoised = self
-            .prediction
-            .denoise(step.model_output, step.sample, level(at));
-        let (start, end) = ends(at);
-        if end == 0.0 {
-            let derivative = exploding::derivative(step.sample, &denoised, start);
-            return Ok(exploding::along(step.sample, &derivative, end - start));
+        let position = step.position;
+        self.make_trees(&mut step)?;
+        let denoised =
+            self.prediction
+                .denoise(step.model_output, step.sample, sample_sigma(position));
+        let (sigma, sigma_next) = step_sigmas(position);
+        if sigma_next == 0.0 {
+            let d = variance_exploding::derivative(step.sample, &denoised, sigma);
+            let dt = sigma_next - sigma;
+            return Ok(variance_exploding::euler_step(step.sample, &d, dt));
         }
-        let t = -ln(start);
-        let (from, to, anchor) = if at.is_second() {
-            (exp(-t), exp(ln(end)), step.state.take_anchor()?)
+        // As in k-diffusion, t is the negative logarithm of a noise level; going there and back
+        // rounds as the reference does.
+        let t = -ln(sigma);
+        let (from, to, anchor) = if position.is_second() {
+            (exp(-t), exp(ln(sigma_next)), step.state.take_anchor()?)
         } else {
             step.state.anchor = Some(step.sample.clone());
-            (exp(-t), middle(at), step.sample.clone())
+            (exp(-t), sigma_mid(position), step.sample.clone())
         };
-        let up = to.min(exploding::ancestral(from, to).1);
-        let down = (to * to - up * up).sqrt();
-        let t_down = -ln(down);
-        let (of_sample, of_clean) = (exp(-t_down) / exp(-t), exp_m1(t - t_down));
-        let moved = Latents::zip_with([&anchor, &denoised], |[x, x0]| {
-            of_sample * x - of_clean * x0
+        let sigma_up = to.min(variance_exploding::ancestral_step(from, to).1);
+        let sigma_down = (to * to - sigma_up * sigma_up).sqrt();
+        let t_down = -ln(sigma_down);
+        let (of_sample, of_denoised) = (exp(-t_down) / exp(-t), exp_m1(t - t_down));
+        let next = Latents::zip_with([&anchor, &denoised], |[x, x0]| {
+            of_sample * x - of_denoised * x0
         });
         let noise = self.noise(from, to);
-        Ok(Latents::zip_with([&moved, &noise], |[x, n]| {
-            x + n * self.s_noise * up
+        Ok(Latents::zip_with([&next, &noise], |[x, n]| {
+            x + n * self.s_noise * sigma_up
         }))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        exploding::add_noise(original, noise, at.sigma())
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        variance_exploding::add_noise(original, noise, position.sigma())
     }
 
     fn check_images(&self, images: usize) -> Result<(), SchedulerError> {
@@ -141,34 +147,34 @@ fn check_seeds(seeds: &[u64], images: usize) -> Result<(), SchedulerError> {
     }
 }
 
-/// The levels at the start and the end of the step that an evaluation belongs to.
-fn ends(at: At<'_>) -> (f32, f32) {
-    if at.is_second() {
-        (at.sigma_past(1), at.sigma())
+/// The noise levels at the start and the end of the step that an evaluation belongs to.
+fn step_sigmas(position: Position<'_>) -> (f32, f32) {
+    if position.is_second() {
+        (position.sigma_past(1), position.sigma())
     } else {
-        (at.sigma(), at.sigma_next())
+        (position.sigma(), position.sigma_next())
     }
 }
 
-/// The level in the middle of the step, in the logarithm.
-fn middle(at: At<'_>) -> f32 {
-    let (start, end) = ends(at);
-    let (t, t_end) = (-ln(start), -ln(end));
-    exp(-(t + (t_end - t) * 0.5))
+/// The noise level in the middle of the step, in the logarithm.
+fn sigma_mid(position: Position<'_>) -> f32 {
+    let (sigma, sigma_next) = step_sigmas(position);
+    let (t, t_next) = (-ln(sigma), -ln(sigma_next));
+    exp(-(t + (t_next - t) * 0.5))
 }
 
-/// The level of an evaluation's sample.
-fn level(at: At<'_>) -> f32 {
-    if at.is_second() {
-        middle(at)
+/// The noise level of an evaluation's sample.
+fn sample_sigma(position: Position<'_>) -> f32 {
+    if position.is_second() {
+        sigma_mid(position)
     } else {
-        at.sigma()
+        position.sigma()
     }
 }
 
 impl DpmSolverSde {
-    /// Starts the Brownian paths of a run, or those of a run that goes on.
-    fn grow_trees(&mut self, step: &mut Step<'_>) -> Result<(), SchedulerError> {
+    /// Makes the Brownian paths of a run at its first evaluation, or at the first one after a restart.
+    fn make_trees(&mut self, step: &mut Step<'_>) -> Result<(), SchedulerError> {
         if step.state.index == 0 {
             // Without a seed of its own the reference draws one from the global generator.
             let given = &self.seeds;
@@ -180,12 +186,12 @@ impl DpmSolverSde {
         }
         let [batch, height, width, channels] = step.sample.shape();
         let seeds = &step.state.seeds;
-        if step.state.index > 0 && !self.trees.is_empty() && *seeds == self.grown_from {
+        if step.state.index > 0 && !self.trees.is_empty() && *seeds == self.tree_seeds {
             return Ok(());
         }
         let part = step.noise.part(batch);
         check_seeds(seeds, part.of)?;
-        // One path for the whole batch is cut down to the images that are worked on.
+        // Of a path for the whole batch, the images of this run are used.
         let one = seeds.len() == 1;
         self.part = one.then_some(part);
         let (own, images) = match one {
@@ -193,7 +199,7 @@ impl DpmSolverSde {
             false => (&seeds[part.first..part.first + part.count], 1),
         };
         let shape = [images, height, width, channels];
-        let sigmas = &step.at.schedule.sigmas;
+        let sigmas = &step.position.schedule.sigmas;
         let low = sigmas
             .iter()
             .copied()
@@ -205,11 +211,11 @@ impl DpmSolverSde {
             .iter()
             .map(|&seed| BrownianTree::new(rng, seed, low.into(), high.into(), shape))
             .collect();
-        self.grown_from = seeds.clone();
+        self.tree_seeds = seeds.clone();
         Ok(())
     }
 
-    /// Standard normal noise for the way between two levels.
+    /// Standard normal noise for a step between two noise levels.
     fn noise(&self, from: f32, to: f32) -> Latents {
         let increments = self
             .trees

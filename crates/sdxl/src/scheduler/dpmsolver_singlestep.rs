@@ -3,19 +3,22 @@
 //! the step.
 
 use super::clamp::{Clamp, THRESHOLDING};
-use super::dpm_solver::{self, Algorithm, Solver, Update};
+use super::dpm_solver::{self, Algorithm, SolverType, SolverUpdate};
 use super::dpmsolver_multistep::{check_noise_algorithm, convert};
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::multistep::{self, Level, Space};
 use super::prediction::{EPSILON, FLOW, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::{SigmaTable, Spacing, spaced_without_last};
+use crate::noise_schedule::{SigmaTable, Spacing, spaced_without_last};
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "DPMSolverSinglestepScheduler",
     names: &["dpm++_2s", "dpm_single"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("algorithm_type sde-dpmsolver++"),
@@ -32,7 +35,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -44,7 +46,7 @@ const OPTIONS: &[OptionInfo] = &[
     option("final_sigmas_type", r#""zero""#),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     let known = [
@@ -73,7 +75,7 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
             0,
         ))
     };
-    let levels = multistep::levels(config, plan, &table, false, spaced)?;
+    let levels = multistep::levels(config, inference, &table, false, spaced)?;
     let steps = levels.timesteps.len();
     // The reference lowers the order at the end wherever it must.
     let lower = config.flag("lower_order_final")? || last == 0.0 || steps % order != 0;
@@ -83,10 +85,10 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
         orders: orders(order, steps, lower, last == 0.0),
         order,
         space: Space::new(config)?,
-        solver: dpm_solver::solver(config)?,
+        solver_type: dpm_solver::solver_type(config)?,
         clamp: Clamp::dynamic(config)?,
     };
-    Ok((multistep::with_final(levels, last), Box::new(rule)))
+    Ok((multistep::schedule(levels, last), Box::new(rule)))
 }
 
 /// The place of every evaluation in its step, from 1. `lower` ends with steps of lower order,
@@ -107,13 +109,13 @@ struct DpmSolverSinglestep {
     orders: Vec<usize>,
     order: usize,
     space: Space,
-    solver: Solver,
+    solver_type: SolverType,
     clamp: Clamp,
 }
 
-impl Rule for DpmSolverSinglestep {
+impl UpdateRule for DpmSolverSinglestep {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let at = step.at;
+        let position = step.position;
         let converted = convert(
             self.algorithm,
             self.prediction,
@@ -127,19 +129,19 @@ impl Rule for DpmSolverSinglestep {
         } else {
             None
         };
-        // A plan that is cut may begin in the middle of a step.
-        let order = self.orders[at.index].min(step.state.history.len());
+        // A run that leaves out the first evaluations may begin in the middle of a step.
+        let order = self.orders[position.index].min(step.state.history.len());
         if order == 1 {
             step.state.anchor = Some(step.sample.clone());
         }
         let anchor = step.state.take_anchor()?;
-        let next = self.update(at, order, &anchor, &step, noise.as_ref())?;
+        let next = self.update(position, order, &anchor, &step, noise.as_ref())?;
         step.state.anchor = Some(anchor);
         Ok(next)
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.space.add_noise(at, original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.space.add_noise(position, original, noise)
     }
 }
 
@@ -147,19 +149,19 @@ impl DpmSolverSinglestep {
     /// The step from its start at `anchor`, as far as its evaluations so far lead.
     fn update(
         &self,
-        at: At<'_>,
+        position: Position<'_>,
         order: usize,
         anchor: &Latents,
         step: &Step<'_>,
         noise: Option<&Latents>,
     ) -> Result<Latents, SchedulerError> {
-        let level = |back: usize| self.space.level(at.sigma_past(back));
-        let (start, to) = (level(order - 1), self.space.level(at.sigma_next()));
-        let update = Update::new(self.algorithm, start, to);
+        let level = |back: usize| self.space.level(position.sigma_past(back));
+        let (start, to) = (level(order - 1), self.space.level(position.sigma_next()));
+        let update = SolverUpdate::new(self.algorithm, start, to);
         let output = step.state.past(order - 1)?;
         let h = to.lambda - start.lambda;
         let ratio = |level: Level| (level.lambda - start.lambda) / h;
-        // The change of the output since the start, by the length of the step.
+        // The derivative by lambda since the start, times the length of the step.
         let slope = |back: usize| -> Result<Latents, SchedulerError> {
             let factor = 1.0 / ratio(level(back));
             let later = step.state.past(back)?;
@@ -169,12 +171,12 @@ impl DpmSolverSinglestep {
         };
         Ok(match order {
             1 => update.first(anchor, output, noise),
-            2 => update.second(self.solver, anchor, [output, &slope(0)?], noise),
+            2 => update.second(self.solver_type, anchor, [output, &slope(0)?], noise),
             _ => {
                 let (near, far) = (slope(1)?, slope(0)?);
-                if self.solver == Solver::Midpoint {
-                    // Its only derivative is that over the longer way.
-                    return Ok(update.second(Solver::Heun, anchor, [output, &far], noise));
+                if self.solver_type == SolverType::Midpoint {
+                    // It uses one derivative only, the one over the whole step.
+                    return Ok(update.second(SolverType::Heun, anchor, [output, &far], noise));
                 }
                 let (r0, r1) = (ratio(level(0)), ratio(level(1)));
                 let first =

@@ -1,13 +1,14 @@
 //! Models trained in the formulation of Karras et al. 2022 (EDM), with continuous noise levels: the
 //! preconditioning of table 1 and the levels of equation 5.
 
+use super::info::{OptionInfo, option};
 use super::math::{exp, ln};
 use super::prediction::Prediction;
-use super::registry::OptionInfo;
-use super::training::{final_sigma, option};
-use super::{Schedule, SchedulerConfig, SchedulerError};
+use super::schedule::Schedule;
+use super::training::final_sigma;
+use super::{SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::{karras, linspace_f32};
+use crate::noise_schedule::{karras, linspace_f32};
 
 pub(super) const OPTIONS: &[OptionInfo] = &[
     option("sigma_min", "0.002"),
@@ -22,7 +23,7 @@ pub(super) const OPTIONS: &[OptionInfo] = &[
 
 /// The scaling of the model's input and output.
 pub(super) struct Preconditioning {
-    data: f32,
+    sigma_data: f32,
     prediction: Prediction,
 }
 
@@ -31,32 +32,35 @@ impl Preconditioning {
         config: &SchedulerConfig,
         prediction: Prediction,
     ) -> Result<Self, SchedulerError> {
-        let data = config.number_in("sigma_data", 1e-6, f64::INFINITY)? as f32;
-        Ok(Self { data, prediction })
+        let sigma_data = config.number_in("sigma_data", 1e-6, f64::INFINITY)? as f32;
+        Ok(Self {
+            sigma_data,
+            prediction,
+        })
     }
 
-    /// A sample of unit variance.
+    /// Scales a sample to unit variance, for the UNet.
     pub(super) fn scale(&self, sample: &Latents, sigma: f32) -> Latents {
-        let factor = 1.0 / (sigma * sigma + self.data * self.data).sqrt();
-        sample.map(|x| x * factor)
+        let c_in = 1.0 / (sigma * sigma + self.sigma_data * self.sigma_data).sqrt();
+        sample.map(|x| x * c_in)
     }
 
-    /// The clean image in a sample.
+    /// The clean image in a sample, by the UNet's output.
     pub(super) fn denoise(&self, output: &Latents, sample: &Latents, sigma: f32) -> Latents {
-        let variance = sigma * sigma + self.data * self.data;
-        let skip = self.data * self.data / variance;
-        let size = sigma * self.data / variance.sqrt();
-        let factor = if self.prediction == Prediction::V {
-            -size
+        let variance = sigma * sigma + self.sigma_data * self.sigma_data;
+        let c_skip = self.sigma_data * self.sigma_data / variance;
+        let c_out = sigma * self.sigma_data / variance.sqrt();
+        let c_out = if self.prediction == Prediction::V {
+            -c_out
         } else {
-            size
+            c_out
         };
-        Latents::zip_with([sample, output], |[x, out]| skip * x + factor * out)
+        Latents::zip_with([sample, output], |[x, out]| c_skip * x + c_out * out)
     }
 }
 
-/// The schedule of so many levels, on the curve of Karras at the places `ramp`. Where the final
-/// level is not zero, `lowest` gives it, from the levels and the option `sigma_min`.
+/// The schedule of `steps` levels, on the curve of Karras at the places `ramp`. Where the level of
+/// the result is not zero, `lowest` gives it, from the levels and the option `sigma_min`.
 pub(super) fn schedule(
     config: &SchedulerConfig,
     steps: usize,
@@ -66,7 +70,7 @@ pub(super) fn schedule(
     let min = config.number_in("sigma_min", 1e-9, 1e9)?;
     let max = config.number_in("sigma_max", 1e-9, 1e9)?;
     if min >= max {
-        return Err(config.bad("sigma_min", format!("below sigma_max, {max}")));
+        return Err(config.bad_option("sigma_min", format!("below sigma_max, {max}")));
     }
     let rho = config.number_in("rho", 0.1, 100.0)?;
     let is_karras = config.choice(

@@ -4,18 +4,20 @@
 use super::clamp::{Clamp, THRESHOLDING};
 use super::dpm_solver::{self, Multistep};
 use super::edm::{self, Preconditioning};
-use super::exploding;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::multistep::{Orders, Space};
 use super::prediction::{EPSILON, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::option;
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::update_rule::{Built, Step, UpdateRule};
+use super::variance_exploding;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::linspace_f32;
+use crate::noise_schedule::linspace_f32;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "EDMDPMSolverMultistepScheduler",
     names: &["edm_dpm++_2m", "edm_dpmsolver"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("algorithm_type sde-dpmsolver++"),
@@ -23,7 +25,6 @@ pub(super) const INFO: Info = Info {
     custom_timesteps: false,
     custom_sigmas: false,
     options: &[edm::OPTIONS, THRESHOLDING, OPTIONS],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -34,9 +35,9 @@ const OPTIONS: &[OptionInfo] = &[
     option("euler_at_final", "false"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
-    let steps = plan.count();
+    let steps = inference.len();
     let ramp: Vec<f64> = linspace_f32(0.0, 1.0, steps)
         .into_iter()
         .map(f64::from)
@@ -59,13 +60,13 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
         clamp: Clamp::dynamic(config)?,
         method: Multistep {
             algorithm,
-            solver: dpm_solver::solver(config)?,
-            space: Space::Exploding,
+            solver_type: dpm_solver::solver_type(config)?,
+            space: Space::VarianceExploding,
         },
         orders: Orders {
             order,
-            lower_final: config.flag("lower_order_final")?,
-            first_last: last == 0.0 || config.flag("euler_at_final")?,
+            lower_order_final: config.flag("lower_order_final")?,
+            euler_at_final: last == 0.0 || config.flag("euler_at_final")?,
         },
     };
     Ok((schedule, Box::new(rule)))
@@ -78,16 +79,16 @@ struct EdmDpmSolverMultistep {
     orders: Orders,
 }
 
-impl Rule for EdmDpmSolverMultistep {
-    fn scale_model_input(&self, at: At<'_>, sample: &Latents) -> Latents {
-        self.model.scale(sample, at.sigma())
+impl UpdateRule for EdmDpmSolverMultistep {
+    fn scale_model_input(&self, position: Position<'_>, sample: &Latents) -> Latents {
+        self.model.scale(sample, position.sigma())
     }
 
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let at = step.at;
+        let position = step.position;
         let clean = self
             .model
-            .denoise(step.model_output, step.sample, at.sigma());
+            .denoise(step.model_output, step.sample, position.sigma());
         step.state
             .remember(self.clamp.apply(clean), self.orders.order);
         let noise = if self.method.algorithm.is_stochastic() {
@@ -95,13 +96,15 @@ impl Rule for EdmDpmSolverMultistep {
         } else {
             None
         };
-        let outputs = step.state.newest(self.orders.at(at, step.state.index))?;
+        let outputs = step
+            .state
+            .newest(self.orders.at(position, step.state.index))?;
         Ok(self
             .method
-            .update(at, &outputs, step.sample, noise.as_ref()))
+            .update(position, &outputs, step.sample, noise.as_ref()))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        exploding::add_noise(original, noise, at.sigma())
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        variance_exploding::add_noise(original, noise, position.sigma())
     }
 }

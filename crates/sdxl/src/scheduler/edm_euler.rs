@@ -2,16 +2,19 @@
 
 use super::edm::{self, Preconditioning};
 use super::euler_discrete::{CHURN, Churn};
-use super::exploding;
+use super::info::{Info, Randomness};
 use super::prediction::{EPSILON, V, prediction};
-use super::registry::{Built, Info, Randomness};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::update_rule::{Built, Step, UpdateRule};
+use super::variance_exploding;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::linspace;
+use crate::noise_schedule::linspace;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "EDMEulerScheduler",
     names: &["edm_euler"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("s_churn above 0"),
@@ -19,12 +22,11 @@ pub(super) const INFO: Info = Info {
     custom_timesteps: false,
     custom_sigmas: false,
     options: &[edm::OPTIONS, CHURN],
-    build,
 };
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
-    let steps = plan.count();
+    let steps = inference.len();
     let lowest = |sigmas: &[f32], _| sigmas[sigmas.len() - 1];
     let schedule = edm::schedule(config, steps, &linspace(0.0, 1.0, steps), lowest)?;
     let model = Preconditioning::new(config, prediction)?;
@@ -42,23 +44,20 @@ struct EdmEuler {
     churn: Churn,
 }
 
-impl Rule for EdmEuler {
-    fn scale_model_input(&self, at: At<'_>, sample: &Latents) -> Latents {
-        self.model.scale(sample, at.sigma())
+impl UpdateRule for EdmEuler {
+    fn scale_model_input(&self, position: Position<'_>, sample: &Latents) -> Latents {
+        self.model.scale(sample, position.sigma())
     }
 
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let (sample, sigma) = self.churn.apply(&mut step)?;
-        let denoised = self.model.denoise(step.model_output, &sample, sigma);
-        let derivative = exploding::derivative(&sample, &denoised, sigma);
-        Ok(exploding::along(
-            &sample,
-            &derivative,
-            step.at.sigma_next() - sigma,
-        ))
+        let (sample, sigma_hat) = self.churn.apply(&mut step)?;
+        let denoised = self.model.denoise(step.model_output, &sample, sigma_hat);
+        let d = variance_exploding::derivative(&sample, &denoised, sigma_hat);
+        let dt = step.position.sigma_next() - sigma_hat;
+        Ok(variance_exploding::euler_step(&sample, &d, dt))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        exploding::add_noise(original, noise, at.sigma())
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        variance_exploding::add_noise(original, noise, position.sigma())
     }
 }

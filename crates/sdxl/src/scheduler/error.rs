@@ -57,7 +57,7 @@ pub enum SchedulerError {
         /// The options that do not go together, and what to do.
         reason: String,
     },
-    /// A plan without steps.
+    /// A run without steps.
     NoSteps,
     /// More steps than the model has timesteps.
     TooManySteps {
@@ -90,16 +90,16 @@ pub enum SchedulerError {
         class: &'static str,
         /// `timesteps` or `sigmas`.
         what: &'static str,
-        /// Classes that do.
+        /// The short names of the classes that do.
         takers: String,
     },
-    /// A plan that is cut until nothing is left of it.
+    /// A run that is cut until none of its evaluations is left.
     NothingLeft {
         /// The field that cuts it, the last of several.
         field: &'static str,
         /// The setting that cuts it, with its value.
         what: String,
-        /// The number of evaluations of the whole plan.
+        /// The number of evaluations before the cut.
         evaluations: usize,
         /// The advice to the user.
         remedy: &'static str,
@@ -113,7 +113,7 @@ pub enum SchedulerError {
         /// `[batch, height, width, channels]` of the sample.
         sample: [usize; 4],
     },
-    /// A saved state that belongs to another scheduler or plan.
+    /// A saved state that belongs to another scheduler or run.
     ForeignState(String),
     /// Noise that cannot be drawn.
     Noise(NoiseError),
@@ -228,7 +228,7 @@ impl SchedulerError {
                 format!("{what} leaves none of the {evaluations} evaluations"),
                 Some((*remedy).into()),
             ),
-            Self::Finished(all) => (format!("all {all} evaluations of the plan are done"), None),
+            Self::Finished(all) => (format!("all {all} evaluations of the run are done"), None),
             Self::Shape { output, sample } => (
                 format!("the model output has shape {output:?} but the sample {sample:?}"),
                 None,

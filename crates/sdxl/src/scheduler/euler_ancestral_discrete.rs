@@ -1,17 +1,20 @@
 //! Euler's method with ancestral noise: each step goes further down than its level and adds noise
 //! back (Song et al. 2020), as `EulerAncestralDiscreteScheduler` of diffusers has it.
 
-use super::exploding;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::{Position, with_final};
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::variance_exploding;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::SigmaTable;
+use crate::noise_schedule::SigmaTable;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "EulerAncestralDiscreteScheduler",
     names: &["euler_a", "euler_ancestral"],
+    a1111: Some("Euler a"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,
@@ -24,22 +27,21 @@ pub(super) const INFO: Info = Info {
         training::ZERO_SNR,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[option("prediction_type", r#""epsilon""#)];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let rule = EulerAncestral {
         prediction: prediction(config, &[EPSILON, V])?,
     };
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::NearlyZero)?;
     let table = SigmaTable::new(&alphas);
-    let levels = exploding::levels(config, plan, &table, None, (None, None))?;
-    let sigmas = exploding::with_final(&levels.sigmas, 0.0);
+    let levels = variance_exploding::levels(config, inference, &table, None, (None, None))?;
+    let sigmas = with_final(&levels.sigmas, 0.0);
     let spacing = training::spacing(config)?;
     Ok((
-        exploding::schedule(spacing, levels.timesteps, sigmas),
+        variance_exploding::schedule(spacing, levels.timesteps, sigmas),
         Box::new(rule),
     ))
 }
@@ -48,25 +50,27 @@ struct EulerAncestral {
     prediction: Prediction,
 }
 
-impl Rule for EulerAncestral {
-    fn scale_model_input(&self, at: At<'_>, sample: &Latents) -> Latents {
-        exploding::scale(sample, at.sigma())
+impl UpdateRule for EulerAncestral {
+    fn scale_model_input(&self, position: Position<'_>, sample: &Latents) -> Latents {
+        variance_exploding::scale(sample, position.sigma())
     }
 
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let sigma = step.at.sigma();
-        let (down, up) = exploding::ancestral(sigma, step.at.sigma_next());
+        let sigma = step.position.sigma();
+        let (sigma_down, sigma_up) =
+            variance_exploding::ancestral_step(sigma, step.position.sigma_next());
         let denoised = self
             .prediction
             .denoise(step.model_output, step.sample, sigma);
-        let derivative = exploding::derivative(step.sample, &denoised, sigma);
-        let next = exploding::along(step.sample, &derivative, down - sigma);
+        let d = variance_exploding::derivative(step.sample, &denoised, sigma);
+        let dt = sigma_down - sigma;
+        let next = variance_exploding::euler_step(step.sample, &d, dt);
         // Drawn in the last step too, where nothing of it is added.
         let noise = step.draw()?;
-        Ok(exploding::along(&next, &noise, up))
+        Ok(variance_exploding::add_noise(&next, &noise, sigma_up))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        exploding::add_noise(original, noise, at.sigma())
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        variance_exploding::add_noise(original, noise, position.sigma())
     }
 }

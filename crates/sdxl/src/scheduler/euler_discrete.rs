@@ -4,17 +4,20 @@
 
 use std::ops::RangeInclusive;
 
-use super::exploding::{self, Levels};
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, Schedule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::schedule::{Levels, Position, Schedule, with_final};
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::variance_exploding;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError, Steps};
 use crate::latents::Latents;
-use crate::schedule::{SigmaTable, linspace_f32};
+use crate::noise_schedule::{SigmaTable, linspace_f32};
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "EulerDiscreteScheduler",
     names: &["euler"],
+    a1111: Some("Euler"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("s_churn above 0"),
@@ -29,7 +32,6 @@ pub(super) const INFO: Info = Info {
         OPTIONS,
         CHURN,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -49,19 +51,19 @@ pub(super) const CHURN: &[OptionInfo] = &[
     option("s_noise", "1.0"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let known = [EPSILON, V, SAMPLE, ("original_sample", Prediction::Sample)];
     let prediction = prediction(config, &known)?;
     let rule = EulerDiscrete {
         prediction,
         churn: Churn::new(config)?,
     };
-    Ok((schedule(config, plan, prediction)?, Box::new(rule)))
+    Ok((schedule(config, inference, prediction)?, Box::new(rule)))
 }
 
 fn schedule(
     config: &SchedulerConfig,
-    plan: &Plan,
+    inference: &InferenceSteps,
     prediction: Prediction,
 ) -> Result<Schedule, SchedulerError> {
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::NearlyZero)?;
@@ -76,11 +78,11 @@ fn schedule(
         "timestep_type",
         &[("discrete", false), ("continuous", true)],
     )? && prediction == Prediction::V;
-    if continuous && matches!(plan.steps, Steps::Timesteps(_)) {
+    if continuous && matches!(inference.steps, Steps::Timesteps(_)) {
         return Err(config.unsupported("custom timesteps exclude timestep_type continuous"));
     }
 
-    let (mut timesteps, sigmas) = if let Steps::Sigmas(sigmas) = &plan.steps {
+    let (mut timesteps, sigmas) = if let Steps::Sigmas(sigmas) = &inference.steps {
         let sigmas: Vec<f32> = sigmas.iter().map(|&s| s as f32).collect();
         let levels = &sigmas[..sigmas.len() - 1];
         (
@@ -91,20 +93,20 @@ fn schedule(
             sigmas,
         )
     } else {
-        let curve = training::curve(config)?;
+        let curve = training::sigma_curve(config)?;
         let range = training::sigma_range(config)?;
         let Levels {
             timesteps,
             mut sigmas,
-        } = exploding::levels(config, plan, &table, curve, range)?;
+        } = variance_exploding::levels(config, inference, &table, curve, range)?;
         if log_linear && curve.is_none() {
-            // One level more than there are timesteps: the reference does not line them up.
+            // The levels run over one step more than the timesteps, as in the reference.
             let (low, high) = table.log_range();
-            let steps = plan.count();
+            let steps = inference.len();
             let logs = linspace_f32(high, low, steps + 1);
             sigmas = logs.into_iter().map(|l| libm::exp(l.into())).collect();
         }
-        (timesteps, exploding::with_final(&sigmas, last))
+        (timesteps, with_final(&sigmas, last))
     };
     if continuous {
         let levels = &sigmas[..sigmas.len() - 1];
@@ -112,38 +114,40 @@ fn schedule(
     }
     // The reference holds them in f32.
     let timesteps = timesteps.into_iter().map(|t| f64::from(t as f32)).collect();
-    Ok(exploding::schedule(spacing, timesteps, sigmas))
+    Ok(variance_exploding::schedule(spacing, timesteps, sigmas))
 }
 
 /// Noise added before every step (Karras et al. 2022, algorithm 2).
 pub(super) struct Churn {
-    churn: f64,
+    s_churn: f64,
+    /// The noise levels at which noise is added, `s_tmin` to `s_tmax`.
     range: RangeInclusive<f64>,
-    noise: f32,
+    s_noise: f32,
 }
 
 impl Churn {
     pub(super) fn new(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
         Ok(Self {
-            churn: config.number_in("s_churn", 0.0, f64::INFINITY)?,
+            s_churn: config.number_in("s_churn", 0.0, f64::INFINITY)?,
             range: config.extended_number("s_tmin")?..=config.extended_number("s_tmax")?,
-            noise: config.number("s_noise")? as f32,
+            s_noise: config.number("s_noise")? as f32,
         })
     }
 
-    /// The sample of a step with noise added, and its noise level.
+    /// Adds noise to the sample of a step, and gives it with its noise level then.
     pub(super) fn apply(&self, step: &mut Step<'_>) -> Result<(Latents, f32), SchedulerError> {
-        let sigma = step.at.sigma();
-        if self.churn == 0.0 || !self.range.contains(&sigma.into()) {
+        let sigma = step.position.sigma();
+        if self.s_churn == 0.0 || !self.range.contains(&sigma.into()) {
             return Ok((step.sample.clone(), sigma));
         }
-        let levels = step.at.schedule.sigmas.len() - 1;
-        let gamma = (self.churn / levels as f64).min(2f64.sqrt() - 1.0);
-        let raised = sigma * (gamma + 1.0) as f32;
-        let added = (raised * raised - sigma * sigma).sqrt();
+        let levels = step.position.schedule.sigmas.len() - 1;
+        let gamma = (self.s_churn / levels as f64).min(2f64.sqrt() - 1.0);
+        let sigma_hat = sigma * (gamma + 1.0) as f32;
+        let added = (sigma_hat * sigma_hat - sigma * sigma).sqrt();
         let noise = step.draw()?;
-        let churned = Latents::zip_with([step.sample, &noise], |[x, n]| x + n * self.noise * added);
-        Ok((churned, raised))
+        let noised =
+            Latents::zip_with([step.sample, &noise], |[x, n]| x + n * self.s_noise * added);
+        Ok((noised, sigma_hat))
     }
 }
 
@@ -152,29 +156,26 @@ struct EulerDiscrete {
     churn: Churn,
 }
 
-impl Rule for EulerDiscrete {
-    fn scale_model_input(&self, at: At<'_>, sample: &Latents) -> Latents {
-        exploding::scale(sample, at.sigma())
+impl UpdateRule for EulerDiscrete {
+    fn scale_model_input(&self, position: Position<'_>, sample: &Latents) -> Latents {
+        variance_exploding::scale(sample, position.sigma())
     }
 
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let (sample, raised) = self.churn.apply(&mut step)?;
-        // The reference raises the level for noise predictions only.
-        let level = if self.prediction == Prediction::V {
-            step.at.sigma()
+        let (sample, sigma_hat) = self.churn.apply(&mut step)?;
+        // The reference does not use the raised level for predictions of the velocity.
+        let sigma = if self.prediction == Prediction::V {
+            step.position.sigma()
         } else {
-            raised
+            sigma_hat
         };
-        let denoised = self.prediction.denoise(step.model_output, &sample, level);
-        let derivative = exploding::derivative(&sample, &denoised, raised);
-        Ok(exploding::along(
-            &sample,
-            &derivative,
-            step.at.sigma_next() - raised,
-        ))
+        let denoised = self.prediction.denoise(step.model_output, &sample, sigma);
+        let d = variance_exploding::derivative(&sample, &denoised, sigma_hat);
+        let dt = step.position.sigma_next() - sigma_hat;
+        Ok(variance_exploding::euler_step(&sample, &d, dt))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        exploding::add_noise(original, noise, at.sigma())
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        variance_exploding::add_noise(original, noise, position.sigma())
     }
 }

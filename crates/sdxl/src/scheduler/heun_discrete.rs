@@ -2,17 +2,20 @@
 //! diffusers has it: two evaluations a step, the second at the end of an Euler step.
 
 use super::clamp::Clamp;
-use super::exploding;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::{Position, with_final};
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::variance_exploding;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::{BetaSchedule, SigmaTable};
+use crate::noise_schedule::{BetaSchedule, SigmaTable};
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "HeunDiscreteScheduler",
     names: &["heun"],
+    a1111: Some("Heun"),
     order: 2,
     evaluations_per_step: 2,
     randomness: Randomness::Deterministic,
@@ -25,7 +28,6 @@ pub(super) const INFO: Info = Info {
         training::CURVES,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -34,7 +36,7 @@ const OPTIONS: &[OptionInfo] = &[
     option("clip_sample_range", "1.0"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let rule = Heun {
         prediction,
@@ -43,14 +45,14 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let mut schedules = training::BETA_SCHEDULES.to_vec();
     schedules.push(("exp", BetaSchedule::Exp));
     let table = SigmaTable::new(&training::alphas_cumprod(config, &schedules, ZeroSnr::No)?);
-    let curve = training::curve(config)?;
-    let levels = exploding::levels(config, plan, &table, curve, (None, None))?;
-    let sigmas = exploding::with_final(&exploding::twice(&levels.sigmas), 0.0);
-    let timesteps = exploding::twice(&levels.timesteps);
+    let curve = training::sigma_curve(config)?;
+    let levels = variance_exploding::levels(config, inference, &table, curve, (None, None))?;
+    let sigmas = with_final(&variance_exploding::twice(&levels.sigmas), 0.0);
+    let timesteps = variance_exploding::twice(&levels.timesteps);
     let timesteps = timesteps.into_iter().map(|t| f64::from(t as f32)).collect();
     let spacing = training::spacing(config)?;
     Ok((
-        exploding::schedule(spacing, timesteps, sigmas),
+        variance_exploding::schedule(spacing, timesteps, sigmas),
         Box::new(rule),
     ))
 }
@@ -60,34 +62,38 @@ struct Heun {
     clamp: Clamp,
 }
 
-impl Rule for Heun {
-    fn scale_model_input(&self, at: At<'_>, sample: &Latents) -> Latents {
-        exploding::scale(sample, at.sigma())
+impl UpdateRule for Heun {
+    fn scale_model_input(&self, position: Position<'_>, sample: &Latents) -> Latents {
+        variance_exploding::scale(sample, position.sigma())
     }
 
     fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError> {
         let Step {
-            at, sample, state, ..
+            position,
+            sample,
+            state,
+            ..
         } = step;
-        let sigma = at.sigma();
+        let sigma = position.sigma();
         let denoised = self.prediction.denoise(step.model_output, sample, sigma);
         let denoised = self.clamp.apply(denoised);
-        let derivative = exploding::derivative(sample, &denoised, sigma);
-        if !at.is_second() {
-            let next = exploding::along(sample, &derivative, at.sigma_next() - sigma);
+        let d = variance_exploding::derivative(sample, &denoised, sigma);
+        if !position.is_second() {
+            let dt = position.sigma_next() - sigma;
+            let next = variance_exploding::euler_step(sample, &d, dt);
             state.anchor = Some(sample.clone());
-            state.history = vec![derivative];
+            state.history = vec![d];
             return Ok(next);
         }
         // From the start of the step once more, along the mean of both derivatives.
         let anchor = state.take_anchor()?;
-        let first = state.past(0)?;
-        let mean = Latents::zip_with([first, &derivative], |[a, b]| (a + b) / 2.0);
+        let d_mean = Latents::zip_with([state.past(0)?, &d], |[a, b]| (a + b) / 2.0);
         state.history.clear();
-        Ok(exploding::along(&anchor, &mean, sigma - at.sigma_past(1)))
+        let dt = sigma - position.sigma_past(1);
+        Ok(variance_exploding::euler_step(&anchor, &d_mean, dt))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        exploding::add_noise(original, noise, at.sigma())
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        variance_exploding::add_noise(original, noise, position.sigma())
     }
 }

@@ -4,15 +4,18 @@
 use super::alphas::Alphas;
 use super::clamp::{Clamp, THRESHOLDING};
 use super::ddim::LEADING;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError, Steps};
 use crate::latents::Latents;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "LCMScheduler",
     names: &["lcm"],
+    a1111: Some("LCM"),
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,
@@ -26,7 +29,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 /// The options of the noise schedule with the defaults of consistency models.
@@ -48,10 +50,10 @@ pub(super) const OPTIONS: &[OptionInfo] = &[
     option("timestep_scaling", "10.0"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let alphas = Alphas::with_last(config, ZeroSnr::Exact)?;
-    let schedule = alphas.schedule(config, prediction, timesteps(config, plan)?)?;
+    let schedule = alphas.schedule(config, prediction, timesteps(config, inference)?)?;
     let rule = Lcm {
         prediction,
         clamp: Clamp::either(config)?,
@@ -63,8 +65,11 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
 
 /// The timesteps that a consistency model was distilled for are `original_inference_steps` of those
 /// of training, down from the highest; a run takes its own from these.
-pub(super) fn timesteps(config: &SchedulerConfig, plan: &Plan) -> Result<Vec<f64>, SchedulerError> {
-    let steps = match &plan.steps {
+pub(super) fn timesteps(
+    config: &SchedulerConfig,
+    inference: &InferenceSteps,
+) -> Result<Vec<f64>, SchedulerError> {
+    let steps = match &inference.steps {
         Steps::Count(steps) => *steps,
         Steps::Timesteps(timesteps) | Steps::Sigmas(timesteps) => return Ok(timesteps.clone()),
     };
@@ -90,11 +95,11 @@ struct Lcm {
     scaling: f32,
 }
 
-impl Rule for Lcm {
+impl UpdateRule for Lcm {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        // What is known of the data's deviation, in the boundary condition at timestep 0.
+        // The deviation of the data, in the boundary condition at timestep 0.
         const SIGMA_DATA: f32 = 0.5;
-        let t = step.at.timestep() as i64;
+        let t = step.position.timestep() as i64;
         let mix = self.alphas.mix(t);
         let clean = self
             .prediction
@@ -102,16 +107,16 @@ impl Rule for Lcm {
         let clean = self.clamp.apply(clean);
         let scaled = t as f32 * self.scaling;
         let variance = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
-        let (skip, out) = (SIGMA_DATA * SIGMA_DATA / variance, scaled / variance.sqrt());
-        let denoised = Latents::zip_with([&clean, step.sample], |[x0, x]| out * x0 + skip * x);
-        let Some(&next) = step.at.schedule.timesteps.get(step.at.index + 1) else {
+        let (c_skip, c_out) = (SIGMA_DATA * SIGMA_DATA / variance, scaled / variance.sqrt());
+        let denoised = Latents::zip_with([&clean, step.sample], |[x0, x]| c_out * x0 + c_skip * x);
+        let Some(next) = step.position.timestep_next() else {
             return Ok(denoised);
         };
         let noise = step.draw()?;
-        Ok(self.alphas.mix(next as i64).of(&denoised, &noise))
+        Ok(self.alphas.mix(next as i64).combine(&denoised, &noise))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.alphas.add_noise(at.timestep(), original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.alphas.add_noise(position.timestep(), original, noise)
     }
 }

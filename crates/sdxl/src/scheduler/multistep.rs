@@ -1,13 +1,14 @@
 //! Samples of the form `alpha * x0 + sigma * noise` at noise levels, as DPM-Solver holds them, and
 //! how the multistep solvers place their steps.
 
+use super::info::{OptionInfo, option};
 use super::math::ln;
 use super::prediction::Prediction;
-use super::registry::OptionInfo;
-use super::training::{self, option};
-use super::{At, Plan, Schedule, SchedulerConfig, SchedulerError, Steps};
+use super::schedule::{Levels, Position, Schedule, with_final};
+use super::training;
+use super::{InferenceSteps, SchedulerConfig, SchedulerError, Steps};
 use crate::latents::Latents;
-use crate::schedule::{self, SigmaCurve, SigmaTable, linspace, spaced_without_last};
+use crate::noise_schedule::{self, SigmaCurve, SigmaTable, linspace, spaced_without_last};
 
 /// The options for flow matching, where a level is the share of noise.
 pub(super) const FLOW_OPTIONS: &[OptionInfo] = &[
@@ -26,12 +27,12 @@ pub(super) fn refuse_other_families(config: &SchedulerConfig) -> Result<(), Sche
     let has = |option| config.info().option(option).is_some();
     if has("use_dynamic_shifting") && config.flag("use_dynamic_shifting")? {
         let expected = "false: shifts by the size of the picture are for other families of models";
-        return Err(config.bad("use_dynamic_shifting", expected));
+        return Err(config.bad_option("use_dynamic_shifting", expected));
     }
     let variance = config.get("variance_type").and_then(|v| v.as_str());
     if has("variance_type") && matches!(variance, Some("learned" | "learned_range")) {
         let expected = "null: the UNet answers with no variance";
-        return Err(config.bad("variance_type", expected));
+        return Err(config.bad_option("variance_type", expected));
     }
     Ok(())
 }
@@ -49,12 +50,12 @@ pub(super) const CLIPPED: &[OptionInfo] = &[option("lambda_min_clipped", r#""-in
 /// sample, by which a noise level fixes both.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Space {
-    /// `alpha^2 + sigma^2 = 1`.
-    Diffusion,
-    /// `alpha + sigma = 1`.
+    /// `alpha^2 + sigma^2 = 1`: diffusion as DDPM has it.
+    VariancePreserving,
+    /// `alpha + sigma = 1`: rectified flow.
     Flow,
-    /// `alpha = 1`.
-    Exploding,
+    /// `alpha = 1`: diffusion as Karras et al. 2022 have it.
+    VarianceExploding,
 }
 
 /// A noise level as the two factors of a sample.
@@ -69,23 +70,24 @@ pub(super) struct Level {
 }
 
 impl Space {
-    /// As `use_flow_sigmas` says.
+    /// Reads `use_flow_sigmas`.
     pub(super) fn new(config: &SchedulerConfig) -> Result<Self, SchedulerError> {
         Ok(if config.flag("use_flow_sigmas")? {
             Self::Flow
         } else {
-            Self::Diffusion
+            Self::VariancePreserving
         })
     }
 
+    /// The factors at the noise level `sigma`, relative to the image.
     pub(super) fn level(self, sigma: f32) -> Level {
         let (alpha, sigma) = match self {
-            Self::Diffusion => {
+            Self::VariancePreserving => {
                 let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
                 (alpha, sigma * alpha)
             }
             Self::Flow => (1.0 - sigma, sigma),
-            Self::Exploding => (1.0, sigma),
+            Self::VarianceExploding => (1.0, sigma),
         };
         Level {
             alpha,
@@ -113,54 +115,55 @@ impl Space {
     }
 
     /// A clean image with the noise of an evaluation's sample.
-    pub(super) fn add_noise(self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        let Level { alpha, sigma, .. } = self.level(at.sigma());
+    pub(super) fn add_noise(
+        self,
+        position: Position<'_>,
+        original: &Latents,
+        noise: &Latents,
+    ) -> Latents {
+        let Level { alpha, sigma, .. } = self.level(position.sigma());
         Latents::zip_with([original, noise], |[x, n]| alpha * x + sigma * n)
     }
 }
 
-/// The curves that levels can be put on. The logarithm of Lu et al. 2022 is that of DPM-Solver.
+/// A curve on which a solver's levels are put.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Curve {
+pub(super) enum LevelCurve {
     Sigma(SigmaCurve),
+    /// Even steps in the logarithm of the signal-to-noise ratio (Lu et al. 2022).
     Lu,
+    /// Even steps in the share of noise, shifted by `flow_shift`.
     Flow,
 }
 
-/// Which curve is switched on.
-pub(super) fn curve(config: &SchedulerConfig) -> Result<Option<Curve>, SchedulerError> {
+/// Reads which curve is switched on; none where timesteps are spaced.
+pub(super) fn level_curve(config: &SchedulerConfig) -> Result<Option<LevelCurve>, SchedulerError> {
     let all = [
-        ("use_karras_sigmas", Curve::Sigma(SigmaCurve::Karras)),
+        ("use_karras_sigmas", LevelCurve::Sigma(SigmaCurve::Karras)),
         (
             "use_exponential_sigmas",
-            Curve::Sigma(SigmaCurve::Exponential),
+            LevelCurve::Sigma(SigmaCurve::Exponential),
         ),
-        ("use_beta_sigmas", Curve::Sigma(SigmaCurve::Beta)),
-        ("use_lu_lambdas", Curve::Lu),
-        ("use_flow_sigmas", Curve::Flow),
+        ("use_beta_sigmas", LevelCurve::Sigma(SigmaCurve::Beta)),
+        ("use_lu_lambdas", LevelCurve::Lu),
+        ("use_flow_sigmas", LevelCurve::Flow),
     ];
-    let has = |switch: &&(&'static str, Curve)| config.info().option(switch.0).is_some();
+    let has = |switch: &&(&'static str, LevelCurve)| config.info().option(switch.0).is_some();
     config.one_of(&all.iter().filter(has).copied().collect::<Vec<_>>())
 }
 
-/// The evaluations of a run and their levels without the final one.
-pub(super) struct Levels {
-    pub(super) timesteps: Vec<f64>,
-    pub(super) sigmas: Vec<f64>,
-}
-
-/// Places the steps of a plan; without a curve at `spaced` timesteps. Curves run over the whole
+/// Places the steps of a run; without a curve at `spaced` timesteps. Curves run over the whole
 /// table, and the timesteps of their levels become whole numbers: rounded on the curve of Karras
 /// (but not for the cosine schedule where `keep_cosine`), cut off on the others.
 pub(super) fn levels(
     config: &SchedulerConfig,
-    plan: &Plan,
+    inference: &InferenceSteps,
     table: &SigmaTable,
     keep_cosine: bool,
     spaced: impl Fn(usize) -> Result<Vec<f64>, SchedulerError>,
 ) -> Result<Levels, SchedulerError> {
-    let curve = curve(config)?;
-    let steps = match (&plan.steps, curve) {
+    let curve = level_curve(config)?;
+    let steps = match (&inference.steps, curve) {
         (Steps::Count(steps), _) => *steps,
         (Steps::Timesteps(timesteps) | Steps::Sigmas(timesteps), None) => {
             let sigmas = timesteps.iter().map(|&t| table.sigma_at(t)).collect();
@@ -183,7 +186,7 @@ pub(super) fn levels(
             let sigmas = timesteps.iter().map(|&t| table.sigma_at(t)).collect();
             (timesteps, sigmas)
         }
-        Some(Curve::Flow) => {
+        Some(LevelCurve::Flow) => {
             let trained = config.trained()? as f64;
             let shift = config.number("flow_shift")?;
             let alphas = linspace(1.0, 1.0 / trained, steps + 1);
@@ -199,19 +202,19 @@ pub(super) fn levels(
                 .collect();
             (sigmas.iter().map(|s| s * trained).collect(), sigmas)
         }
-        Some(Curve::Lu) => {
+        Some(LevelCurve::Lu) => {
             let (low, high) = table.log_range();
-            let logs = schedule::karras(low, high, 1.0, &linspace(0.0, 1.0, steps));
+            let logs = noise_schedule::karras(low, high, 1.0, &linspace(0.0, 1.0, steps));
             let sigmas: Vec<f64> = logs.into_iter().map(libm::exp).collect();
             let timesteps = sigmas.iter().map(|&s| table.timestep_of(s));
             let round = |t: f64| if cosine { t } else { t.round_ties_even() };
             (timesteps.map(round).collect(), sigmas)
         }
-        Some(Curve::Sigma(curve)) => {
+        Some(LevelCurve::Sigma(curve)) => {
             let range = sigma_range(config)?;
             let min = range.0.unwrap_or_else(|| table.min().into());
             let max = range.1.unwrap_or_else(|| table.max().into());
-            let sigmas = schedule::sigma_curve(curve, min, max, steps);
+            let sigmas = noise_schedule::sigma_curve(curve, min, max, steps);
             let timesteps = sigmas.iter().map(|&s| table.timestep_of(s));
             let rounded = curve == SigmaCurve::Karras && !cosine;
             let round = |t: f64| if rounded { t.round_ties_even() } else { t };
@@ -263,22 +266,16 @@ pub(super) fn clipped(config: &SchedulerConfig, alphas: &[f32]) -> Result<usize,
         .take_while(|&&a| lambda(a) < lowest)
         .count();
     if clipped + 1 >= alphas.len() {
-        return Err(config.bad("lambda_min_clipped", "low enough to leave timesteps"));
+        return Err(config.bad_option("lambda_min_clipped", "low enough to leave timesteps"));
     }
     Ok(clipped)
 }
 
 /// The schedule of levels and a final one; these samples start with unit variance.
-pub(super) fn with_final(levels: Levels, last: f32) -> Schedule {
-    let sigmas = levels
-        .sigmas
-        .iter()
-        .map(|&s| s as f32)
-        .chain([last])
-        .collect();
+pub(super) fn schedule(levels: Levels, last: f32) -> Schedule {
     Schedule {
+        sigmas: with_final(&levels.sigmas, last),
         timesteps: levels.timesteps,
-        sigmas,
         init_noise_sigma: 1.0,
     }
 }
@@ -288,21 +285,21 @@ pub(super) fn with_final(levels: Levels, last: f32) -> Schedule {
 pub(super) struct Orders {
     pub(super) order: usize,
     /// Whether schedules of less than 15 evaluations end with lower orders.
-    pub(super) lower_final: bool,
-    /// Whether every schedule ends with a step of first order.
-    pub(super) first_last: bool,
+    pub(super) lower_order_final: bool,
+    /// Whether every schedule ends with a step of first order (Euler's).
+    pub(super) euler_at_final: bool,
 }
 
 impl Orders {
     /// Gives the number of model outputs to use at an evaluation, the `index`th of its run.
-    pub(super) fn at(&self, at: At<'_>, index: usize) -> usize {
-        let left = at.evaluations() - at.index;
+    pub(super) fn at(&self, position: Position<'_>, index: usize) -> usize {
+        let left = position.remaining();
         let at_end = match left {
-            1 if self.first_last => 1,
-            _ if self.lower_final && at.evaluations() < 15 => left,
+            1 if self.euler_at_final => 1,
+            _ if self.lower_order_final && position.evaluations() < 15 => left,
             _ => self.order,
         };
-        // At its start a run has no outputs to look back on.
+        // A run has no outputs from before its start.
         self.order.min(at_end).min(index + 1)
     }
 }

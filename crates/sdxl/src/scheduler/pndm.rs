@@ -4,15 +4,18 @@
 
 use super::alphas::{Alphas, whole_timesteps};
 use super::ddim::LEADING;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::prediction::{EPSILON, Prediction, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "PNDMScheduler",
     names: &["pndm", "plms"],
+    a1111: Some("PLMS"),
     order: 4,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,
@@ -20,7 +23,6 @@ pub(super) const INFO: Info = Info {
     custom_timesteps: false,
     custom_sigmas: false,
     options: &[training::NOISE, LEADING, OPTIONS],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -34,14 +36,14 @@ const PRK_STEPS: usize = 3;
 /// The order of the multistep method.
 const ORDER: usize = 4;
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V])?;
     let alphas = Alphas::with_last(config, ZeroSnr::No)?;
-    let steps = plan.count();
+    let steps = inference.len();
     let stride = alphas.trained() / steps as i64;
     let spaced = whole_timesteps(config, steps)?;
     let (timesteps, prk) = if config.flag("skip_prk_steps")? {
-        // The second timestep twice: the first step is taken again from its own result.
+        // The second timestep twice: from there the first step is taken again.
         let (first, rest) = spaced.split_at(1);
         let again = rest.first();
         (
@@ -94,7 +96,7 @@ struct Pndm {
     prk: Vec<i64>,
 }
 
-impl Rule for Pndm {
+impl UpdateRule for Pndm {
     fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError> {
         if step.state.index < self.prk.len() {
             self.runge_kutta(step)
@@ -103,8 +105,8 @@ impl Rule for Pndm {
         }
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.alphas.add_noise(at.timestep(), original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.alphas.add_noise(position.timestep(), original, noise)
     }
 }
 
@@ -112,7 +114,7 @@ impl Pndm {
     /// One of the four evaluations of a Runge-Kutta step.
     fn runge_kutta(&self, step: Step<'_>) -> Result<Latents, SchedulerError> {
         let Step {
-            at,
+            position,
             model_output,
             sample,
             state,
@@ -120,16 +122,17 @@ impl Pndm {
         } = step;
         let stage = state.index % 4;
         let from = self.prk[state.index - stage];
-        let to = at.timestep() as i64 - if stage % 2 == 0 { self.stride / 2 } else { 0 };
+        let to = position.timestep() as i64 - if stage % 2 == 0 { self.stride / 2 } else { 0 };
         let weight = if stage == 0 || stage == 3 {
             1.0 / 6.0
         } else {
             1.0 / 3.0
         };
         let part = model_output.map(|x| weight * x);
-        let sum = match state.partial.take() {
-            Some(sum) => Latents::zip_with([&sum, &part], |[a, b]| a + b),
-            None => part,
+        let sum = if stage == 0 {
+            part
+        } else {
+            Latents::zip_with([&state.take_partial()?, &part], |[a, b]| a + b)
         };
         if stage == 0 {
             state.remember(model_output.clone(), ORDER);
@@ -140,20 +143,19 @@ impl Pndm {
             return Ok(self.transfer(&anchor, from, to, &sum));
         }
         state.partial = Some(sum);
-        let anchor = state.anchor.as_ref().unwrap_or(sample);
-        Ok(self.transfer(anchor, from, to, model_output))
+        Ok(self.transfer(state.anchor()?, from, to, model_output))
     }
 
-    /// A step of the multistep method of as many outputs as there are.
+    /// A step of the multistep method, of as high an order as there are outputs.
     fn multistep(&self, step: Step<'_>) -> Result<Latents, SchedulerError> {
         let Step {
-            at,
+            position,
             model_output,
             sample,
             state,
             ..
         } = step;
-        let t = at.timestep() as i64;
+        let t = position.timestep() as i64;
         if state.index == 1 {
             // The first step once more, with the mean of the outputs at both its ends.
             let first = state.past(0)?;
@@ -174,7 +176,7 @@ impl Pndm {
             [.., e3, e2, e1, e0] => Latents::zip_with([e0, e1, e2, e3], |[a, b, c, d]| {
                 (1.0 / 24.0) * (55.0 * a - 59.0 * b + 37.0 * c - 9.0 * d)
             }),
-            [] => model_output.clone(),
+            [] => unreachable!("an output was just remembered"),
         };
         Ok(self.transfer(sample, t, t - self.stride, &output))
     }

@@ -8,18 +8,21 @@ use super::clamp::{Clamp, THRESHOLDING};
 use super::deis_multistep::last_sigma;
 use super::dpm_solver::{self, Algorithm};
 use super::dpmsolver_multistep::convert;
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::math::exp;
 use super::multistep::{self, Space};
 use super::prediction::{EPSILON, FLOW, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::schedule::Position;
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::schedule::SigmaTable;
+use crate::noise_schedule::SigmaTable;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "SASolverScheduler",
     names: &["sa_solver", "sasolver"],
+    a1111: None,
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Stochastic,
@@ -37,7 +40,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -46,13 +48,13 @@ const OPTIONS: &[OptionInfo] = &[
     option("algorithm_type", r#""data_prediction""#),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     let known = [
         ("data_prediction", Algorithm::Clean),
         ("noise_prediction", Algorithm::Noise),
-        // What the configurations of other classes mean here.
+        // The algorithm used here for one that only another class has.
         dpm_solver::DPM_PP,
         ("sde-dpmsolver++", Algorithm::Clean),
         dpm_solver::DPM,
@@ -67,19 +69,19 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     let table = SigmaTable::new(&alphas);
     let clipped = multistep::clipped(config, &alphas)?;
     let spaced = |steps| multistep::spaced(config, clipped, steps);
-    let levels = multistep::levels(config, plan, &table, false, spaced)?;
+    let levels = multistep::levels(config, inference, &table, false, spaced)?;
     let rule = SaSolver {
         prediction,
         algorithm,
         space: Space::new(config)?,
         clamp: Clamp::dynamic(config)?,
-        predictor: config.count_in("predictor_order", 1, 4)?,
-        corrector: config.count_in("corrector_order", 1, 4)?,
+        predictor_order: config.count_in("predictor_order", 1, 4)?,
+        corrector_order: config.count_in("corrector_order", 1, 4)?,
         lower_order_final: config.flag("lower_order_final")?,
         alphas: Alphas::to_one(config, training::BETA_SCHEDULES, ZeroSnr::No)?,
     };
     let last = last_sigma(config, &levels, &table)?;
-    Ok((multistep::with_final(levels, last), Box::new(rule)))
+    Ok((multistep::schedule(levels, last), Box::new(rule)))
 }
 
 struct SaSolver {
@@ -87,16 +89,15 @@ struct SaSolver {
     algorithm: Algorithm,
     space: Space,
     clamp: Clamp,
-    /// Orders.
-    predictor: usize,
-    corrector: usize,
+    predictor_order: usize,
+    corrector_order: usize,
     lower_order_final: bool,
     alphas: Alphas,
 }
 
-impl Rule for SaSolver {
+impl UpdateRule for SaSolver {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let (at, index) = (step.at, step.state.index);
+        let (position, index) = (step.position, step.state.index);
         let converted = convert(
             self.algorithm,
             self.prediction,
@@ -104,70 +105,69 @@ impl Rule for SaSolver {
             self.clamp,
             &step,
         );
-        let corrected = match (step.state.anchor.take(), step.state.partial.take()) {
-            (Some(anchor), Some(noise)) => {
-                let before = At {
-                    index: at.index - 1,
-                    ..at
-                };
-                let mut order = self.corrector.min(index + 1);
-                if self.lower_order_final {
-                    order = order.min(before.evaluations() - before.index + 1);
-                }
-                let mut outputs = vec![&converted];
-                outputs.extend(step.state.newest(order - 1)?);
-                Some(self.update(before, at, true, &outputs, &anchor, &noise))
+        let sample = if index == 0 {
+            step.sample.clone()
+        } else {
+            let (anchor, noise) = (step.state.take_anchor()?, step.state.take_partial()?);
+            let before = position.previous();
+            let mut order = self.corrector_order.min(index + 1);
+            if self.lower_order_final {
+                order = order.min(before.remaining() + 1);
             }
-            _ => None,
+            let mut outputs = vec![&converted];
+            outputs.extend(step.state.newest(order - 1)?);
+            self.update(before, position, true, &outputs, &anchor, &noise)
         };
-        let sample = corrected.unwrap_or_else(|| step.sample.clone());
-        step.state
-            .remember(converted, self.predictor.max(self.corrector - 1));
+        step.state.remember(
+            converted,
+            self.predictor_order.max(self.corrector_order - 1),
+        );
         let noise = step.draw()?;
-        let mut order = self.predictor.min(index + 1);
+        let mut order = self.predictor_order.min(index + 1);
         if self.lower_order_final {
-            order = order.min(at.evaluations() - at.index);
+            order = order.min(position.remaining());
         }
         let outputs = step.state.newest(order)?;
-        let next = self.update(at, at, false, &outputs, &sample, &noise);
+        let next = self.update(position, position, false, &outputs, &sample, &noise);
         step.state.anchor = Some(sample);
         step.state.partial = Some(noise);
         Ok(next)
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        // By the timestep and not by its level, which differ on a curve.
-        self.alphas.add_noise(at.timestep(), original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        // By the timestep and not by its noise level: the two do not belong together on a curve.
+        self.alphas.add_noise(position.timestep(), original, noise)
     }
 }
 
 impl SaSolver {
-    /// A step from the evaluation `at` to the next, from `outputs` of which the newest, the first,
-    /// is that of the evaluation `newest`. In the corrector that is the end of the step.
+    /// The step from the evaluation at `position` to the next one, by `outputs`, newest first, of
+    /// which the first is that of the evaluation at `newest`: in the predictor the same, in the
+    /// corrector the end of the step.
     fn update(
         &self,
-        at: At<'_>,
-        newest: At<'_>,
-        corrects: bool,
+        position: Position<'_>,
+        newest: Position<'_>,
+        is_corrector: bool,
         outputs: &[&Latents],
         sample: &Latents,
         noise: &Latents,
     ) -> Latents {
         let (from, to) = (
-            self.space.level(at.sigma()),
-            self.space.level(at.sigma_next()),
+            self.space.level(position.sigma()),
+            self.space.level(position.sigma_next()),
         );
         let h = to.lambda - from.lambda;
         let lambdas: Vec<f32> = (0..outputs.len())
             .map(|back| self.space.level(newest.sigma_past(back)).lambda)
             .collect();
-        let t = at.timestep();
+        let t = position.timestep();
         let tau: f32 = if (200.0..=800.0).contains(&t) {
             1.0
         } else {
             0.0
         };
-        // What noise adds to the drift.
+        // The noise makes the drift larger by this factor.
         let gain = 1.0 + tau * tau;
         let clean = self.algorithm == Algorithm::Clean;
         let integral = |power| {
@@ -182,7 +182,7 @@ impl SaSolver {
             // A correction that makes the step exact for one more order of h (appendix of the
             // paper).
             let rest = h * gain - 1.0 + exp(gain * -h);
-            let correction = if corrects {
+            let correction = if is_corrector {
                 exp(gain * to.lambda) * (h / 2.0 - rest / (gain * gain * h))
             } else {
                 exp(gain * to.lambda) * (h * h / 2.0 - rest / (gain * gain))
@@ -230,7 +230,7 @@ fn lagrange_weights(lambdas: &[f32], integral: impl Fn(usize) -> f32) -> Vec<f32
                 [a] => &[1.0, -a],
                 [a, b] => &[1.0, -a - b, a * b],
                 [a, b, c] => &[1.0, -a - b - c, a * b + a * c + b * c, -a * b * c],
-                _ => &[],
+                _ => unreachable!("orders are 4 at most"),
             };
             let powers = coefficients.iter().zip(integrals.iter().rev());
             powers.map(|(c, integral)| c / divisor * integral).sum()

@@ -4,16 +4,19 @@
 use super::alphas::Alphas;
 use super::clamp::THRESHOLDING;
 use super::ddim::LEADING;
+use super::info::{Info, Randomness};
 use super::lcm::{self, OPTIONS, SCALED_NOISE};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, Randomness};
+use super::schedule::Position;
 use super::training::{self, ZeroSnr};
-use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "TCDScheduler",
     names: &["tcd"],
+    a1111: None,
     order: 1,
     evaluations_per_step: 1,
     randomness: Randomness::Optional("eta above 0"),
@@ -27,19 +30,18 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     let prediction = prediction(config, &[EPSILON, V, SAMPLE])?;
     let alphas = Alphas::with_last(config, ZeroSnr::Exact)?;
-    let schedule = alphas.schedule(config, prediction, lcm::timesteps(config, plan)?)?;
+    let schedule = alphas.schedule(config, prediction, lcm::timesteps(config, inference)?)?;
     Ok((
         schedule,
         Box::new(Tcd {
             prediction,
             alphas,
-            eta: plan.eta,
+            eta: inference.eta,
         }),
     ))
 }
@@ -50,17 +52,18 @@ struct Tcd {
     eta: f64,
 }
 
-impl Rule for Tcd {
+impl UpdateRule for Tcd {
     fn step(&mut self, mut step: Step<'_>) -> Result<Latents, SchedulerError> {
-        let following = step.at.schedule.timesteps.get(step.at.index + 1).copied();
+        let following = step.position.timestep_next();
+        // The last step goes to timestep 0.
         let next = following.unwrap_or(0.0);
         // Eta says how far below the next timestep to go before noise leads back up.
         let below = ((1.0 - self.eta) as f32 * next as f32).floor() as i64;
-        let mix = self.alphas.mix(step.at.timestep() as i64);
+        let mix = self.alphas.mix(step.position.timestep() as i64);
         let (output, sample) = (step.model_output, step.sample);
         let clean = self.prediction.clean(output, sample, mix.alpha, mix.sigma);
         let epsilon = self.prediction.noise(output, sample, mix.alpha, mix.sigma);
-        let noised = self.alphas.mix(below).of(&clean, &epsilon);
+        let noised = self.alphas.mix(below).combine(&clean, &epsilon);
         if self.eta == 0.0 || following.is_none() {
             return Ok(noised);
         }
@@ -72,7 +75,7 @@ impl Rule for Tcd {
         }))
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.alphas.add_noise(at.timestep(), original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.alphas.add_noise(position.timestep(), original, noise)
     }
 }

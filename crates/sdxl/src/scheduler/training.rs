@@ -1,14 +1,9 @@
 //! The parts that all schedulers for discretely trained models share: the noise schedule of
 //! training, and the choice of a run's noise levels from it.
 
-use super::registry::OptionInfo;
+use super::info::{OptionInfo, option};
 use super::{SchedulerConfig, SchedulerError};
-use crate::schedule::{self, BetaSchedule, SigmaCurve, Spacing};
-
-/// Shorthand for the tables of options.
-pub(super) const fn option(name: &'static str, default: &'static str) -> OptionInfo {
-    OptionInfo { name, default }
-}
+use crate::noise_schedule::{self, BetaSchedule, SigmaCurve, Spacing};
 
 /// The options of the noise schedule, with the defaults of most classes.
 pub(super) const NOISE: &[OptionInfo] = &[
@@ -57,9 +52,9 @@ pub(super) const BETA_SCHEDULES: &[(&str, BetaSchedule)] = &[
 pub(super) enum ZeroSnr {
     /// The class has no such option.
     No,
-    /// Nothing: the class works with alphas, and zero is fine.
+    /// It stays infinite: the class works with alphas, of which zero is fine.
     Exact,
-    /// The timestep's cumulative alpha is made 2^-24, and so its sigma 4096.
+    /// The cumulative alpha is made 2^-24 instead of zero, and so sigma 4096.
     NearlyZero,
 }
 
@@ -77,7 +72,7 @@ pub(super) fn alphas_cumprod(
                 let expected = format!(
                     "a list of {count} numbers between 0 and 1 (num_train_timesteps of them)"
                 );
-                return Err(config.bad("trained_betas", expected));
+                return Err(config.bad_option("trained_betas", expected));
             }
             betas
         }
@@ -86,7 +81,7 @@ pub(super) fn alphas_cumprod(
                 config.number_in("beta_start", 1e-9, 0.999)?,
                 config.number_in("beta_end", 1e-9, 0.999)?,
             );
-            schedule::betas(
+            noise_schedule::betas(
                 config.choice("beta_schedule", schedules)?,
                 start,
                 end,
@@ -96,9 +91,9 @@ pub(super) fn alphas_cumprod(
     };
     let rescale = zero_snr != ZeroSnr::No && config.flag("rescale_betas_zero_snr")?;
     if rescale {
-        betas = schedule::rescale_zero_terminal_snr(&betas);
+        betas = noise_schedule::rescale_zero_terminal_snr(&betas);
     }
-    let mut alphas = schedule::alphas_cumprod(&betas);
+    let mut alphas = noise_schedule::alphas_cumprod(&betas);
     let adds_noise = alphas.windows(2).all(|pair| pair[0] > pair[1]);
     if !adds_noise || alphas[0] >= 1.0 || alphas[count - 1] <= 0.0 && !rescale {
         return Err(config.unsupported(
@@ -107,7 +102,7 @@ pub(super) fn alphas_cumprod(
         ));
     }
     if rescale && zero_snr == ZeroSnr::NearlyZero {
-        alphas[count - 1] = schedule::NEARLY_ZERO_ALPHA;
+        alphas[count - 1] = noise_schedule::NEARLY_ZERO_ALPHA;
     }
     Ok(alphas)
 }
@@ -124,7 +119,7 @@ pub(super) fn spacing(config: &SchedulerConfig) -> Result<Spacing, SchedulerErro
     )
 }
 
-/// The shift of leading timesteps. It may not push them out of the table.
+/// Reads the shift of leading timesteps. It may not move them beyond those of training.
 pub(super) fn steps_offset(config: &SchedulerConfig) -> Result<i64, SchedulerError> {
     let (offset, last) = (
         config.integer("steps_offset")?,
@@ -133,12 +128,12 @@ pub(super) fn steps_offset(config: &SchedulerConfig) -> Result<i64, SchedulerErr
     if (0..=last).contains(&offset) {
         Ok(offset)
     } else {
-        Err(config.bad("steps_offset", format!("a whole number from 0 to {last}")))
+        Err(config.bad_option("steps_offset", format!("a whole number from 0 to {last}")))
     }
 }
 
 /// The sigma curve that is switched on.
-pub(super) fn curve(config: &SchedulerConfig) -> Result<Option<SigmaCurve>, SchedulerError> {
+pub(super) fn sigma_curve(config: &SchedulerConfig) -> Result<Option<SigmaCurve>, SchedulerError> {
     config.one_of(&[
         ("use_karras_sigmas", SigmaCurve::Karras),
         ("use_exponential_sigmas", SigmaCurve::Exponential),
@@ -146,7 +141,7 @@ pub(super) fn curve(config: &SchedulerConfig) -> Result<Option<SigmaCurve>, Sche
     ])
 }
 
-/// The noise level of the result: zero, or the lowest of training.
+/// Reads `final_sigmas_type`: the noise level of the result is zero, or the lowest of training.
 pub(super) fn final_sigma(config: &SchedulerConfig, lowest: f32) -> Result<f32, SchedulerError> {
     config.choice("final_sigmas_type", &[("zero", 0.0), ("sigma_min", lowest)])
 }
@@ -158,7 +153,7 @@ pub(super) fn sigma_range(
     let end = |option| {
         let sigma = config.optional_number(option)?;
         if sigma.is_some_and(|s| s <= 0.0) {
-            return Err(config.bad(option, "a number above 0"));
+            return Err(config.bad_option(option, "a number above 0"));
         }
         Ok(sigma)
     };

@@ -3,18 +3,21 @@
 //! the output at the predicted sample once more, at no cost.
 
 use super::clamp::{Clamp, THRESHOLDING};
+use super::info::{Info, OptionInfo, Randomness, option};
 use super::math::exp_m1;
-use super::multistep::{self, Level, Levels, Space};
+use super::multistep::{self, Level, Space};
 use super::prediction::{EPSILON, FLOW, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
-use super::training::{self, ZeroSnr, option};
-use super::{At, Plan, Rule, Schedule, SchedulerConfig, SchedulerError, Step, Steps};
+use super::schedule::{Levels, Position, Schedule};
+use super::training::{self, ZeroSnr};
+use super::update_rule::{Built, Step, UpdateRule};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError, Steps};
 use crate::latents::Latents;
-use crate::schedule::{self, SigmaCurve, SigmaTable, linspace};
+use crate::noise_schedule::{self, SigmaCurve, SigmaTable, linspace};
 
-pub(super) const INFO: Info = Info {
+pub(super) static INFO: Info = Info {
     class: "UniPCMultistepScheduler",
     names: &["unipc", "uni_pc"],
+    a1111: Some("UniPC"),
     order: 2,
     evaluations_per_step: 1,
     randomness: Randomness::Deterministic,
@@ -32,7 +35,6 @@ pub(super) const INFO: Info = Info {
         THRESHOLDING,
         OPTIONS,
     ],
-    build,
 };
 
 const OPTIONS: &[OptionInfo] = &[
@@ -46,7 +48,7 @@ const OPTIONS: &[OptionInfo] = &[
     option("shift_terminal", "null"),
 ];
 
-fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
+pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
     // The solver types of other classes mean the default.
@@ -70,7 +72,7 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
         bh1,
         uncorrected: config.numbers("disable_corrector")?.unwrap_or_default(),
     };
-    let schedule = schedule(config, plan)?;
+    let schedule = schedule(config, inference)?;
     if schedule.sigmas.last() == Some(&0.0) {
         // The last step in lambda is infinitely long: only the first-order update with x0 has an
         // end.
@@ -94,39 +96,42 @@ fn build(config: &SchedulerConfig, plan: &Plan) -> Built {
     Ok((schedule, Box::new(rule)))
 }
 
-fn schedule(config: &SchedulerConfig, plan: &Plan) -> Result<Schedule, SchedulerError> {
+fn schedule(
+    config: &SchedulerConfig,
+    inference: &InferenceSteps,
+) -> Result<Schedule, SchedulerError> {
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::NearlyZero)?;
     let table = SigmaTable::new(&alphas);
     let flow = config.flag("use_flow_sigmas")?;
-    if matches!(plan.steps, Steps::Sigmas(_)) && !flow {
+    if matches!(inference.steps, Steps::Sigmas(_)) && !flow {
         return Err(config.unsupported("custom sigmas need use_flow_sigmas"));
     }
     if config.optional_number("shift_terminal")?.is_some() && !flow {
         return Err(config.unsupported("shift_terminal needs use_flow_sigmas"));
     }
     let levels = if flow {
-        flow_levels(config, plan, &table)?
+        flow_levels(config, inference, &table)?
     } else {
-        multistep::levels(config, plan, &table, false, |steps| {
+        multistep::levels(config, inference, &table, false, |steps| {
             multistep::spaced(config, 0, steps)
         })?
     };
-    let lowest = match (flow, training::curve(config)?) {
+    let lowest = match (flow, training::sigma_curve(config)?) {
         (false, None) => table.min(),
-        _ => levels.sigmas.last().map_or(0.0, |&s| s as f32),
+        _ => *levels.sigmas.last().expect("a run has a step") as f32,
     };
     let last = training::final_sigma(config, lowest)?;
-    Ok(multistep::with_final(levels, last))
+    Ok(multistep::schedule(levels, last))
 }
 
 /// The levels of a flow model: the share of noise in a sample.
 fn flow_levels(
     config: &SchedulerConfig,
-    plan: &Plan,
+    inference: &InferenceSteps,
     table: &SigmaTable,
 ) -> Result<Levels, SchedulerError> {
     let trained = config.trained()? as f64;
-    let sigmas = match (&plan.steps, training::curve(config)?) {
+    let sigmas = match (&inference.steps, training::sigma_curve(config)?) {
         (Steps::Count(steps), Some(curve)) => {
             let range = training::sigma_range(config)?;
             let min = range.0.unwrap_or_else(|| table.min().into());
@@ -136,7 +141,7 @@ fn flow_levels(
                     "of the sigma curves only use_karras_sigmas goes with use_flow_sigmas",
                 ));
             }
-            let sigmas = schedule::sigma_curve(curve, min, max, *steps);
+            let sigmas = noise_schedule::sigma_curve(curve, min, max, *steps);
             sigmas.into_iter().map(|s| s / (s + 1.0)).collect()
         }
         (Steps::Count(steps), None) => {
@@ -167,7 +172,7 @@ fn shifted(config: &SchedulerConfig, sigmas: Vec<f64>) -> Result<Vec<f64>, Sched
         .filter(|&t| t != 0.0)
     {
         if !(terminal > 0.0 && terminal < 1.0) {
-            return Err(config.bad("shift_terminal", "between 0 and 1"));
+            return Err(config.bad_option("shift_terminal", "between 0 and 1"));
         }
         let scale = (1.0 - sigmas[sigmas.len() - 1]) / (1.0 - terminal);
         sigmas
@@ -194,48 +199,42 @@ struct UniPc {
     uncorrected: Vec<f64>,
 }
 
-impl Rule for UniPc {
+impl UpdateRule for UniPc {
     fn step(&mut self, step: Step<'_>) -> Result<Latents, SchedulerError> {
         let Step {
-            at,
+            position,
             model_output,
             sample,
             state,
             ..
         } = step;
-        let converted = self.convert(at, model_output, sample);
-        let corrected = match state.anchor.take() {
-            Some(anchor) if !self.uncorrected.contains(&((at.index - 1) as f64)) => {
-                let order = self.order_at(
-                    At {
-                        index: at.index - 1,
-                        ..at
-                    },
-                    state.index - 1,
-                );
-                let outputs = state.newest(order)?;
-                let update = self.update(at, 1, &outputs, Some(&converted), &anchor);
-                Some(update)
-            }
-            _ => None,
+        let converted = self.convert(position, model_output, sample);
+        let is_corrected =
+            state.index > 0 && !(self.uncorrected).contains(&((position.index - 1) as f64));
+        let corrected = if is_corrected {
+            let order = self.order_at(position.previous(), state.index - 1);
+            let outputs = state.newest(order)?;
+            Some(self.update(position, 1, &outputs, Some(&converted), state.anchor()?))
+        } else {
+            None
         };
         let sample = corrected.as_ref().unwrap_or(sample);
         state.remember(converted, self.order);
-        let outputs = state.newest(self.order_at(at, state.index))?;
-        let next = self.update(at, 0, &outputs, None, sample);
+        let outputs = state.newest(self.order_at(position, state.index))?;
+        let next = self.update(position, 0, &outputs, None, sample);
         state.anchor = Some(sample.clone());
         Ok(next)
     }
 
-    fn add_noise(&self, at: At<'_>, original: &Latents, noise: &Latents) -> Latents {
-        self.space.add_noise(at, original, noise)
+    fn add_noise(&self, position: Position<'_>, original: &Latents, noise: &Latents) -> Latents {
+        self.space.add_noise(position, original, noise)
     }
 }
 
 impl UniPc {
     /// The order of the predictor at an evaluation, the `index`th of its run.
-    fn order_at(&self, at: At<'_>, index: usize) -> usize {
-        let left = at.evaluations() - at.index;
+    fn order_at(&self, position: Position<'_>, index: usize) -> usize {
+        let left = position.remaining();
         let order = if self.lower_order_final {
             self.order.min(left)
         } else {
@@ -245,14 +244,14 @@ impl UniPc {
     }
 
     /// Converts a model's output to the quantity that is integrated: the clean image or the noise.
-    fn convert(&self, at: At<'_>, output: &Latents, sample: &Latents) -> Latents {
+    fn convert(&self, position: Position<'_>, output: &Latents, sample: &Latents) -> Latents {
         if self.clean {
             let clean = self
                 .space
-                .clean(self.prediction, output, sample, at.sigma());
+                .clean(self.prediction, output, sample, position.sigma());
             return self.clamp.apply(clean);
         }
-        let level = self.space.level(at.sigma());
+        let level = self.space.level(position.sigma());
         self.prediction
             .noise(output, sample, level.alpha, level.sigma)
     }
@@ -261,24 +260,24 @@ impl UniPc {
     /// to there, newest first. With the output at its `end` it is the corrector.
     fn update(
         &self,
-        at: At<'_>,
+        position: Position<'_>,
         back: usize,
         outputs: &[&Latents],
         end: Option<&Latents>,
         sample: &Latents,
     ) -> Latents {
-        let level = |back: usize| self.space.level(at.sigma_past(back));
+        let level = |back: usize| self.space.level(position.sigma_past(back));
         let from = level(back);
         let to = if back == 0 {
-            self.space.level(at.sigma_next())
+            self.space.level(position.sigma_next())
         } else {
             level(back - 1)
         };
         let h = to.lambda - from.lambda;
-        // A step that stands still has no places by its own length.
+        // A step without length would divide by zero.
         let order = if h == 0.0 { 1 } else { outputs.len() };
 
-        // Where the other outputs lie, in lengths of the step, and their slopes towards the newest.
+        // The places of the other outputs, in lengths of the step, and their slopes to the newest.
         let place = |i: usize| (level(back + i).lambda - from.lambda) / h;
         let mut places: Vec<f32> = (1..order).map(place).collect();
         let newest = outputs[0];
@@ -357,7 +356,7 @@ fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
         let size = |row: &usize| matrix[*row][column].abs();
         let pivot = (column..n)
             .max_by(|a, b| size(a).total_cmp(&size(b)))
-            .unwrap_or(column);
+            .expect("the column itself is one of them");
         matrix.swap(column, pivot);
         right.swap(column, pivot);
         for row in column + 1..n {

@@ -84,10 +84,8 @@ mod tests {
 
     #[test]
     fn it_is_the_published_vocabulary() {
-        let golden = |name: &str| {
-            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/vocab");
-            std::fs::read_to_string(root.join(name)).unwrap()
-        };
+        let golden =
+            |name: &str| std::fs::read_to_string(sdxl_testing::golden("vocab").join(name)).unwrap();
         let text = merges_txt();
         assert!(text == golden("merges.txt"));
         let tokens = tokens(&merges(&text));

@@ -325,7 +325,6 @@ fn object(value: Value) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::path::PathBuf;
 
     use super::*;
     use crate::files::read_json;
@@ -337,8 +336,7 @@ mod tests {
     #[test]
     fn layers_of_distilled_networks() {
         for name in ["ssd-1b", "vega", "no-mid", "cross-mid"] {
-            let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-            let root = root.join("../../golden/unets").join(name);
+            let root = sdxl_testing::golden("unets").join(name);
             let path = root.join("config.json");
             let wanted: UNetConfig = read_json(&path).unwrap();
             let names = Names::unet(&wanted, &path).unwrap();

@@ -1,8 +1,9 @@
-//! Which evaluations a run makes: how many steps or which timesteps, and what is cut off.
+//! The steps that a run makes: how many or at which timesteps, and which of them are left out.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Info, SchedulerError};
+use super::SchedulerError;
+use super::info::Info;
 
 /// The steps of a run: their number, timesteps or noise levels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,9 +18,10 @@ pub enum Steps {
     Sigmas(Vec<f64>),
 }
 
-/// The plan of a run.
+/// The steps that a run makes: the arguments of diffusers' `set_timesteps`, and the part of its
+/// timesteps that a pipeline goes through.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct InferenceSteps {
     /// The steps: their number, timesteps or noise levels.
     pub steps: Steps,
     /// Image to image: run only this share of the steps, the last ones. 0 to 1.
@@ -34,9 +36,9 @@ pub struct Plan {
     pub eta: f64,
 }
 
-impl Plan {
-    /// A whole run of so many steps.
-    pub fn steps(count: usize) -> Self {
+impl InferenceSteps {
+    /// A whole run of so many steps (`num_inference_steps`).
+    pub fn count(count: usize) -> Self {
         Self::new(Steps::Count(count))
     }
 
@@ -52,7 +54,7 @@ impl Plan {
     }
 
     /// Number of steps, or of the custom values given for them.
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match &self.steps {
             Steps::Count(count) => *count,
             Steps::Timesteps(values) | Steps::Sigmas(values) => values.len(),
@@ -61,19 +63,7 @@ impl Plan {
 
     /// Checks everything that does not need the schedule. `trained` is the number of training
     /// timesteps.
-    pub(super) fn check(&self, info: &'static Info, trained: usize) -> Result<(), SchedulerError> {
-        let refuse = |what, takers: fn(&Info) -> bool| {
-            let takers: Vec<_> = super::all()
-                .iter()
-                .filter(|i| takers(i))
-                .map(|i| i.names[0])
-                .collect();
-            Err(SchedulerError::NotCustom {
-                class: info.class,
-                what,
-                takers: takers.join(", "),
-            })
-        };
+    pub(super) fn check(&self, trained: usize) -> Result<(), SchedulerError> {
         match &self.steps {
             Steps::Count(0) => return Err(SchedulerError::NoSteps),
             Steps::Count(steps) if *steps > trained => {
@@ -83,9 +73,6 @@ impl Plan {
                 });
             }
             Steps::Count(_) => {}
-            Steps::Timesteps(_) if !info.custom_timesteps => {
-                return refuse("timesteps", |i| i.custom_timesteps);
-            }
             Steps::Timesteps(timesteps) => {
                 check_descending("timesteps", timesteps, 1)?;
                 for &value in timesteps {
@@ -98,9 +85,6 @@ impl Plan {
                         });
                     }
                 }
-            }
-            Steps::Sigmas(_) if !info.custom_sigmas => {
-                return refuse("sigmas", |i| i.custom_sigmas);
             }
             Steps::Sigmas(sigmas) => {
                 check_descending("sigmas", sigmas, 2)?;
@@ -158,7 +142,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Which evaluations of a schedule are made, cut as the pipelines of diffusers cut.
+    /// Gives the evaluations of a schedule that are made, cut as the pipelines of diffusers cut.
     pub(super) fn range(
         &self,
         info: &Info,

@@ -1,4 +1,4 @@
-//! The numbers of a run: betas, cumulative alphas, spaced timesteps and sigma curves. No tensors.
+//! Noise schedules: betas, cumulative alphas, spaced timesteps and sigma curves. No tensors.
 //!
 //! Each function works at the precision of the reference: what diffusers computes with PyTorch is
 //! `f32` here (with the `f64` accumulators that PyTorch uses), what it computes with NumPy is
@@ -234,8 +234,8 @@ pub fn linspace_f32(start: f64, stop: f64, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The noise levels of all training timesteps, lowest first, and the way between levels and
-/// timesteps.
+/// The noise levels of all training timesteps, lowest first, and the conversion between levels
+/// and timesteps.
 #[derive(Clone, Debug)]
 pub struct SigmaTable {
     sigmas: Vec<f32>,
@@ -243,8 +243,15 @@ pub struct SigmaTable {
 }
 
 impl SigmaTable {
-    /// The table for cumulative alphas, of which there must be two at least.
+    /// The table for the cumulative alphas of training.
+    ///
+    /// # Panics
+    /// On less than two of them.
     pub fn new(alphas_cumprod: &[f32]) -> Self {
+        assert!(
+            alphas_cumprod.len() >= 2,
+            "training has two timesteps at least"
+        );
         let sigmas: Vec<f32> = alphas_cumprod.iter().map(|&a| sigma_of_alpha(a)).collect();
         let logs = sigmas.iter().map(|&s| numpy_log(s)).collect();
         Self { sigmas, logs }
@@ -257,18 +264,18 @@ impl SigmaTable {
 
     /// The lowest noise level.
     pub fn min(&self) -> f32 {
-        self.sigmas.first().copied().unwrap_or(0.0)
+        self.sigmas[0]
     }
 
     /// The highest noise level.
     pub fn max(&self) -> f32 {
-        self.sigmas.last().copied().unwrap_or(0.0)
+        self.sigmas[self.sigmas.len() - 1]
     }
 
     /// The natural logarithms of the lowest and the highest noise level.
     pub fn log_range(&self) -> (f64, f64) {
-        let log = |x: Option<&f32>| x.copied().unwrap_or(0.0).into();
-        (log(self.logs.first()), log(self.logs.last()))
+        let (low, high) = (self.logs[0], self.logs[self.logs.len() - 1]);
+        (low.into(), high.into())
     }
 
     /// The noise level of a timestep, interpolated between whole timesteps and kept inside the
@@ -302,7 +309,8 @@ impl SigmaTable {
         (1.0 - weight) * low as f32 + weight * (low + 1) as f32
     }
 
-    /// The last timestep, but one, whose logarithm is not above.
+    /// Gives the last timestep whose logarithm is not above, and at most the last but one: the one
+    /// after it is the other end of an interpolation.
     fn below(&self, is_not_above: impl Fn(f32) -> bool) -> usize {
         let count = self.logs.partition_point(|&l| is_not_above(l));
         count.saturating_sub(1).min(self.logs.len() - 2)

@@ -1,31 +1,26 @@
-//! Samples of the form `x0 + sigma * noise`, as Karras et al. 2022 and k-diffusion hold them: the
-//! Euler family.
+//! Samples of the form `x0 + sigma * noise` (variance exploding), as Karras et al. 2022 and k-diffusion
+//! hold them: the Euler family.
 
+use super::schedule::{Levels, Schedule};
 use super::training;
-use super::{Plan, Schedule, SchedulerConfig, SchedulerError, Steps};
+use super::{InferenceSteps, SchedulerConfig, SchedulerError, Steps};
 use crate::latents::Latents;
-use crate::schedule::{self, SigmaCurve, SigmaTable, Spacing};
+use crate::noise_schedule::{self, SigmaCurve, SigmaTable, Spacing};
 
-/// The evaluations of one-evaluation steps, highest first, without the final sigma.
-pub(super) struct Levels {
-    pub(super) timesteps: Vec<f64>,
-    pub(super) sigmas: Vec<f64>,
-}
-
-/// Places the steps of a plan. On a sigma curve, levels lie between those of the first and the last
+/// Places the steps of a run. On a sigma curve, levels lie between those of the first and the last
 /// spaced timestep (or `range`: lowest, highest), and timesteps are fractional.
 pub(super) fn levels(
     config: &SchedulerConfig,
-    plan: &Plan,
+    inference: &InferenceSteps,
     table: &SigmaTable,
     curve: Option<SigmaCurve>,
     range: (Option<f64>, Option<f64>),
 ) -> Result<Levels, SchedulerError> {
-    let (timesteps, steps) = match &plan.steps {
+    let (timesteps, steps) = match &inference.steps {
         Steps::Count(steps) => {
             let (spacing, offset) = (training::spacing(config)?, training::steps_offset(config)?);
             (
-                schedule::spaced(spacing, config.trained()?, *steps, offset),
+                noise_schedule::spaced(spacing, config.trained()?, *steps, offset),
                 *steps,
             )
         }
@@ -47,16 +42,11 @@ pub(super) fn levels(
     };
     let min = range.0.unwrap_or(sigmas[sigmas.len() - 1]);
     let max = range.1.unwrap_or(sigmas[0]);
-    let sigmas = schedule::sigma_curve(curve, min, max, steps);
+    let sigmas = noise_schedule::sigma_curve(curve, min, max, steps);
     Ok(Levels {
         timesteps: sigmas.iter().map(|&s| table.timestep_of(s)).collect(),
         sigmas,
     })
-}
-
-/// The levels in `f32` with the final one.
-pub(super) fn with_final(sigmas: &[f64], last: f32) -> Vec<f32> {
-    sigmas.iter().map(|&s| s as f32).chain([last]).collect()
 }
 
 /// All values twice but the first, for steps of two evaluations.
@@ -69,8 +59,9 @@ pub(super) fn twice<T: Copy>(values: &[T]) -> Vec<T> {
         .collect()
 }
 
-/// The schedule, with the start that these schedulers have: leading timesteps do not reach the
-/// highest noise level, so that the variance of the latents themselves is added.
+/// The schedule of these classes. Runs start from noise of the highest level; with leading spacing,
+/// which stops below the highest level of training, from `sqrt(sigma^2 + 1)`, the deviation of image
+/// and noise together.
 pub(super) fn schedule(spacing: Spacing, timesteps: Vec<f64>, sigmas: Vec<f32>) -> Schedule {
     let max = sigmas.iter().copied().fold(0.0, f32::max);
     let leading = spacing == Spacing::Leading;
@@ -86,20 +77,20 @@ pub(super) fn schedule(spacing: Spacing, timesteps: Vec<f64>, sigmas: Vec<f32>) 
     }
 }
 
-/// A sample of unit variance from one of variance `1 + sigma^2`.
+/// Scales a sample of variance `1 + sigma^2` to unit variance, for the UNet.
 pub(super) fn scale(sample: &Latents, sigma: f32) -> Latents {
     let deviation = (sigma * sigma + 1.0).sqrt();
     sample.map(|x| x / deviation)
 }
 
-/// The direction in which a sample changes with its noise level.
+/// The derivative `d` of a sample by its noise level (`to_d` of k-diffusion).
 pub(super) fn derivative(sample: &Latents, denoised: &Latents, sigma: f32) -> Latents {
     Latents::zip_with([sample, denoised], |[x, x0]| (x - x0) / sigma)
 }
 
-/// The sample moved along a derivative, by `dt` of noise level.
-pub(super) fn along(sample: &Latents, derivative: &Latents, dt: f32) -> Latents {
-    Latents::zip_with([sample, derivative], |[x, d]| x + d * dt)
+/// Moves a sample along the derivative `d`, by `dt` of noise level: an Euler step.
+pub(super) fn euler_step(sample: &Latents, d: &Latents, dt: f32) -> Latents {
+    Latents::zip_with([sample, d], |[x, d]| x + d * dt)
 }
 
 /// A clean image with noise of deviation `sigma`.
@@ -107,16 +98,18 @@ pub(super) fn add_noise(original: &Latents, noise: &Latents, sigma: f32) -> Late
     Latents::zip_with([original, noise], |[x, n]| x + n * sigma)
 }
 
-/// An ancestral step between two noise levels, split: the level to go down to, and the deviation of
-/// the noise to add there (Song et al. 2020; `get_ancestral_step` of k-diffusion).
-pub(super) fn ancestral(from: f32, to: f32) -> (f32, f32) {
-    let up = (to * to * (from * from - to * to) / (from * from)).sqrt();
-    let square = to * to - up * up;
-    // Of a step from far above nothing may be left in f32, where the reference gets NaN or zero.
-    let down = if square > 0.0 || to == 0.0 {
+/// Splits an ancestral step between two noise levels: `sigma_down`, the level to go down to, and
+/// `sigma_up`, the deviation of the noise to add there (Song et al. 2020; `get_ancestral_step` of
+/// k-diffusion).
+pub(super) fn ancestral_step(from: f32, to: f32) -> (f32, f32) {
+    let sigma_up = (to * to * (from * from - to * to) / (from * from)).sqrt();
+    let square = to * to - sigma_up * sigma_up;
+    // After a step from far above, the difference vanishes in f32, and the reference gets NaN or zero.
+    // In exact arithmetic its root is this quotient.
+    let sigma_down = if square > 0.0 || to == 0.0 {
         square.sqrt()
     } else {
         to * to / from
     };
-    (down, up)
+    (sigma_down, sigma_up)
 }
