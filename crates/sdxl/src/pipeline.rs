@@ -6,6 +6,7 @@
 mod canvas;
 mod conditioning;
 mod denoiser;
+mod effect;
 mod event;
 mod guidance;
 mod inpaint;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
+use sdxl::Named;
 use sdxl::latents::Latents;
 use sdxl::noise::{BrownianTree, Generator, NoiseError, NoiseSource, Rng};
 use serde::Deserialize;

@@ -4,7 +4,7 @@
 use super::alphas::{Alphas, whole_timesteps};
 use super::clamp::{Clamp, THRESHOLDING};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, noise_beside, prediction};
-use super::registry::{Built, Info, OptionInfo, Randomness};
+use super::registry::{BY_ETA, Built, Info, OptionInfo};
 use super::training::{self, ZeroSnr, option};
 use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
@@ -14,7 +14,7 @@ pub(super) const INFO: Info = Info {
     names: &["ddim"],
     order: 1,
     evaluations_per_step: 1,
-    randomness: Randomness::Optional("eta above 0"),
+    randomness: BY_ETA,
     when: "the classic deterministic method; with trailing spacing for few-step distilled models",
     custom_timesteps: false,
     custom_sigmas: false,

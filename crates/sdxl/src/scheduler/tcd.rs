@@ -6,7 +6,7 @@ use super::clamp::THRESHOLDING;
 use super::ddim::LEADING;
 use super::lcm::{self, OPTIONS, SCALED_NOISE};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
-use super::registry::{Built, Info, Randomness};
+use super::registry::{BY_ETA, Built, Info};
 use super::training::{self, ZeroSnr};
 use super::{At, Plan, Rule, SchedulerConfig, SchedulerError, Step};
 use crate::latents::Latents;
@@ -16,7 +16,7 @@ pub(super) const INFO: Info = Info {
     names: &["tcd"],
     order: 1,
     evaluations_per_step: 1,
-    randomness: Randomness::Optional("eta above 0"),
+    randomness: BY_ETA,
     when: "for TCD and Hyper-SD models and LoRAs only: 1 to 8 steps, eta about 0.3",
     custom_timesteps: true,
     custom_sigmas: false,
