@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
+use sdxl::Named as _;
 use sdxl::device;
 use sdxl::image::Format;
 use sdxl::memory::Budget;

@@ -7,6 +7,7 @@ mod canvas;
 mod check;
 mod conditioning;
 mod denoiser;
+mod effect;
 mod event;
 mod guidance;
 mod inpaint;

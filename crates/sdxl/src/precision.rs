@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use sdxl_kernels::WeightFormat;
 
+use crate::named::{Named, named};
 use crate::tensor::DType;
 use crate::warning::{Warning, WarningKind};
 use crate::weights::Part;
@@ -80,29 +81,15 @@ impl Precision {
     }
 }
 
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::F16 => "f16",
-            Precision::Int8 => "int8",
-        })
-    }
+named! { Precision:
+    F32, "f32", "The numbers of diffusers";
+    Bf16, "bf16", "Half the memory; fast where the processor has instructions for it";
+    F16, "f16" or "fp16", "Half the memory, the arithmetic of f32";
+    Int8, "int8", "The fastest, a quarter of f32's memory; the README says how near it comes";
 }
 
-impl std::str::FromStr for Precision {
-    type Err = String;
-
-    fn from_str(s: &str) -> std::result::Result<Self, String> {
-        match s {
-            "f32" => Ok(Precision::F32),
-            "bf16" => Ok(Precision::Bf16),
-            "f16" | "fp16" => Ok(Precision::F16),
-            "int8" => Ok(Precision::Int8),
-            _ => Err(format!(
-                "`{s}` is not a precision; use f32, bf16, f16 or int8"
-            )),
-        }
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::named::named;
 use crate::noise::Rng;
 use crate::noise_schedule::{AYS_SDXL_SIGMAS, AYS_SDXL_TIMESTEPS};
 
@@ -121,6 +122,31 @@ pub enum Tiling {
     On,
     /// Never.
     Off,
+}
+
+named! { PromptSyntax:
+    Compel, "compel", "Compel's: `word+`, `(some words)1.3`, `(\"a\", \"b\").blend(0.3, 0.7)`";
+    A1111, "a1111", "AUTOMATIC1111's: `(some words:1.3)`, `[from:to:0.4]`, `AND`";
+    Plain, "plain", "None: the prompt as it stands";
+}
+
+named! { PromptWeighting:
+    Auto, "auto", "The method that goes with the syntax";
+    Compel, "compel", "Away from the empty text; below 1, towards the prompt without the words";
+    A1111, "a1111", "Multiplied, and each chunk brought back to its mean";
+    A1111NoNorm, "a1111-no-norm", "Multiplied";
+    ComfyUi, "comfyui", "Away from the empty text, or towards it";
+}
+
+named! { PooledFrom:
+    Raw, "raw", "The prompt as written, signs included";
+    Clean, "clean", "The words alone";
+}
+
+named! { Tiling:
+    Auto, "auto", "Only if the picture would not fit in memory otherwise";
+    On, "on", "Always, for pictures larger than a tile";
+    Off, "off", "Never";
 }
 
 /// Everything a user can ask for. `Request::default()` with a prompt is a good request.

@@ -28,6 +28,9 @@ pub struct Warning {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum WarningKind {
+    /// A field has no effect in this request. Message and hint have fields in backticks, the first
+    /// that field.
+    NoEffect,
     /// A prompt was cut at the end of the text encoder's chunk.
     PromptCut,
     /// A prompt has a LoRA's sign of another language, where it is text.

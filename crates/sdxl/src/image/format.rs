@@ -9,7 +9,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::str::FromStr;
 
 use ::image::ExtendedColorType;
 use ::image::codecs::jpeg::JpegEncoder;
@@ -21,6 +20,7 @@ use img_parts::{Bytes, ImageEXIF};
 use super::texts::Texts;
 use super::{Pixels, exif, png, xmp};
 use crate::error::{Error, Result};
+use crate::named::named;
 use crate::warning::{Warning, WarningKind};
 
 /// Quality of a JPEG where none is asked for.
@@ -42,9 +42,6 @@ pub enum Format {
 }
 
 impl Format {
-    /// All of them.
-    pub const ALL: [Format; 3] = [Format::Png, Format::Jpeg, Format::Webp];
-
     /// The format that a file's name says, by its ending.
     pub fn of_name(path: &Path) -> Option<Format> {
         path.extension()?.to_str()?.parse().ok()
@@ -100,17 +97,10 @@ impl fmt::Display for Format {
     }
 }
 
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(s: &str) -> std::result::Result<Self, String> {
-        match s.to_ascii_lowercase().as_str() {
-            "png" => Ok(Format::Png),
-            "jpg" | "jpeg" => Ok(Format::Jpeg),
-            "webp" => Ok(Format::Webp),
-            _ => Err(format!("`{s}` is none of png, jpeg and webp")),
-        }
-    }
+named! { Format:
+    Png, "png", "Lossless";
+    Jpeg, "jpeg" or "jpg", "Lossy";
+    Webp, "webp", "Lossless, or lossy where a quality is asked for";
 }
 
 /// The file format of pictures, and the quality where it has one.

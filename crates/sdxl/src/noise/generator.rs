@@ -1,18 +1,14 @@
 //! PyTorch's generators of random numbers.
 
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 use super::{mt19937, philox};
 use crate::latents::Latents;
+use crate::named::named;
 
 /// A number that cannot be used as asked.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum NoiseError {
-    /// An unknown name of a generator.
-    #[error("unknown random number generator `{0}`: use torch-cpu or torch-cuda")]
-    UnknownRng(String),
     /// The number of seeds is neither one nor the number of images.
     #[error("{seeds} seeds for {images} images: give one seed, or one per image")]
     SeedCount {
@@ -39,26 +35,9 @@ pub enum Rng {
     TorchCuda,
 }
 
-impl Rng {
-    /// The name used in requests and recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TorchCpu => "torch-cpu",
-            Self::TorchCuda => "torch-cuda",
-        }
-    }
-}
-
-impl FromStr for Rng {
-    type Err = NoiseError;
-
-    fn from_str(name: &str) -> Result<Self, NoiseError> {
-        match name {
-            "torch-cpu" => Ok(Self::TorchCpu),
-            "torch-cuda" => Ok(Self::TorchCuda),
-            _ => Err(NoiseError::UnknownRng(name.to_owned())),
-        }
-    }
+named! { Rng:
+    TorchCpu, "torch-cpu", "PyTorch's on the CPU, as most pipelines use it";
+    TorchCuda, "torch-cuda", "PyTorch's on a GPU (an H100; others give the same for small pictures)";
 }
 
 /// A generator of standard normal numbers. It serialises with its position: read back, it goes on

@@ -122,6 +122,16 @@ impl Prompts {
         })
     }
 
+    /// Whether some prompt is several predictions (`AND`) at one of `steps`: they are summed as
+    /// differences from the negative one, guided or not.
+    pub fn are_composed(&self, steps: usize) -> bool {
+        let is_composed = |prompt: &Prompt| {
+            let count = if prompt.changes_by_step() { steps } else { 1 };
+            (0..count).any(|step| !is_single(&prompt.at(step, steps.max(1))))
+        };
+        (self.prompt.iter().chain(&self.prompt_2)).any(is_composed)
+    }
+
     /// All of them, with the fields that they are in.
     fn all(&self) -> impl Iterator<Item = (&'static str, &Prompt)> {
         let lists = [

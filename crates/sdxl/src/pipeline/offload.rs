@@ -3,9 +3,10 @@
 //! It changes what a run takes of memory and of time, and no number.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::named::{Named, named};
 
 /// Networks that are taken out of memory while they do not work, in diffusers' words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,19 +24,14 @@ pub enum Offload {
     Sequential,
 }
 
+named! { Offload:
+    None, "none", "All networks are in memory at once";
+    Model, "model", "Each network is in memory only while it works";
+    Sequential, "sequential", "Of the network at work only the layer at work, read from the files at \
+        every step: the least memory, and some seconds more a step";
+}
+
 impl Offload {
-    /// All of them.
-    pub const ALL: [Offload; 3] = [Offload::None, Offload::Model, Offload::Sequential];
-
-    /// The name used in requests and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Offload::None => "none",
-            Offload::Model => "model",
-            Offload::Sequential => "sequential",
-        }
-    }
-
     /// Whether networks stay in memory until the end of a run.
     pub fn keeps_networks(self) -> bool {
         self == Offload::None
@@ -45,27 +41,5 @@ impl Offload {
 impl fmt::Display for Offload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for Offload {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Offload, String> {
-        let named = Offload::ALL.into_iter().find(|o| o.name() == text);
-        named.ok_or_else(|| format!("`{text}` is unknown; use none, model or sequential"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        for offload in Offload::ALL {
-            assert_eq!(offload.to_string().parse(), Ok(offload));
-        }
-        assert!("cpu".parse::<Offload>().unwrap_err().contains("sequential"));
     }
 }

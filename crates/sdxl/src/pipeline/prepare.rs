@@ -8,16 +8,18 @@ use serde::{Deserialize, Serialize};
 use super::canvas::Canvas;
 use super::check::{check_out_channels, check_refiner};
 use super::conditioning::Prompts;
+use super::effect::Circumstances;
 use super::inpaint::latent_mask;
 use super::job::Job;
 use super::offload::Offload;
 use super::plan::{Plan, PlanInputs};
 use super::stages::{StageProgress, stages};
-use super::{Pipeline, Refiner, Run, canvas, conditioning, start};
+use super::{Pipeline, Refiner, Run, canvas, conditioning, effect, start};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::latents::Latents;
 use crate::memory::Budget;
+use crate::named::Named;
 use crate::request::{Request, aspect};
 use crate::warning::Warning;
 use crate::weights::{Checkpoint, Family, Part};
@@ -55,13 +57,13 @@ impl Pipeline {
     /// Decides a run. One that is resumed has the arrangement that it had.
     pub(super) fn decide(
         &self,
-        request: &Request,
+        asked: &Request,
         inputs: Inputs,
         resumed: Option<Arrangement>,
     ) -> Result<Job> {
         let checkpoint = &self.checkpoint;
         let refiner = self.refiner.as_ref().map(Refiner::checkpoint);
-        let request = resolve(checkpoint, refiner, request, &inputs)?;
+        let request = resolve(checkpoint, refiner, asked, &inputs)?;
         let prompts = Prompts::parse(&request)?;
         let canvas = Canvas::new(&request, &inputs)?;
         let mask = (canvas
@@ -77,7 +79,7 @@ impl Pipeline {
         let progress = StageProgress::of(&stages);
         let offloads: &[Offload] = match &self.offload {
             Some(asked) => std::slice::from_ref(asked),
-            None => &Offload::ALL,
+            None => Offload::ALL,
         };
         let mut warnings: Vec<Warning> = Vec::new();
         let mut warn = |warning: Warning| {
@@ -96,7 +98,19 @@ impl Pipeline {
             let of_prompts = conditioning::warnings(checkpoint, &request, &prompts);
             of_prompts.into_iter().for_each(&mut warn);
         }
-        let asked = PlanInputs {
+        let run = Circumstances {
+            checkpoint,
+            refiner,
+            request: &request,
+            inputs: &inputs,
+            prompts: &prompts,
+            stages: &stages,
+            steps: (progress.iter().map(|p| p.steps_total)).max().unwrap_or(0),
+        };
+        effect::warnings(asked, &run)
+            .into_iter()
+            .for_each(&mut warn);
+        let plan_inputs = PlanInputs {
             checkpoint,
             refiner,
             precision: self.precision,
@@ -108,7 +122,7 @@ impl Pipeline {
             offloads,
             budget: self.budget.unwrap_or_else(Budget::free),
         };
-        let mut plan = Plan::new(&asked, &mut warn)?;
+        let mut plan = Plan::new(&plan_inputs, &mut warn)?;
         if let Some(Arrangement { tile, short, group }) = resumed {
             // Tiles decide numbers, and groups the order of the pictures.
             (plan.tile, plan.short, plan.group) = (tile, short, group);

@@ -25,16 +25,43 @@ impl Request {
         };
         // The error of the whole does not say where: each field is read alone.
         for (name, value) in object {
-            let Some(field) = Self::fields().iter().find(|field| *field == name) else {
-                let nearest = nearest(name).map(|near| format!("did you mean `{near}`?"));
-                return Err(of_none(format!("there is no field `{name}`"), nearest));
-            };
+            let field = Self::field(name)?;
             let alone = Value::Object([(name.clone(), value.clone())].into_iter().collect());
             if let Err(error) = Request::deserialize(&alone) {
                 return Err(Error::request(field, error.to_string()));
             }
         }
         Err(of_none(whole.to_string(), None))
+    }
+
+    /// The field of that name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] without a field, and with the known one that is most like the name as its
+    /// hint.
+    pub fn field(name: &str) -> Result<&'static str> {
+        let field = Self::fields().iter().find(|field| **field == name);
+        field.copied().ok_or_else(|| {
+            let nearest = nearest(name).map(|near| format!("did you mean `{near}`?"));
+            of_none(format!("there is no field `{name}`"), nearest)
+        })
+    }
+
+    /// Puts a field back to its default.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a name that no field has, and for a request that cannot be written as
+    /// JSON.
+    pub fn reset(&mut self, name: &str) -> Result<()> {
+        let field = Self::field(name)?;
+        // A path that is no Unicode has no JSON.
+        let mut json = serde_json::to_value(&*self)
+            .map_err(|error| Error::request(field, error.to_string()))?;
+        if let Value::Object(object) = &mut json {
+            object.remove(field);
+        }
+        *self = Self::from_json(&json)?;
+        Ok(())
     }
 
     /// The names of all fields, as they are in JSON and in errors.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MAX_SIDE, Request};
 use crate::error::{Error, Result};
+use crate::named::named;
 
 /// A way to fit an input picture whose aspect ratio is not the wanted one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,6 +32,17 @@ pub enum UpscaleMethod {
     /// The latents, bilinearly: no decoding between the passes, blurred below a strength of
     /// about 0.5.
     Latent,
+}
+
+named! { ResizeMode:
+    Stretch, "stretch", "Stretch the picture, as diffusers does";
+    Crop, "crop", "Take the middle of the picture";
+    Pad, "pad", "Repeat the border of the picture outwards";
+}
+
+named! { UpscaleMethod:
+    Lanczos, "lanczos", "The picture, by a Lanczos filter";
+    Latent, "latent", "The latents, bilinearly";
 }
 
 /// Pixels on each side of a picture, written `left=128,top=0`.

@@ -3,7 +3,7 @@
 
 use super::alphas::{Alphas, whole_timesteps};
 use super::clamp::{Clamp, THRESHOLDING};
-use super::info::{Info, OptionInfo, Randomness, option};
+use super::info::{BY_ETA, Info, OptionInfo, option};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, noise_beside, prediction};
 use super::schedule::Position;
 use super::training::{self, ZeroSnr};
@@ -17,7 +17,7 @@ pub(super) static INFO: Info = Info {
     a1111: Some("DDIM"),
     order: 1,
     evaluations_per_step: 1,
-    randomness: Randomness::Optional("eta above 0"),
+    randomness: BY_ETA,
     when: "the classic deterministic method; with trailing spacing for few-step distilled models",
     custom_timesteps: false,
     custom_sigmas: false,

@@ -134,7 +134,6 @@ impl SchedulerError {
             | Self::BadValue { what, .. }
             | Self::NotCustom { what, .. } => Some(what),
             Self::NothingLeft { field, .. } => Some(field),
-            Self::Noise(NoiseError::UnknownRng(_)) => Some("rng"),
             Self::Noise(_) => Some("seed"),
             Self::NotJson(_) | Self::Finished(_) | Self::Shape { .. } | Self::ForeignState(_) => {
                 None

@@ -18,6 +18,9 @@ pub enum Randomness {
     Optional(&'static str),
 }
 
+/// When schedulers draw noise that do so by `eta`.
+pub(super) const BY_ETA: Randomness = Randomness::Optional("eta above 0");
+
 /// An option of a scheduler class.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionInfo {
@@ -75,6 +78,11 @@ impl Info {
     /// All options of the class.
     pub fn options(&self) -> impl Iterator<Item = &'static OptionInfo> {
         self.options.iter().copied().flatten()
+    }
+
+    /// Whether `eta` has an effect.
+    pub fn uses_eta(&self) -> bool {
+        self.randomness == BY_ETA
     }
 
     /// The option of that name.

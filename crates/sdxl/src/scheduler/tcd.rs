@@ -4,7 +4,7 @@
 use super::alphas::Alphas;
 use super::clamp::THRESHOLDING;
 use super::ddim::LEADING;
-use super::info::{Info, Randomness};
+use super::info::{BY_ETA, Info};
 use super::lcm::{self, OPTIONS, SCALED_NOISE};
 use super::prediction::{EPSILON, Prediction, SAMPLE, V, prediction};
 use super::schedule::Position;
@@ -19,7 +19,7 @@ pub(super) static INFO: Info = Info {
     a1111: None,
     order: 1,
     evaluations_per_step: 1,
-    randomness: Randomness::Optional("eta above 0"),
+    randomness: BY_ETA,
     when: "for TCD and Hyper-SD models and LoRAs only: 1 to 8 steps, eta about 0.3",
     custom_timesteps: true,
     custom_sigmas: false,
