@@ -357,7 +357,7 @@ fn key(recipe: &Recipe, configs: &str) -> String {
 /// The picture of an earlier run, if it is there and whole.
 fn read(cell: &Cell) -> Option<Pixels> {
     let size = cell.recipe.request.upscaled_size();
-    image::read::read(&cell.path)
+    image::read(&cell.path)
         .ok()
         .filter(|picture| (picture.width, picture.height) == (size.width, size.height))
 }

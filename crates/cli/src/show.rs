@@ -35,7 +35,7 @@ fn harmless(text: &str) -> String {
 pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let (texts, mark) = match Texts::read(&args.file)? {
         // Half a picture can still say how it was made.
-        Some(texts) => (texts, read::read(&args.file).ok()),
+        Some(texts) => (texts, read(&args.file).ok()),
         None => (Recipe::read(&args.file)?.texts(), None),
     };
     let is_picture = mark.is_some();

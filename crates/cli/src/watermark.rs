@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use sdxl::image::read::read;
+use sdxl::image::read;
 use sdxl::image::{Encoding, Format, Texts};
 use sdxl::{Pixels, watermark};
 use sdxl_kit::{destination, files};

@@ -73,7 +73,7 @@ impl Cancel {
 ///
 /// # Errors
 /// [`Cancelled`] once it was cancelled.
-pub fn check() -> OrCancelled<()> {
+pub(crate) fn check() -> OrCancelled<()> {
     answer(sdxl_kernels::is_stopped())
 }
 

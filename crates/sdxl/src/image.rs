@@ -2,19 +2,23 @@
 
 #[cfg(feature = "c2pa")]
 pub mod credentials;
-pub mod exif;
-pub mod format;
+mod exif;
+mod format;
+#[doc(hidden)]
 pub mod mask;
-pub mod pixels;
+mod pixels;
 pub mod png;
-pub mod read;
+mod read;
 mod read_texts;
+#[doc(hidden)]
 pub mod resize;
-pub mod texts;
+mod texts;
 pub mod xmp;
 
 pub use format::{Encoding, Format};
 pub use pixels::Pixels;
+pub(crate) use read::MAX_FILE;
+pub use read::read;
 pub use texts::Texts;
 
 /// A finished picture.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::{hash_bytes, read_bounded};
+use crate::image::MAX_FILE;
 use crate::image::Pixels;
-use crate::image::read::MAX_FILE;
 use crate::latents::Latents;
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;

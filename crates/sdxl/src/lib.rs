@@ -18,27 +18,21 @@
 //! ```
 //!
 //! Modules follow the path of the data: [`request`] → [`text`] → [`noise`] →
-//! [`pipeline`] (the denoising loop, with [`scheduler`] and [`model`]) → [`image`].
+//! [`pipeline`] (the denoising loop, with [`scheduler`]) → [`image`].
 
-pub mod cancel;
 pub mod device;
 pub mod error;
 pub mod files;
-mod hint;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod image;
 pub mod inputs;
-pub mod latents;
 pub mod latents_file;
 pub mod memory;
-pub mod model;
 pub mod named;
 pub mod noise;
 pub mod noise_schedule;
-pub mod ops;
 pub mod pipeline;
-pub mod precision;
 pub mod profile;
 pub mod prompt;
 pub mod recipe;
@@ -51,6 +45,20 @@ pub mod warning;
 pub mod watermark;
 pub mod weights;
 
+mod cancel;
+mod hint;
+mod latents;
+mod precision;
+
+// What is hidden from the documentation, here and in modules below, is for the project's own tests
+// and benchmark, which look inside of networks and files. It changes without notice.
+#[doc(hidden)]
+pub mod model;
+#[doc(hidden)]
+pub mod ops;
+
+#[doc(hidden)]
+pub use cancel::OrCancelled;
 pub use cancel::{Cancel, Cancelled};
 pub use error::{Class, Error, Result};
 pub use image::{Picture, Pixels};
@@ -66,6 +74,5 @@ pub use request::{
     UpscaleMethod,
 };
 pub use warning::{Warning, WarningKind};
-pub use weights::inversion::InversionFile;
 pub use weights::lora::Lora;
-pub use weights::{Checkpoint, Family, OpenOptions, Part};
+pub use weights::{Checkpoint, Family, InversionFile, OpenOptions, Part};

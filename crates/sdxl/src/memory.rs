@@ -3,6 +3,7 @@
 //! computed by [`crate::pipeline::Plan`].
 
 mod budget;
+#[doc(hidden)]
 pub mod rehearsal;
 mod speed;
 mod system;

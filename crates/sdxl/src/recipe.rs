@@ -12,7 +12,7 @@ use crate::inputs::InputFile;
 use crate::precision::Precision;
 use crate::request::{Request, UpscaleMethod};
 use crate::scheduler;
-use crate::weights::inversion::InversionFile;
+use crate::weights::InversionFile;
 use crate::weights::lora::Lora;
 use crate::weights::{Checkpoint, Part};
 

@@ -1,12 +1,15 @@
 //! Prompts to conditioning: both text encoders, side by side.
 
+#[doc(hidden)]
 pub mod chunks;
+#[doc(hidden)]
 pub mod clip;
 pub mod embeds_file;
-pub mod encoder;
+mod encoder;
+#[doc(hidden)]
 pub mod tokenizer;
-pub mod vocabulary;
-pub mod weighting;
+pub(crate) mod vocabulary;
+mod weighting;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -4,6 +4,7 @@
 //! [`TensorSet`] over mapped files, to whose values LoRAs add their changes as they are read. The
 //! [`Loader`] reads layers by name, checks their shapes and has the device pack them.
 
+#[doc(hidden)]
 pub mod blocks;
 mod changes;
 mod checkpoint;
@@ -12,22 +13,27 @@ pub mod convert;
 pub mod doctor;
 mod element;
 mod embedding;
+#[doc(hidden)]
 pub mod gguf;
 mod infer;
-pub mod inversion;
+mod inversion;
 mod layer_cache;
 pub(crate) mod layout;
 mod loader;
 pub mod lora;
 pub mod lower;
 mod mapped_file;
-pub mod names;
+mod names;
 mod part;
+#[doc(hidden)]
 pub mod random;
 pub mod recognise;
+#[doc(hidden)]
 pub mod replacement;
 mod safetensors;
+#[doc(hidden)]
 pub mod same;
+#[doc(hidden)]
 pub mod single_file;
 mod stacked_tensors;
 mod stored_tensor;
@@ -38,8 +44,12 @@ pub(crate) mod values;
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub use checkpoint_files::CheckpointFiles;
 pub use element::ElementType;
+#[doc(hidden)]
 pub use embedding::Embedding;
+pub(crate) use inversion::Inversion;
+pub use inversion::InversionFile;
 pub use layout::missing_files;
+#[doc(hidden)]
 pub use loader::Loader;
 pub use part::{Family, Part};
 pub use stored_tensor::StoredTensor;

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sdxl::cancel::{Cancel, Cancelled, OrCancelled};
 use sdxl::files::read_json;
 use sdxl::memory::rehearsal;
 use sdxl::model::unet::{UNet, UNetConditioning};
@@ -18,6 +17,7 @@ use sdxl::text::{TextEncoders, TextInput, TextOptions};
 use sdxl::weights::Loader;
 use sdxl::weights::OpenOptions;
 use sdxl::weights::lora::Lora;
+use sdxl::{Cancel, Cancelled, OrCancelled};
 use sdxl::{Checkpoint, Error, Part, Pipeline, Precision, PromptSyntax, Request};
 use sdxl_testing::{Golden, assert_close, demo, golden};
 use serde_json::Value;

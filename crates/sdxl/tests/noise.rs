@@ -1,7 +1,7 @@
 //! Noise against PyTorch and torchsde (`golden/noise`, made by `tools/golden/noise.py`).
 
+use sdxl::Latents;
 use sdxl::Named;
-use sdxl::latents::Latents;
 use sdxl::noise::{BrownianTree, Generator, NoiseError, NoiseSource, Rng};
 use sdxl_testing::Golden;
 use serde::Deserialize;

@@ -1,6 +1,6 @@
 //! What holds for schedulers without a reference: exact solutions, names, options and errors.
 
-use sdxl::latents::Latents;
+use sdxl::Latents;
 use sdxl::noise::{NoiseSource, Rng};
 use sdxl::scheduler::{
     self, InferenceSteps, Randomness, Scheduler, SchedulerConfig, SchedulerError, Steps, build,

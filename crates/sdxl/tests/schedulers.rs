@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use sdxl::latents::Latents;
+use sdxl::Latents;
 use sdxl::noise::{NoiseSource, Rng};
 use sdxl::scheduler::{self, InferenceSteps, Scheduler, SchedulerConfig, Steps};
 use sdxl_testing::{Golden, golden};

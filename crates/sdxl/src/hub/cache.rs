@@ -16,7 +16,7 @@ pub(super) struct RepoFolder {
 }
 
 impl RepoFolder {
-    pub fn new(cache: &Path, repo: &str) -> RepoFolder {
+    pub(super) fn new(cache: &Path, repo: &str) -> RepoFolder {
         RepoFolder {
             cache: cache.to_path_buf(),
             repo: repo.to_string(),
@@ -24,38 +24,38 @@ impl RepoFolder {
     }
 
     /// `models--ORG--NAME`.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("models--{}", self.repo.replace('/', "--"))
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.cache.join(self.name())
     }
 
-    pub fn blob(&self, etag: &str) -> PathBuf {
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.path().join("blobs").join(etag)
     }
 
     /// Gives the path of the file that holds what has come so far of a blob.
-    pub fn incomplete(&self, etag: &str) -> PathBuf {
+    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
         self.path().join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    pub fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.path().join("snapshots").join(commit)
     }
 
-    pub fn locks(&self) -> PathBuf {
+    pub(super) fn locks(&self) -> PathBuf {
         self.cache.join(".locks").join(self.name())
     }
 
     /// An empty file here says that the model has no such file at this commit.
-    pub fn absent(&self, commit: &str, file: &str) -> PathBuf {
+    pub(super) fn absent(&self, commit: &str, file: &str) -> PathBuf {
         self.path().join(".no_exist").join(commit).join(file)
     }
 
     /// The commit that a branch, a tag or a commit last meant here.
-    pub fn commit_of(&self, revision: &str) -> Option<String> {
+    pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_string());
         }
@@ -64,7 +64,7 @@ impl RepoFolder {
     }
 
     /// Notes what a revision means now. A reader finds the old commit or the new one.
-    pub fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+    pub(super) fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if is_commit(revision) || self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
@@ -81,7 +81,7 @@ impl RepoFolder {
     }
 
     /// Notes that the model has no `file` at `commit`.
-    pub fn set_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
+    pub(super) fn set_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
         let path = self.absent(commit, file);
         // A variant that somebody typed may be anything.
         if path.exists() || !is_relative(file) {
@@ -93,7 +93,7 @@ impl RepoFolder {
 
     /// Puts a blob into a snapshot: a relative link, so that the cache can be moved; where the
     /// file system has none, the file itself, as Python does.
-    pub fn link(&self, etag: &str, commit: &str, file: &str) -> Result<(), HubError> {
+    pub(super) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<(), HubError> {
         let path = self.snapshot(commit).join(file);
         make_folder_of(&path)?;
         let up = "../".repeat(2 + file.matches('/').count());
@@ -112,7 +112,7 @@ impl RepoFolder {
 
     /// Keeps other processes, Python's too, from fetching the same blob at the same time, as long
     /// as the result lives. Where locks do not work, both fetch it; the hash is checked anyway.
-    pub fn lock(&self, etag: &str) -> Option<File> {
+    pub(super) fn lock(&self, etag: &str) -> Option<File> {
         let folder = self.locks();
         fs::create_dir_all(&folder).ok()?;
         let mut options = File::options();

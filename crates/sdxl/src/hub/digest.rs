@@ -12,7 +12,7 @@ use crate::files::hex;
 
 /// The hash that the contents of a file must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Id {
+pub(super) enum Id {
     /// SHA-256 of the contents, in hexadecimal.
     Sha256(String),
     /// SHA-1 of Git's blob header and the contents, in hexadecimal.
@@ -21,7 +21,7 @@ pub enum Id {
 
 impl Id {
     /// Tells them apart by their length. `None` for anything else.
-    pub fn parse(text: &str) -> Option<Id> {
+    pub(super) fn parse(text: &str) -> Option<Id> {
         let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         match text.len() {
             _ if !text.bytes().all(lower) => None,
@@ -32,14 +32,14 @@ impl Id {
     }
 
     /// In hexadecimal.
-    pub fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         match self {
             Id::Sha256(text) | Id::Git(text) => text,
         }
     }
 
     /// Starts to hash contents of `size` bytes.
-    pub fn hasher(&self, size: u64) -> Hasher {
+    pub(super) fn hasher(&self, size: u64) -> Hasher {
         match self {
             Id::Sha256(_) => Hasher::Sha256(Sha256::new()),
             Id::Git(_) => {
@@ -52,7 +52,7 @@ impl Id {
 }
 
 /// A hash of contents that come piece by piece.
-pub enum Hasher {
+pub(super) enum Hasher {
     /// The hash of the contents alone.
     Sha256(Sha256),
     /// The hash of Git's blob header and the contents.
@@ -61,7 +61,7 @@ pub enum Hasher {
 
 impl Hasher {
     /// Adds the next piece.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
         match self {
             Hasher::Sha256(sha) => sha.update(bytes),
             Hasher::Git(sha) => sha.update(bytes),
@@ -69,7 +69,7 @@ impl Hasher {
     }
 
     /// The hash of all pieces.
-    pub fn finish(self) -> Id {
+    pub(super) fn finish(self) -> Id {
         match self {
             Hasher::Sha256(sha) => Id::Sha256(hex(&sha.finalize())),
             Hasher::Git(sha) => Id::Git(hex(&sha.finalize())),
@@ -81,7 +81,7 @@ impl Hasher {
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn matches(path: &Path, id: &Id, told: &mut dyn FnMut(u64)) -> io::Result<bool> {
+pub(super) fn matches(path: &Path, id: &Id, told: &mut dyn FnMut(u64)) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let mut hasher = id.hasher(file.metadata()?.len());
     let mut piece = vec![0; 1 << 20];

@@ -40,7 +40,7 @@ impl Downloader<'_> {
     ///
     /// # Errors
     /// If several occur, the first that happened.
-    pub fn bring(&self, files: &[String]) -> Result<(), HubError> {
+    pub(super) fn bring(&self, files: &[String]) -> Result<(), HubError> {
         let snapshot = self.folder.snapshot(&self.listing.commit);
         let missing: Vec<&String> = (files.iter())
             .filter(|file| !self.is_there(&snapshot.join(file), file))

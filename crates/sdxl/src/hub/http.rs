@@ -54,7 +54,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    pub fn lost(why: impl Into<String>) -> Failure {
+    pub(super) fn lost(why: impl Into<String>) -> Failure {
         Failure::Lost {
             why: why.into(),
             moved: false,
@@ -76,7 +76,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
 }
@@ -97,7 +97,7 @@ pub(super) struct Client {
 impl Client {
     /// # Errors
     /// A file of certificates that cannot be used.
-    pub fn new(settings: &Settings) -> Result<Client, HubError> {
+    pub(super) fn new(settings: &Settings) -> Result<Client, HubError> {
         let mut config = Agent::config_builder()
             // Redirects are followed here, because the token must not go along to every host.
             .max_redirects(0)
@@ -127,13 +127,13 @@ impl Client {
     }
 
     /// The address of `path` at the hub.
-    pub fn url(&self, path: &str) -> String {
+    pub(super) fn url(&self, path: &str) -> String {
         format!("{}/{path}", self.endpoint)
     }
 
     /// Sends one request, from byte `from` on, and follows where it leads. The answer to a `HEAD`
     /// is the hub's last, which describes the file, not that of a storage it points to.
-    pub fn send(
+    pub(super) fn send(
         &self,
         method: Method,
         url: &str,
@@ -264,7 +264,7 @@ impl Client {
     }
 
     /// Tries until `attempt` succeeds, fails for good, or brings nothing several times in a row.
-    pub fn retry<T>(
+    pub(super) fn retry<T>(
         &self,
         url: &str,
         watch: &Watch<'_>,

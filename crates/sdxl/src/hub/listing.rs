@@ -50,7 +50,11 @@ struct Lfs {
 
 impl Listing {
     /// Asks the hub what `name` is at its revision.
-    pub fn fetch(client: &Client, name: &Name, watch: &Watch<'_>) -> Result<Listing, HubError> {
+    pub(super) fn fetch(
+        client: &Client,
+        name: &Name,
+        watch: &Watch<'_>,
+    ) -> Result<Listing, HubError> {
         let revision = encode(name.revision(), false);
         let url = client.url(&format!(
             "api/models/{}/revision/{revision}?blobs=true",
@@ -92,7 +96,7 @@ impl Listing {
         })
     }
 
-    pub fn has(&self, file: &str) -> bool {
+    pub(super) fn has(&self, file: &str) -> bool {
         self.files.contains_key(file)
     }
 }

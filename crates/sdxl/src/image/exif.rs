@@ -15,7 +15,7 @@ const ASCII: &[u8; 8] = b"ASCII\0\0\0";
 ///
 /// # Errors
 /// A text that is too long for 32-bit offsets.
-pub fn write(text: &str) -> Result<Vec<u8>, String> {
+pub(super) fn write(text: &str) -> Result<Vec<u8>, String> {
     let mut value = UNICODE.to_vec();
     // Big-endian whatever the block's own order, because piexif, A1111's library, is.
     value.extend(text.encode_utf16().flat_map(u16::to_be_bytes));
@@ -34,7 +34,7 @@ pub fn write(text: &str) -> Result<Vec<u8>, String> {
 }
 
 /// The comment of a TIFF block, where there is one and it can be read.
-pub fn read(block: &[u8]) -> Option<String> {
+pub(super) fn read(block: &[u8]) -> Option<String> {
     let block = Reader::new().read_raw(block.to_vec()).ok()?;
     let Value::Undefined(bytes, _) = &block.get_field(Tag::UserComment, In::PRIMARY)?.value else {
         return None;

@@ -24,7 +24,7 @@ use crate::named::named;
 use crate::warning::{Warning, WarningKind};
 
 /// Quality of a JPEG where none is asked for.
-pub const JPEG_QUALITY: u8 = 90;
+pub(super) const JPEG_QUALITY: u8 = 90;
 /// The bytes that an XMP segment of a JPEG begins with.
 pub(super) const XMP_PREFIX: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// Most bytes in a segment of a JPEG.

@@ -9,7 +9,7 @@ use crate::error::Result;
 type Read = Box<dyn Fn() -> Result<PackedWeights> + Send + Sync>;
 
 /// Packed weights of a layer.
-pub struct Packed {
+pub(crate) struct Packed {
     device: Arc<dyn Device>,
     place: Place,
 }
@@ -21,7 +21,7 @@ enum Place {
 
 impl Packed {
     /// Creates weights that stay in the memory of `device`, which packed them.
-    pub fn in_memory(device: Arc<dyn Device>, weights: PackedWeights) -> Packed {
+    pub(crate) fn in_memory(device: Arc<dyn Device>, weights: PackedWeights) -> Packed {
         Packed {
             device,
             place: Place::Memory(weights),
@@ -30,7 +30,7 @@ impl Packed {
 
     /// Creates weights that `read` has `device` pack, each time they are asked for. It must have
     /// been tried: nobody expects an error in the middle of a run.
-    pub fn in_files(
+    pub(crate) fn in_files(
         device: Arc<dyn Device>,
         read: impl Fn() -> Result<PackedWeights> + Send + Sync + 'static,
     ) -> Packed {
@@ -41,12 +41,12 @@ impl Packed {
     }
 
     /// The device that packs them, and computes with them.
-    pub fn device(&self) -> &Arc<dyn Device> {
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
         &self.device
     }
 
     /// The weights, where they are in memory.
-    pub fn here(&self) -> Option<PackedWeights> {
+    pub(crate) fn here(&self) -> Option<PackedWeights> {
         match &self.place {
             Place::Memory(weights) => Some(Arc::clone(weights)),
             Place::Files(_) => None,
@@ -57,7 +57,7 @@ impl Packed {
     ///
     /// # Panics
     /// If they cannot be read any more.
-    pub fn get(&self) -> PackedWeights {
+    pub(crate) fn get(&self) -> PackedWeights {
         match &self.place {
             Place::Memory(weights) => Arc::clone(weights),
             Place::Files(read) => match read() {

@@ -8,7 +8,7 @@ use crate::inputs::Inputs;
 use crate::request::{MAX_SIDE, Margins, Request, ResizeMode, Size};
 
 /// An input picture ready for a run.
-pub struct Canvas {
+pub(super) struct Canvas {
     /// The picture with its margins.
     original: Pixels,
     /// As large as `original`; grey where it was blurred.
@@ -33,7 +33,7 @@ fn extended(request: &Request, picture: &Pixels) -> Size {
 
 /// The size a run has where none is asked for: the picture's, rounded down to multiples of 8, as
 /// in diffusers. `None` without a picture, and where only a part of it is worked on.
-pub fn natural_size(request: &Request, inputs: &Inputs) -> Option<Size> {
+pub(super) fn natural_size(request: &Request, inputs: &Inputs) -> Option<Size> {
     let picture = inputs.init_image.as_ref()?;
     let size = extended(request, picture);
     request.mask_crop_padding.is_none().then_some(Size {
@@ -46,7 +46,7 @@ pub fn natural_size(request: &Request, inputs: &Inputs) -> Option<Size> {
 ///
 /// # Errors
 /// [`Error::Request`] naming the field.
-pub fn check(request: &Request, inputs: &Inputs) -> Result<()> {
+pub(super) fn check(request: &Request, inputs: &Inputs) -> Result<()> {
     let no = |field, message: String, hint: &str| -> Result<()> {
         Err(Error::request(field, message).with_hint(hint))
     };
@@ -112,7 +112,7 @@ impl Canvas {
     ///
     /// # Errors
     /// [`Error::Request`] for a mask without anything white.
-    pub fn new(request: &Request, inputs: &Inputs) -> Result<Option<Canvas>> {
+    pub(super) fn new(request: &Request, inputs: &Inputs) -> Result<Option<Canvas>> {
         let Some(picture) = &inputs.init_image else {
             return Ok(None);
         };
@@ -145,7 +145,7 @@ impl Canvas {
     }
 
     /// The picture with its masked part grey (0), as a UNet that sees a mask is shown it.
-    pub fn without_masked_part(&self) -> Vec<f32> {
+    pub(super) fn without_masked_part(&self) -> Vec<f32> {
         let masked = |pixel: usize| self.mask_pixels.as_ref().is_some_and(|mask| mask[pixel]);
         (self.picture.iter().enumerate())
             .map(|(i, value)| if masked(i / 3) { 0.0 } else { *value })
@@ -154,7 +154,7 @@ impl Canvas {
 
     /// The result of the run as the user gets it: as it is or, where that was asked for, laid
     /// into the input picture, whose pixels stay what they were where the mask is black.
-    pub fn finish(&self, made: Pixels) -> Pixels {
+    pub(super) fn finish(&self, made: Pixels) -> Pixels {
         let (true, Some(mask)) = (self.paste_back, &self.mask) else {
             return made;
         };

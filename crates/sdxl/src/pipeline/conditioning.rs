@@ -11,7 +11,7 @@ use crate::warning::{Warning, WarningKind};
 use crate::weights::Checkpoint;
 
 /// A conditioning and how much its prediction counts.
-pub type Weighted = (f32, Arc<Conditioning>);
+pub(super) type Weighted = (f32, Arc<Conditioning>);
 
 /// One side of the guidance over a run.
 struct Side {
@@ -49,48 +49,48 @@ impl Side {
 }
 
 /// A prompt's positive and negative conditioning, all of one length.
-pub struct PromptPair {
+pub(super) struct PromptPair {
     positive: Side,
     negative: Side,
 }
 
 impl PromptPair {
     /// The predictions that make the positive side of a step, counted from 0.
-    pub fn positive(&self, step: usize) -> &[Weighted] {
+    pub(super) fn positive(&self, step: usize) -> &[Weighted] {
         self.positive.at(step)
     }
 
     /// The negative side of a step.
-    pub fn negative(&self, step: usize) -> &Arc<Conditioning> {
+    pub(super) fn negative(&self, step: usize) -> &Arc<Conditioning> {
         &self.negative.at(step)[0].1
     }
 
     /// Number of text tokens, for so many channels a token.
-    pub fn tokens(&self, channels: usize) -> usize {
+    pub(super) fn tokens(&self, channels: usize) -> usize {
         self.negative(0).tokens(channels)
     }
 
     /// Everything that some step is conditioned on.
-    pub fn texts(&self) -> impl Iterator<Item = &Arc<Conditioning>> {
+    pub(super) fn texts(&self) -> impl Iterator<Item = &Arc<Conditioning>> {
         self.positive.all().chain(self.negative.all())
     }
 
     /// Whether some step's positive side is a sum: of differences from the negative side, which is
     /// computed then, guided or not.
-    pub fn is_composed(&self) -> bool {
+    pub(super) fn is_composed(&self) -> bool {
         let variants = &self.positive.variants;
         variants.iter().any(|v| !matches!(v[..], [(1.0, _)]))
     }
 
     /// Most predictions that a step of the positive side takes.
-    pub fn parts(&self) -> usize {
+    pub(super) fn parts(&self) -> usize {
         let parts = self.positive.variants.iter().map(Vec::len);
         parts.max().unwrap_or(1)
     }
 }
 
 /// The prompts of a request, read once.
-pub struct Prompts {
+pub(super) struct Prompts {
     prompt: Vec<Prompt>,
     prompt_2: Vec<Prompt>,
     negative_prompt: Vec<Prompt>,
@@ -107,7 +107,7 @@ impl Prompts {
     ///
     /// # Errors
     /// [`Error::Request`] that says where a prompt cannot be read.
-    pub fn parse(request: &Request) -> Result<Prompts> {
+    pub(super) fn parse(request: &Request) -> Result<Prompts> {
         let all = |field: &'static str, texts: &[String]| -> Result<Vec<Prompt>> {
             let parse = |text: &String| Prompt::parse(text, request.prompt_syntax);
             let all = texts.iter().map(parse).collect::<Result<_>>();
@@ -124,7 +124,7 @@ impl Prompts {
 
     /// Whether some prompt is several predictions (`AND`) at one of `steps`: they are summed as
     /// differences from the negative one, guided or not.
-    pub fn are_composed(&self, steps: usize) -> bool {
+    pub(super) fn are_composed(&self, steps: usize) -> bool {
         let is_composed = |prompt: &Prompt| {
             let count = if prompt.changes_by_step() { steps } else { 1 };
             (0..count).any(|step| !is_single(&prompt.at(step, steps.max(1))))
@@ -148,7 +148,7 @@ impl Prompts {
 ///
 /// # Errors
 /// [`Error::Request`] that says why.
-pub fn check_embeds(
+pub(super) fn check_embeds(
     checkpoint: &Checkpoint,
     refiner: bool,
     request: &Request,
@@ -185,7 +185,7 @@ fn is_single(resolved: &Resolved) -> bool {
 ///
 /// # Errors
 /// Prompts that cannot be tokenized.
-pub fn encode(
+pub(super) fn encode(
     (checkpoint, text): (&Checkpoint, &TextEncoders),
     request: &Request,
     prompts: &Prompts,
@@ -281,7 +281,11 @@ fn texts(request: &Request) -> impl Iterator<Item = (&'static str, &String)> {
 
 /// Warnings of LoRAs and textual inversions that do nothing: those that no prompt asks for, mostly
 /// for a slip in a name, and those that a prompt asks for in vain.
-pub fn warnings(checkpoint: &Checkpoint, request: &Request, prompts: &Prompts) -> Vec<Warning> {
+pub(super) fn warnings(
+    checkpoint: &Checkpoint,
+    request: &Request,
+    prompts: &Prompts,
+) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for word in checkpoint.files().inversions().words() {
         let token = word.token.to_lowercase();

@@ -24,7 +24,7 @@ pub(super) const KEPT_KEYS: usize = 256 << 20;
 pub(super) const MOST_IMAGES: usize = 8;
 
 /// A UNet and everything that the images of a stage are conditioned on.
-pub struct Denoiser {
+pub(super) struct Denoiser {
     unet: Arc<UNet>,
     request: Arc<Request>,
     prompts: Arc<[PromptPair]>,
@@ -37,7 +37,7 @@ pub struct Denoiser {
 
 /// The place of an evaluation in a stage.
 #[derive(Debug, Clone, Copy)]
-pub struct Moment {
+pub(super) struct Moment {
     /// The number that the UNet is told for the noise level.
     pub timestep: f64,
     /// The guidance scale; `None` for the prompt alone.
@@ -48,7 +48,7 @@ pub struct Moment {
 
 /// Rows that a UNet evaluates together, each on its own: of one run or of several.
 #[derive(Default)]
-pub struct Rows {
+pub(super) struct Rows {
     /// Latents as the UNet is shown them, `[H, W, C]` a row.
     values: Vec<f32>,
     timesteps: Vec<f64>,
@@ -60,7 +60,7 @@ pub struct Rows {
 impl Denoiser {
     /// A denoiser for the images `part` of a batch, in pictures of `size`, which begin with noise or
     /// with something else.
-    pub fn new(
+    pub(super) fn new(
         (checkpoint, unet): (&Checkpoint, Arc<UNet>),
         request: Arc<Request>,
         prompts: Arc<[PromptPair]>,
@@ -79,7 +79,7 @@ impl Denoiser {
     }
 
     /// The UNet.
-    pub fn unet(&self) -> &Arc<UNet> {
+    pub(super) fn unet(&self) -> &Arc<UNet> {
         &self.unet
     }
 
@@ -100,7 +100,12 @@ impl Denoiser {
     ///
     /// # Errors
     /// [`Error::Cancelled`](crate::Error::Cancelled).
-    pub fn add_rows(&mut self, rows: &mut Rows, input: &Latents, moment: Moment) -> Result<()> {
+    pub(super) fn add_rows(
+        &mut self,
+        rows: &mut Rows,
+        input: &Latents,
+        moment: Moment,
+    ) -> Result<()> {
         let two_sided = self.is_two_sided(moment);
         for image in 0..self.part.count {
             let own = image * input.image_len()..(image + 1) * input.image_len();
@@ -143,7 +148,12 @@ impl Denoiser {
 
     /// The guided prediction for all images from the UNet's `answers` to their rows, which have
     /// `shape` `[N, H, W, C]`.
-    pub fn combine(&self, mut answers: &[f32], shape: [usize; 4], moment: Moment) -> Latents {
+    pub(super) fn combine(
+        &self,
+        mut answers: &[f32],
+        shape: [usize; 4],
+        moment: Moment,
+    ) -> Latents {
         let two_sided = self.is_two_sided(moment);
         let size: usize = shape[1..].iter().product();
         let mut take = |rows: usize| {
@@ -175,12 +185,12 @@ impl Denoiser {
 
 impl Rows {
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.timesteps.len()
     }
 
     /// Adds the rows of another evaluation behind these.
-    pub fn append(&mut self, mut other: Rows) {
+    pub(super) fn append(&mut self, mut other: Rows) {
         self.values.append(&mut other.values);
         self.timesteps.append(&mut other.timesteps);
         self.texts.append(&mut other.texts);
@@ -193,7 +203,7 @@ impl Rows {
     ///
     /// # Errors
     /// [`Error::Cancelled`](crate::Error::Cancelled).
-    pub fn evaluate(
+    pub(super) fn evaluate(
         &self,
         unet: &UNet,
         [height, width]: [usize; 2],

@@ -15,7 +15,7 @@ use crate::warning::{Warning, WarningKind};
 use crate::weights::Checkpoint;
 
 /// A run, as far as it decides which fields have an effect.
-pub struct Circumstances<'a> {
+pub(super) struct Circumstances<'a> {
     /// The checkpoint.
     pub checkpoint: &'a Checkpoint,
     /// The refiner, where there is one.
@@ -279,7 +279,7 @@ const RULES: &[Rule] = &[
 
 /// Warnings of the fields that `asked` sets, before anything that it leaves open was decided, and that
 /// have no effect in this run.
-pub fn warnings(asked: &Request, run: &Circumstances) -> Vec<Warning> {
+pub(super) fn warnings(asked: &Request, run: &Circumstances) -> Vec<Warning> {
     let (asked, defaults) = (fields_of(asked), fields_of(&Request::default()));
     let mut warnings: Vec<Warning> = Vec::new();
     for rule in RULES {

@@ -5,7 +5,7 @@ use crate::request::Request;
 
 /// The guidance scale at `step`, from 0, of `steps`; `None` where the prompt alone is seen:
 /// outside the request's interval, and where the scale is 1 or less.
-pub fn scale_at(request: &Request, step: usize, steps: usize) -> Option<f32> {
+pub(super) fn scale_at(request: &Request, step: usize, steps: usize) -> Option<f32> {
     let fraction = step as f64 / steps as f64;
     if let Some([from, to]) = request.guidance_interval
         && !(from..to).contains(&fraction)
@@ -30,7 +30,7 @@ pub fn scale_at(request: &Request, step: usize, steps: usize) -> Option<f32> {
 /// one image: `uncond + scale · (cond - uncond)`; with `rescale` > 0, pulled back
 /// to the spread of `cond` by that share (Lin et al. 2023, section 3.4), which keeps
 /// strong guidance from over-exposing.
-pub fn guide(uncond: &mut [f32], cond: &[f32], scale: f32, rescale: f32) {
+pub(super) fn guide(uncond: &mut [f32], cond: &[f32], scale: f32, rescale: f32) {
     for (u, c) in uncond.iter_mut().zip(cond) {
         *u += scale * (c - *u);
     }
@@ -46,7 +46,11 @@ pub fn guide(uncond: &mut [f32], cond: &[f32], scale: f32, rescale: f32) {
 /// The prediction of a prompt of several parts, `cond` holding theirs one after the other
 /// (composable diffusion, Liu et al. 2022): `uncond + Σ w · (cond - uncond)`. One part of
 /// weight 1 is returned as it is.
-pub fn compose(uncond: &[f32], mut cond: Vec<f32>, weights: impl Iterator<Item = f32>) -> Vec<f32> {
+pub(super) fn compose(
+    uncond: &[f32],
+    mut cond: Vec<f32>,
+    weights: impl Iterator<Item = f32>,
+) -> Vec<f32> {
     let weights: Vec<f32> = weights.collect();
     if weights == [1.0] {
         return cond;

@@ -10,7 +10,7 @@ use crate::scheduler::Scheduler;
 /// The masked part of a picture, on the grid of the latents. It serialises but for the mask, which
 /// follows from the request.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Inpainting {
+pub(super) struct Inpainting {
     /// 1 where something new is made, else 0; `[1, H, W, 1]`.
     #[serde(skip)]
     mask: Option<Latents>,
@@ -29,7 +29,7 @@ pub struct Inpainting {
 ///
 /// # Errors
 /// [`Error::Request`] where no latent is masked.
-pub fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
+pub(super) fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
     let (height, width) = (size.height / 8, size.width / 8);
     let values: Vec<f32> = (0..height * width)
         .map(|i| pixels[i / width * 8 * width * 8 + i % width * 8])
@@ -48,7 +48,7 @@ pub fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
 
 impl Inpainting {
     /// Inpainting where `mask` ([`latent_mask`]) is 1.
-    pub fn new(
+    pub(super) fn new(
         mask: Latents,
         known: Option<Latents>,
         noise: Latents,
@@ -63,14 +63,14 @@ impl Inpainting {
     }
 
     /// The same with its mask, which is not stored.
-    pub fn with_mask(self, mask: Latents) -> Self {
+    pub(super) fn with_mask(self, mask: Latents) -> Self {
         let mask = Some(mask);
         Inpainting { mask, ..self }
     }
 
     /// Whether a stored one goes with latents of `shape` `[N, H, W, C]`, and with a UNet that has
     /// channels for the mask or has not.
-    pub fn fits(&self, shape: [usize; 4], sees_mask: bool) -> bool {
+    pub(super) fn fits(&self, shape: [usize; 4], sees_mask: bool) -> bool {
         let one = [1, shape[1], shape[2], shape[3]];
         self.noise.shape() == shape
             && self.masked.is_some() == sees_mask
@@ -86,13 +86,18 @@ impl Inpainting {
     }
 
     /// The same for a stage that starts with noise of its own.
-    pub fn with_noise(self, noise: Latents) -> Self {
+    pub(super) fn with_noise(self, noise: Latents) -> Self {
         Inpainting { noise, ..self }
     }
 
     /// Puts the picture back outside the mask, with as much noise as the next evaluation expects, for
     /// a UNet of `channels`.
-    pub fn blend_known(&self, latents: &mut Latents, scheduler: &Scheduler, channels: usize) {
+    pub(super) fn blend_known(
+        &self,
+        latents: &mut Latents,
+        scheduler: &Scheduler,
+        channels: usize,
+    ) {
         let [_, _, _, own] = latents.shape();
         let (Some(known), true) = (&self.known, channels == own) else {
             return;
@@ -107,7 +112,7 @@ impl Inpainting {
     }
 
     /// The input of a UNet with channels for them: latents, mask, masked picture.
-    pub fn concat_mask(&self, input: &Latents) -> Latents {
+    pub(super) fn concat_mask(&self, input: &Latents) -> Latents {
         let Some(masked) = &self.masked else {
             return input.clone();
         };

@@ -16,7 +16,7 @@ use crate::request::Request;
 use crate::warning::Warning;
 
 /// A run as it was decided.
-pub struct Job {
+pub(super) struct Job {
     /// The request with nothing left open.
     pub request: Arc<Request>,
     /// Pictures, latents and encoded prompts.
@@ -43,7 +43,7 @@ pub struct Job {
 
 impl Job {
     /// The checkpoint of a stage.
-    pub fn model(&self, stage: usize) -> &Model {
+    pub(super) fn model(&self, stage: usize) -> &Model {
         match (self.stages[stage].network, &self.refiner) {
             (Network::Refiner, Some(refiner)) => refiner,
             _ => &self.base,
@@ -51,12 +51,12 @@ impl Job {
     }
 
     /// The checkpoint of the last stage, whose VAE decodes.
-    pub fn last_model(&self) -> &Model {
+    pub(super) fn last_model(&self) -> &Model {
         self.model(self.stages.len() - 1)
     }
 
     /// All checkpoints.
-    pub fn models(&self) -> impl Iterator<Item = &Model> {
+    pub(super) fn models(&self) -> impl Iterator<Item = &Model> {
         std::iter::once(&self.base).chain(&self.refiner)
     }
 
@@ -64,7 +64,7 @@ impl Job {
     ///
     /// # Errors
     /// Weights that cannot be read; [`crate::Error::Cancelled`].
-    pub fn encode(&self, stage: usize) -> Result<Arc<[PromptPair]>> {
+    pub(super) fn encode(&self, stage: usize) -> Result<Arc<[PromptPair]>> {
         let (model, embeds) = (self.model(stage), self.inputs.embeds.as_ref());
         let (request, steps) = (&self.request, self.progress[stage].steps_total);
         let text = model.networks.text.get()?;
@@ -77,17 +77,17 @@ impl Job {
     }
 
     /// Evaluations of one group of pictures.
-    pub fn evaluations_of_group(&self) -> usize {
+    pub(super) fn evaluations_of_group(&self) -> usize {
         self.stages.iter().map(|stage| stage.evaluations).sum()
     }
 
     /// Number of groups, one after the other from noise to pictures.
-    pub fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         self.request.images().div_ceil(self.plan.group)
     }
 
     /// The images of a group.
-    pub fn part(&self, group: usize) -> PartOfBatch {
+    pub(super) fn part(&self, group: usize) -> PartOfBatch {
         let (size, of) = (self.plan.group, self.request.images());
         let first = group * size;
         PartOfBatch {
@@ -98,7 +98,7 @@ impl Job {
     }
 
     /// The seed of an image: one generator for all, or one an image.
-    pub fn seed_of(&self, image: usize) -> u64 {
+    pub(super) fn seed_of(&self, image: usize) -> u64 {
         let seeds = &self.request.seed;
         seeds[image.min(seeds.len() - 1)]
     }

@@ -13,7 +13,7 @@ const WAIT: Duration = Duration::from_millis(2);
 type Load<T> = Box<dyn Fn() -> Result<Arc<T>> + Send + Sync>;
 
 /// A network that is loaded on first use. It can be loaded again, so it need not stay.
-pub struct Lazy<T> {
+pub(super) struct Lazy<T> {
     load: Load<T>,
     pinned: bool,
     loaded: Mutex<Loaded<T>>,
@@ -29,7 +29,10 @@ struct Loaded<T> {
 impl<T> Lazy<T> {
     /// Creates an unloaded network. `load` reads its weights on first use; with `pinned` they stay
     /// loaded between runs.
-    pub fn new(pinned: bool, load: impl Fn() -> Result<Arc<T>> + Send + Sync + 'static) -> Lazy<T> {
+    pub(super) fn new(
+        pinned: bool,
+        load: impl Fn() -> Result<Arc<T>> + Send + Sync + 'static,
+    ) -> Lazy<T> {
         Lazy {
             load: Box::new(load),
             pinned,
@@ -44,7 +47,7 @@ impl<T> Lazy<T> {
     ///
     /// # Errors
     /// A file that is missing or wrong; [`crate::Error::Cancelled`], also while it waits.
-    pub fn get(&self) -> Result<Arc<T>> {
+    pub(super) fn get(&self) -> Result<Arc<T>> {
         let mut loaded = loop {
             match self.loaded.try_lock() {
                 Ok(loaded) => break loaded,
@@ -69,19 +72,19 @@ impl<T> Lazy<T> {
     }
 
     /// Whether the weights are loaded and no other thread is loading them.
-    pub fn is_loaded(&self) -> bool {
+    pub(super) fn is_loaded(&self) -> bool {
         let loaded = self.loaded.try_lock();
         loaded.is_ok_and(|network| network.kept.is_some() || network.used.strong_count() > 0)
     }
 
     /// Whether the weights stay loaded between runs.
-    pub fn is_pinned(&self) -> bool {
+    pub(super) fn is_pinned(&self) -> bool {
         self.pinned
     }
 
     /// Unloads the weights, unless pinned or just being loaded for another run. Memory is freed when
     /// the last user drops its `Arc`.
-    pub fn unload(&self) {
+    pub(super) fn unload(&self) {
         if !self.pinned
             && let Ok(mut loaded) = self.loaded.try_lock()
         {

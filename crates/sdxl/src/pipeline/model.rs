@@ -6,7 +6,7 @@ use crate::weights::Checkpoint;
 
 /// A checkpoint and its networks.
 #[derive(Clone)]
-pub struct Model {
+pub(super) struct Model {
     /// Files and configurations.
     pub checkpoint: Checkpoint,
     /// The precision of the networks.
@@ -17,12 +17,12 @@ pub struct Model {
 
 impl Model {
     /// Channels of the latents.
-    pub fn latent_channels(&self) -> usize {
+    pub(super) fn latent_channels(&self) -> usize {
         self.checkpoint.vae.latent_channels
     }
 
     /// Channels of the UNet's input: more than the latents have where it sees a mask.
-    pub fn unet_channels(&self) -> usize {
+    pub(super) fn unet_channels(&self) -> usize {
         self.checkpoint.unet.in_channels
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Holding {
 impl Networks {
     /// The networks of `checkpoint`, none of them loaded. Those that `base`, another checkpoint,
     /// has too are in memory once.
-    pub fn new(
+    pub(super) fn new(
         checkpoint: &Checkpoint,
         holding: Holding,
         base: Option<(&Checkpoint, &Networks)>,
@@ -95,7 +95,7 @@ impl Networks {
     ///
     /// # Errors
     /// A file that is missing or wrong.
-    pub fn load_all(&self) -> Result<()> {
+    pub(super) fn load_all(&self) -> Result<()> {
         self.text.get()?;
         self.unet.get()?;
         self.vae.get()?;

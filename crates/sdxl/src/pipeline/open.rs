@@ -8,7 +8,7 @@ use crate::device;
 use crate::error::Result;
 use crate::memory::{self, Budget};
 use crate::precision::Precision;
-use crate::weights::inversion::InversionFile;
+use crate::weights::InversionFile;
 use crate::weights::lora::Lora;
 use crate::weights::{Checkpoint, OpenOptions};
 

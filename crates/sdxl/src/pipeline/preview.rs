@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 
 /// A linear projection of latents, in the UNet's scale, to red, green and blue in -1 to 1.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Projection {
+pub(super) struct Projection {
     /// The share of each channel in red, green and blue.
     factors: Vec<[f32; 3]>,
     /// Red, green and blue of latents that are zero.
@@ -40,7 +40,7 @@ const SAMPLE: (usize, usize) = (8, 16);
 
 impl Projection {
     /// The known projection of SDXL's VAE, if `config` is that of one.
-    pub fn of_sdxl(config: &VaeConfig) -> Option<Projection> {
+    pub(super) fn of_sdxl(config: &VaeConfig) -> Option<Projection> {
         let is_sdxl = config.scaling_factor == 0.13025
             && config.latent_channels == 4
             && config.latents_mean.is_none()
@@ -56,7 +56,7 @@ impl Projection {
     ///
     /// # Errors
     /// [`crate::Error::Cancelled`].
-    pub fn fit(vae: &Vae) -> Result<Projection> {
+    pub(super) fn fit(vae: &Vae) -> Result<Projection> {
         let config = vae.config();
         let channels = config.latent_channels;
         let (side, count) = SAMPLE;
@@ -95,7 +95,7 @@ impl Projection {
     }
 
     /// The picture of latents `[1, H, W, C]`, `H` x `W` pixels.
-    pub fn picture(&self, image: &[f32], [height, width]: [usize; 2]) -> Pixels {
+    pub(super) fn picture(&self, image: &[f32], [height, width]: [usize; 2]) -> Pixels {
         let mut rgb = Vec::with_capacity(height * width * 3);
         for pixel in image.chunks_exact(self.factors.len()) {
             for colour in 0..3 {
@@ -160,14 +160,14 @@ fn least_squares(rows: &[(Vec<f64>, [f64; 3])], unknowns: usize) -> Vec<[f64; 3]
 }
 
 /// The projection of a checkpoint's VAE, found when it is first needed.
-pub struct Projector {
+pub(super) struct Projector {
     vae: Arc<Lazy<Vae>>,
     found: OnceLock<Projection>,
 }
 
 impl Projector {
     /// The projector of a VAE.
-    pub fn new(config: &VaeConfig, vae: Arc<Lazy<Vae>>) -> Projector {
+    pub(super) fn new(config: &VaeConfig, vae: Arc<Lazy<Vae>>) -> Projector {
         let found = OnceLock::new();
         if let Some(known) = Projection::of_sdxl(config) {
             found.get_or_init(|| known);
@@ -189,14 +189,14 @@ impl Projector {
 }
 
 /// A preview of unfinished latents: small pictures of what they are becoming.
-pub struct Preview {
+pub(super) struct Preview {
     projector: Arc<Projector>,
     latents: Latents,
 }
 
 impl Preview {
     /// The preview of latents `[N, H, W, C]` in the UNet's scale.
-    pub fn new(projector: &Arc<Projector>, latents: Latents) -> Preview {
+    pub(super) fn new(projector: &Arc<Projector>, latents: Latents) -> Preview {
         Preview {
             projector: Arc::clone(projector),
             latents,
@@ -204,7 +204,7 @@ impl Preview {
     }
 
     /// A small picture an image.
-    pub fn pictures(&self) -> Result<Vec<Pixels>> {
+    pub(super) fn pictures(&self) -> Result<Vec<Pixels>> {
         let projection = self.projector.projection()?;
         let size = [self.latents.height(), self.latents.width()];
         let picture = |image| projection.picture(image, size);
@@ -214,7 +214,12 @@ impl Preview {
 
 /// A guess at the clean latents, from a UNet's `input` and its `output` for it: the sample is `(x0 +
 /// sigma · noise) / sqrt(1 + sigma²)`, as it is for every scheduler once it has scaled the input.
-pub fn clean_latents(input: &Latents, output: &Latents, sigma: f32, predicts: &str) -> Latents {
+pub(super) fn clean_latents(
+    input: &Latents,
+    output: &Latents,
+    sigma: f32,
+    predicts: &str,
+) -> Latents {
     let scale = (1.0 + sigma * sigma).sqrt();
     match predicts {
         "sample" => output.clone(),

@@ -10,7 +10,7 @@ use crate::weights::Checkpoint;
 
 /// The network of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Network {
+pub(super) enum Network {
     /// The pipeline's own.
     Base,
     /// The refiner's.
@@ -19,7 +19,7 @@ pub enum Network {
 
 /// The latents that a stage starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StartFrom {
+pub(super) enum StartFrom {
     /// Standard normal latents, drawn or given.
     Noise,
     /// The input picture, or finished latents given, with noise.
@@ -35,7 +35,7 @@ pub enum StartFrom {
 }
 
 /// One network's way through a schedule, or a part of one.
-pub struct Stage {
+pub(super) struct Stage {
     /// The network.
     pub network: Network,
     /// The latents that the stage starts from.
@@ -73,23 +73,23 @@ impl Stage {
     ///
     /// # Errors
     /// None that did not show when the stage was made.
-    pub fn scheduler(&self) -> Result<Scheduler> {
+    pub(super) fn scheduler(&self) -> Result<Scheduler> {
         Ok(scheduler::build(&self.config, &self.steps)?)
     }
 
     /// Gives the prediction type of the network, in the words of `scheduler_config.json`.
-    pub fn prediction_type(&self) -> &str {
+    pub(super) fn prediction_type(&self) -> &str {
         let named = self.config.get("prediction_type");
         named.and_then(|name| name.as_str()).unwrap_or("epsilon")
     }
 
     /// Steps, of which each is one or two evaluations.
-    pub fn steps(&self) -> usize {
+    pub(super) fn steps(&self) -> usize {
         self.evaluations.div_ceil(self.info.evaluations_per_step)
     }
 
     /// The step that an evaluation belongs to, both from 0.
-    pub fn step_of(&self, evaluation: usize) -> usize {
+    pub(super) fn step_of(&self, evaluation: usize) -> usize {
         evaluation / self.info.evaluations_per_step
     }
 }
@@ -117,7 +117,7 @@ fn hand_over(request: &Request) -> (Option<f64>, Option<f64>) {
 /// # Errors
 /// [`Error::Request`] for parts that do not go together; [`Error::Scheduler`] for a scheduler
 /// that cannot do what is asked, such as a strength that leaves no step.
-pub fn stages(
+pub(super) fn stages(
     checkpoint: &Checkpoint,
     refiner: Option<&Checkpoint>,
     request: &Request,
@@ -312,7 +312,7 @@ fn schedule_of(
 /// over the stages that share one way from noise to picture, so that base and refiner agree on the
 /// number of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StageProgress {
+pub(super) struct StageProgress {
     /// Evaluations of the stages before.
     pub evaluations_before: usize,
     /// Steps of the stages before on the same way.
@@ -323,7 +323,7 @@ pub struct StageProgress {
 
 impl StageProgress {
     /// The places of all stages.
-    pub fn of(stages: &[Stage]) -> Vec<StageProgress> {
+    pub(super) fn of(stages: &[Stage]) -> Vec<StageProgress> {
         let mut all: Vec<StageProgress> = Vec::new();
         let mut evaluations_before = 0;
         for (i, stage) in stages.iter().enumerate() {

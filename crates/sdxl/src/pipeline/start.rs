@@ -22,7 +22,7 @@ use crate::scheduler::Scheduler;
 
 /// The latents that stages work on.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct WorkingLatents {
+pub(super) struct WorkingLatents {
     /// All images of the group, `[N, H, W, C]`.
     pub latents: Latents,
     /// The mask, where there is one.
@@ -31,13 +31,13 @@ pub struct WorkingLatents {
 
 /// The input picture as the VAE sees it, encoded once for all groups of pictures.
 #[derive(Default)]
-pub struct EncodedInput {
+pub(super) struct EncodedInput {
     whole: Option<Posterior>,
     without_masked_part: Option<Posterior>,
 }
 
 /// A stage at its start: what the latents it begins with are made from.
-pub struct Starting<'a> {
+pub(super) struct Starting<'a> {
     /// The run.
     pub job: &'a Job,
     /// The stage.
@@ -58,7 +58,7 @@ fn seed_error(error: NoiseError) -> Error {
 ///
 /// # Errors
 /// [`Error::Request`] for seeds that cannot be used.
-pub fn noise_source(request: &Request) -> Result<NoiseSource> {
+pub(super) fn noise_source(request: &Request) -> Result<NoiseSource> {
     NoiseSource::new(request.rng, &request.seed).map_err(seed_error)
 }
 
@@ -84,7 +84,7 @@ impl Starting<'_> {
     ///
     /// # Errors
     /// [`Error::Machine`] from the VAE.
-    pub fn first(
+    pub(super) fn first(
         &self,
         encoded: &mut EncodedInput,
         noise: &mut NoiseSource,
@@ -206,7 +206,7 @@ impl Starting<'_> {
     ///
     /// # Errors
     /// [`Error::Machine`] from the VAE.
-    pub fn next(
+    pub(super) fn next(
         &self,
         previous: &Model,
         work: WorkingLatents,

@@ -13,7 +13,7 @@ use crate::watermark;
 ///
 /// # Errors
 /// [`Error::Machine`] for numbers that leave the range of the precision; [`Error::Cancelled`].
-pub fn decode(
+pub(super) fn decode(
     model: &Model,
     latents: &Latents,
     first: usize,
@@ -64,7 +64,7 @@ pub fn decode(
 
 /// The distribution of latents that the VAE gives for pictures: latents of standard normal noise
 /// `z` are `(mean + deviation · z)`, in the UNet's scale.
-pub struct Posterior {
+pub(super) struct Posterior {
     mean: Latents,
     deviation: Latents,
 }
@@ -75,7 +75,7 @@ impl Posterior {
     ///
     /// # Errors
     /// [`Error::Machine`] for numbers that leave the range of the precision; [`Error::Cancelled`].
-    pub fn of(
+    pub(super) fn of(
         model: &Model,
         tile: Option<usize>,
         pictures: &[Vec<f32>],
@@ -113,13 +113,13 @@ impl Posterior {
     }
 
     /// The shape of the pictures' latents.
-    pub fn shape(&self) -> [usize; 4] {
+    pub(super) fn shape(&self) -> [usize; 4] {
         self.mean.shape()
     }
 
     /// Latents for the UNet from standard normal `noise`, as many as there are of it; pictures
     /// repeat where they are fewer.
-    pub fn sample(&self, model: &Model, noise: &Latents) -> Latents {
+    pub(super) fn sample(&self, model: &Model, noise: &Latents) -> Latents {
         let config = &model.checkpoint.vae;
         let (own, channels) = (self.mean.data().len(), self.mean.channels());
         let mut out = noise.clone();
@@ -139,7 +139,7 @@ impl Posterior {
 
 /// The VAE's division of its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VaeBatching {
+pub(super) struct VaeBatching {
     /// Images a call.
     pub group: usize,
     /// The side of a tile in latents; `None`: whole images.
@@ -153,7 +153,7 @@ const TOGETHER: usize = 512 * 512;
 impl VaeBatching {
     /// For `count` pictures of `height` times `width` latents: by tiles of side `tile` where they
     /// are larger, one by one if `sliced`, which changes no number.
-    pub fn of(
+    pub(super) fn of(
         tile: Option<usize>,
         sliced: bool,
         [height, width]: [usize; 2],

@@ -17,7 +17,7 @@ const BATCH: usize = 8;
 
 /// A sequence to encode.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sequence {
+pub(super) struct Sequence {
     /// Token ids, as many as the encoder takes.
     pub ids: Vec<u32>,
     /// Which tokens the others, and they themselves, attend to; all if nothing is said.
@@ -25,7 +25,7 @@ pub struct Sequence {
 }
 
 /// A text encoder with its tokenizer.
-pub struct Encoder {
+pub(super) struct Encoder {
     /// The name of the encoder's folder, for profiles.
     name: &'static str,
     tokenizer: Tokenizer,
@@ -40,7 +40,7 @@ impl Encoder {
     ///
     /// # Errors
     /// A missing or wrong file, and a tokenizer that does not go with the encoder.
-    pub fn load(
+    pub(super) fn load(
         parts: &TextParts,
         part: Part,
         precision: Precision,
@@ -90,17 +90,17 @@ impl Encoder {
     }
 
     /// The tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
     /// Channels of a token's state.
-    pub fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.model.config().hidden_size
     }
 
     /// Sequences that the network has read since it was loaded.
-    pub fn runs(&self) -> usize {
+    pub(super) fn runs(&self) -> usize {
         self.runs.load(Ordering::Relaxed)
     }
 
@@ -109,7 +109,7 @@ impl Encoder {
     /// # Errors
     /// [`crate::Cancelled`] where the token that is installed for this thread was cancelled; the same for
     /// the functions below.
-    pub fn states(&self, sequences: &[Sequence], skip: usize) -> OrCancelled<Vec<Vec<f32>>> {
+    pub(super) fn states(&self, sequences: &[Sequence], skip: usize) -> OrCancelled<Vec<Vec<f32>>> {
         self.runs.fetch_add(sequences.len(), Ordering::Relaxed);
         let mut states = Vec::with_capacity(sequences.len());
         for batch in sequences.chunks(BATCH) {
@@ -133,7 +133,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`crate::Cancelled`].
-    pub fn empty(&self, skip: usize) -> OrCancelled<Arc<Vec<f32>>> {
+    pub(super) fn empty(&self, skip: usize) -> OrCancelled<Arc<Vec<f32>>> {
         // A panic while it was locked cannot leave half an entry.
         let mut known = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, states)) = known.iter().find(|(s, _)| *s == skip) {
@@ -153,7 +153,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`crate::Cancelled`].
-    pub fn pooled(&self, ids: Vec<u32>) -> OrCancelled<Vec<f32>> {
+    pub(super) fn pooled(&self, ids: Vec<u32>) -> OrCancelled<Vec<f32>> {
         self.runs.fetch_add(1, Ordering::Relaxed);
         let pooled = scope(self.name, || self.model.forward(&[ids], 1))??.pooled;
         Ok(pooled.map(|p| p.to_f32_vec()).unwrap_or_default())
@@ -164,7 +164,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`crate::Cancelled`].
-    pub fn pooled_at_end(&self, ids: Vec<u32>) -> OrCancelled<Vec<f32>> {
+    pub(super) fn pooled_at_end(&self, ids: Vec<u32>) -> OrCancelled<Vec<f32>> {
         self.runs.fetch_add(1, Ordering::Relaxed);
         let end = self.tokenizer.eos();
         let pooled = scope(self.name, || self.model.forward_to(ids, 1, end))??.pooled;
@@ -175,7 +175,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`crate::Cancelled`].
-    pub fn states_and_pooled(
+    pub(super) fn states_and_pooled(
         &self,
         ids: Vec<u32>,
         skip: usize,

@@ -19,8 +19,8 @@ use super::vocabulary;
 use crate::error::{Error, Result};
 use crate::files::read_json;
 use crate::weights::CheckpointFiles;
+use crate::weights::Inversion;
 use crate::weights::Part;
-use crate::weights::inversion::Inversion;
 
 /// The pattern that cuts text into words before merging: CLIP's own.
 const WORDS: &str =

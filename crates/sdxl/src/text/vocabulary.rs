@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 const MERGES: &[u8] = include_bytes!("clip_merges.txt.gz");
 
 /// `merges.txt` of the published folders.
-pub fn merges_txt() -> String {
+pub(crate) fn merges_txt() -> String {
     let mut text = String::new();
     // What this program carries can be unpacked; a test does.
     let _ = flate2::read::GzDecoder::new(MERGES).read_to_string(&mut text);
@@ -17,7 +17,7 @@ pub fn merges_txt() -> String {
 }
 
 /// The merges, in order.
-pub fn merges(merges_txt: &str) -> Vec<(String, String)> {
+pub(crate) fn merges(merges_txt: &str) -> Vec<(String, String)> {
     merges_txt
         .lines()
         .skip(1)
@@ -28,7 +28,7 @@ pub fn merges(merges_txt: &str) -> Vec<(String, String)> {
 
 /// The tokens in the order of their ids: single bytes, bytes that end a word, merges,
 /// start and end of text.
-pub fn tokens(merges: &[(String, String)]) -> Vec<String> {
+pub(crate) fn tokens(merges: &[(String, String)]) -> Vec<String> {
     let bytes = byte_symbols();
     let mut tokens: Vec<String> = bytes.iter().map(char::to_string).collect();
     tokens.extend(bytes.iter().map(|symbol| format!("{symbol}</w>")));
@@ -49,7 +49,7 @@ fn byte_symbols() -> Vec<char> {
 
 /// The `tokenizer_config.json` of the first encoder's tokenizer or the second's, in its
 /// published wording. They differ in the token that fills sequences up.
-pub fn tokenizer_config(first: bool) -> Map<String, Value> {
+pub(crate) fn tokenizer_config(first: bool) -> Map<String, Value> {
     let special = |content: &str| {
         json!({
             "__type": "AddedToken",

@@ -23,7 +23,7 @@ pub enum WeightArithmetic {
 
 /// The method by which one encoder turns parts of a prompt into states.
 #[derive(Clone, Copy)]
-pub struct WeightingMethod {
+pub(super) struct WeightingMethod {
     /// Layers skipped at the end of the encoder.
     pub skip: usize,
     /// The arithmetic that applies prompt weights.
@@ -35,7 +35,7 @@ pub struct WeightingMethod {
 }
 
 /// States of one encoder.
-pub struct States {
+pub(super) struct States {
     /// `[tokens, width]`, a whole number of chunks.
     pub values: Vec<f32>,
     /// Tokens that were cut off.
@@ -46,7 +46,11 @@ pub struct States {
 ///
 /// # Errors
 /// Text that the tokenizer refuses, and [`crate::Cancelled`].
-pub fn states(encoder: &Encoder, parts: &[JoinPart], method: WeightingMethod) -> Result<States> {
+pub(super) fn states(
+    encoder: &Encoder,
+    parts: &[JoinPart],
+    method: WeightingMethod,
+) -> Result<States> {
     if parts.is_empty() {
         return of_text(encoder, &[], method);
     }
@@ -74,7 +78,7 @@ pub fn states(encoder: &Encoder, parts: &[JoinPart], method: WeightingMethod) ->
 }
 
 /// Appends states of the empty text until there are `len` values.
-pub fn pad(values: &mut Vec<f32>, len: usize, empty: &[f32]) {
+pub(super) fn pad(values: &mut Vec<f32>, len: usize, empty: &[f32]) {
     while values.len() < len {
         values.extend_from_slice(empty);
     }
@@ -108,7 +112,7 @@ fn of_blend(
 
 /// The sum of vectors of one length by weight, the weights divided by their sum first
 /// if `normalize`.
-pub fn weighted_sum(members: &[Vec<f32>], weights: &[f64], normalize: bool) -> Vec<f32> {
+pub(super) fn weighted_sum(members: &[Vec<f32>], weights: &[f64], normalize: bool) -> Vec<f32> {
     let whole = if normalize { weights.iter().sum() } else { 1.0 };
     let len = members.first().map_or(0, Vec::len);
     let mut sums = vec![0f64; len];

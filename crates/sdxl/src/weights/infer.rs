@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 
 /// Shape of a tensor by its original name.
-pub type Shapes<'a> = &'a dyn Fn(&str) -> Option<Vec<usize>>;
+pub(super) type Shapes<'a> = &'a dyn Fn(&str) -> Option<Vec<usize>>;
 
 /// Channels of each attention head in all SDXL models.
 const HEAD: usize = 64;
@@ -19,7 +19,7 @@ const HEAD: usize = 64;
 ///
 /// # Errors
 /// Names the tensor that is missing or that no network of the family has.
-pub fn unet(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
+pub(super) fn unet(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
     let dim = |name: &str, axis: usize| -> Result<usize> {
         let shape = shapes(name);
         shape.and_then(|s| s.get(axis).copied()).ok_or_else(|| {
@@ -152,7 +152,7 @@ pub fn unet(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
 ///
 /// # Errors
 /// Names the tensor that is missing.
-pub fn vae(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
+pub(super) fn vae(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
     let missing = |name: &str| {
         Error::file(
             path,
@@ -195,7 +195,7 @@ pub fn vae(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
 ///
 /// # Errors
 /// Names the tensor that is missing.
-pub fn text_encoder(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
+pub(super) fn text_encoder(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
     clip(shapes, path, "quick_gelu", None)
 }
 
@@ -203,7 +203,7 @@ pub fn text_encoder(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
 ///
 /// # Errors
 /// Names the tensor that is missing.
-pub fn text_encoder_2(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
+pub(super) fn text_encoder_2(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
     let projection = shapes("text_projection.weight").and_then(|s| s.first().copied());
     if projection.is_none() {
         return Err(Error::file(
@@ -263,7 +263,7 @@ fn clip(
 }
 
 /// `model_index.json` of the published base model, or of the refiner.
-pub fn model_index(refiner: bool) -> Map<String, Value> {
+pub(super) fn model_index(refiner: bool) -> Map<String, Value> {
     let clip = |class: &str| json!(["transformers", class]);
     let none = json!([null, null]);
     let mut index = json!({
@@ -290,7 +290,7 @@ pub fn model_index(refiner: bool) -> Map<String, Value> {
 
 /// `scheduler_config.json` of the published models, changed for networks that predict v and
 /// for those trained down to a signal-to-noise ratio of zero (Lin et al. 2024).
-pub fn scheduler(v_prediction: bool, zero_snr: bool) -> Map<String, Value> {
+pub(super) fn scheduler(v_prediction: bool, zero_snr: bool) -> Map<String, Value> {
     let mut config = json!({
         "_class_name": "EulerDiscreteScheduler",
         "beta_end": 0.012,

@@ -12,7 +12,7 @@ use crate::error::Result;
 
 /// A file as it was when it was opened: one that was written anew is another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct FileStamp {
+pub(super) struct FileStamp {
     /// The path of the file.
     pub path: PathBuf,
     /// The length of the file in bytes.
@@ -23,7 +23,7 @@ pub struct FileStamp {
 
 /// The origin of a tensor's values: their place in a file, and the changes that LoRAs add.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Origin {
+pub(super) struct Origin {
     /// File and first byte.
     pub stored: (FileStamp, usize),
     /// The same of each change, with the bits of its scale.
@@ -32,7 +32,7 @@ pub struct Origin {
 
 /// A packed layer: of which tensors, and how it was packed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LayerKey {
+pub(super) struct LayerKey {
     /// The tensors' names.
     pub names: Vec<String>,
     /// The origins of the tensors' values.
@@ -43,7 +43,7 @@ pub struct LayerKey {
 
 /// A cache of packed layers, each for as long as a network has it.
 #[derive(Default)]
-pub struct LayerCache {
+pub(super) struct LayerCache {
     layers: Mutex<HashMap<LayerKey, Weak<dyn Any + Send + Sync>>>,
     reads: AtomicUsize,
 }
@@ -53,7 +53,7 @@ impl LayerCache {
     ///
     /// # Errors
     /// The errors of `read`.
-    pub fn layer(
+    pub(super) fn layer(
         &self,
         key: LayerKey,
         read: impl FnOnce() -> Result<PackedWeights>,
@@ -69,7 +69,7 @@ impl LayerCache {
     }
 
     /// Removes the entries of layers that no network has any more.
-    pub fn evict_dropped(&self) {
+    pub(super) fn evict_dropped(&self) {
         self.lock().retain(|_, layer| layer.strong_count() > 0);
     }
 

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::model::config::{Middle, UNetConfig, VaeConfig};
 
 /// Modules by both of their names.
-pub struct Names {
+pub(super) struct Names {
     to_folder: HashMap<String, String>,
     to_original: HashMap<String, String>,
 }
@@ -28,22 +28,22 @@ impl Names {
     }
 
     /// The name in a folder of a tensor or module of the original implementation.
-    pub fn to_folder(&self, original: &str) -> Option<String> {
+    pub(super) fn to_folder(&self, original: &str) -> Option<String> {
         translate(&self.to_folder, original)
     }
 
     /// The name in the original implementation of a folder's tensor or module.
-    pub fn to_original(&self, name: &str) -> Option<String> {
+    pub(super) fn to_original(&self, name: &str) -> Option<String> {
         translate(&self.to_original, name)
     }
 
     /// All modules, with their original names first.
-    pub fn modules(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn modules(&self) -> impl Iterator<Item = (&str, &str)> {
         self.to_folder.iter().map(|(a, b)| (a.as_str(), b.as_str()))
     }
 
     /// The UNet's, without `model.diffusion_model.`.
-    pub fn unet(config: &UNetConfig, path: &Path) -> Result<Names> {
+    pub(super) fn unet(config: &UNetConfig, path: &Path) -> Result<Names> {
         let levels = config.levels(path)?;
         let mut pairs = Vec::new();
         for (original, name) in [
@@ -127,7 +127,7 @@ impl Names {
 
     /// The VAE's, without `first_stage_model.`. The original counts the decoder's levels
     /// from the picture's resolution down, a folder in the order in which they run.
-    pub fn vae(config: &VaeConfig) -> Names {
+    pub(super) fn vae(config: &VaeConfig) -> Names {
         let levels = config.block_out_channels.len();
         let mut pairs: Vec<(String, String)> = Vec::new();
         let mut pair = |a: String, b: String| pairs.push((a, b));
@@ -181,7 +181,7 @@ impl Names {
 
     /// OpenCLIP's text transformer of so many layers, without `model.`; queries, keys and
     /// values, which it keeps in one tensor, are not in the table.
-    pub fn open_clip(layers: usize) -> Names {
+    pub(super) fn open_clip(layers: usize) -> Names {
         let pair = |(a, b): (&str, &str)| (a.to_string(), b.to_string());
         let mut pairs: Vec<(String, String)> = [
             (

@@ -56,6 +56,6 @@ impl Part {
 }
 
 /// The path of a part's configuration in a folder.
-pub fn config_key(part: Part) -> String {
+pub(super) fn config_key(part: Part) -> String {
     format!("{}/config.json", part.folder())
 }

@@ -34,7 +34,7 @@ pub(super) fn entries_of_safetensors(
 }
 
 /// Refuses files that only Python's pickle can read, by their name.
-pub fn refuse_pickle(path: &Path) -> Result<()> {
+pub(super) fn refuse_pickle(path: &Path) -> Result<()> {
     let extension = path
         .extension()
         .and_then(|e| e.to_str())

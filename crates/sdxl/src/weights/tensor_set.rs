@@ -22,7 +22,7 @@ use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
 
 /// The suffix that is added to a weight's name to give the name of its scales.
-pub const SCALE: &str = "_scale";
+pub(super) const SCALE: &str = "_scale";
 
 /// All tensors of one part of a checkpoint, which may be spread over several files.
 #[derive(Clone)]

@@ -21,7 +21,7 @@ use crate::weights::{StoredTensor, TensorSet};
 
 /// The role of a LoRA's tensor in the change of its module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TensorRole {
+pub(super) enum TensorRole {
     /// `[rank, in, ...]`
     Down,
     /// `[out, rank, ...]`
@@ -54,7 +54,7 @@ pub enum TensorRole {
 }
 
 /// The tensors of one module.
-pub struct ModuleTensors<'a> {
+pub(super) struct ModuleTensors<'a> {
     pub key: &'a str,
     pub path: &'a Path,
     pub source: &'a Arc<TensorSet>,
@@ -84,7 +84,7 @@ enum Change {
 }
 
 /// A change that is added to one tensor.
-pub struct Update {
+pub(super) struct Update {
     source: Arc<TensorSet>,
     change: Change,
     scale: f32,
@@ -140,7 +140,7 @@ impl ModuleTensors<'_> {
 
     /// The changes of `weight` and of `bias`. `told`: alpha where no tensor says it, and
     /// whether it is divided by the root of the rank.
-    pub fn updates(
+    pub(super) fn updates(
         &self,
         scale: f32,
         told: Option<(f32, bool)>,
@@ -286,7 +286,7 @@ impl Factor {
 
 impl Update {
     /// File and first byte, which with the scale are all that it depends on.
-    pub fn origin(&self) -> (FileStamp, usize, u32) {
+    pub(super) fn origin(&self) -> (FileStamp, usize, u32) {
         let first = match &self.change {
             Change::Low(product) | Change::Hadamard(product, _) => &product.a,
             Change::Kronecker(Factor::Product(product), _) => &product.a,
@@ -297,12 +297,12 @@ impl Update {
     }
 
     /// Whether nothing would be added.
-    pub fn is_nothing(&self) -> bool {
+    pub(super) fn is_nothing(&self) -> bool {
         self.scale == 0.0 && self.magnitude.is_none()
     }
 
     /// Refuses a change that does not have the size of the weight.
-    pub fn check(&self, shape: &[usize], key: &str, path: &Path) -> Result<()> {
+    pub(super) fn check(&self, shape: &[usize], key: &str, path: &Path) -> Result<()> {
         let rows = shape.first().copied().unwrap_or(1);
         let columns = shape.iter().product::<usize>() / rows.max(1);
         let found = match &self.change {
@@ -405,7 +405,12 @@ impl Update {
 
 /// Adds all changes to a tensor's values. Each is made to the weight as it is stored, as
 /// PEFT does with several adapters.
-pub fn apply(updates: &[Update], name: &str, shape: &[usize], values: &mut [f32]) -> Result<()> {
+pub(super) fn apply(
+    updates: &[Update],
+    name: &str,
+    shape: &[usize],
+    values: &mut [f32],
+) -> Result<()> {
     // Only DoRA looks at the weight as it was.
     let weight = if updates.iter().any(|u| u.magnitude.is_some()) {
         values.to_vec()
