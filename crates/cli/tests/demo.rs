@@ -154,7 +154,7 @@ fn tiles_change_a_picture_little_and_slices_not_at_all() {
         let error = whole.iter().zip(tiled).map(square).sum::<f64>() / whole.len() as f64;
         let psnr = 10.0 * (255.0 * 255.0 / error).log10();
         println!("PSNR {psnr:.2} dB");
-        // What the README states.
+        // As docs/memory.md states.
         assert!(psnr.is_finite() && psnr >= 36.0, "{psnr} dB");
     }
 }

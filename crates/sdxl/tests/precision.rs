@@ -99,7 +99,7 @@ fn pictures_of_the_demo_stay_near_those_of_full_precision() {
         output.images.into_iter().map(|i| i.pixels.data).collect()
     };
     let full = pictures(Precision::F32);
-    // What the README states.
+    // As docs/fidelity.md states.
     for (precision, floor) in [(Precision::Bf16, 44.0), (Precision::Int8, 40.0)] {
         for (ours, full) in pictures(precision).iter().zip(&full) {
             let psnr = psnr(ours, full);
