@@ -6,7 +6,7 @@
 //! kernels spread out below the operators).
 //!
 //! Because every part of a network goes through [`scope`], it is also where a run that was cancelled
-//! ends ([`crate::cancel`]).
+//! ends ([`Cancel`](crate::Cancel)).
 
 use std::cell::RefCell;
 use std::fmt::Display;

@@ -217,8 +217,8 @@ impl Recipe {
 const RECIPE_LIMIT: u64 = 64 << 20;
 
 /// Hashes all weight files of a checkpoint, and the LoRAs and textual inversions added to it, with
-/// `hash`: [`hash_file`], which takes seconds for a full-size one, so best done beside the run, or
-/// what remembers its results.
+/// `hash`: [`hash_file`](crate::files::hash_file), which takes seconds for a full-size one and is
+/// best called beside the run, or a function that remembers its results.
 pub fn hash_weights(
     checkpoint: &Checkpoint,
     hash: &dyn Fn(&Path) -> Result<(u64, String)>,

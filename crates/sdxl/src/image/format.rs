@@ -120,7 +120,7 @@ pub struct Encoded {
 }
 
 impl Encoding {
-    /// `quality` from 1 to 100: of a JPEG, [`JPEG_QUALITY`] without it; a WebP is lossless
+    /// `quality` from 1 to 100: of a JPEG, 90 without it; a WebP is lossless
     /// without it.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ fn variant_exists(root: &Path, variant: &str) -> bool {
 
 /// Every file that a checkpoint folder should have and lacks, each as a sentence.
 ///
-/// Unlike [`Checkpoint::open`] this does not stop at the first.
+/// Unlike [`Checkpoint::open`](super::Checkpoint::open) this does not stop at the first.
 pub fn missing_files(root: &Path) -> Vec<String> {
     let Ok(index) = read_json::<Map<String, Value>>(&root.join("model_index.json")) else {
         return Vec::new();

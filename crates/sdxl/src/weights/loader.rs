@@ -19,7 +19,7 @@ use crate::precision::Precision;
 /// A place in a checkpoint's tree of names (`down_blocks.1.attentions.0`), from which
 /// layers are read by their own name and checked against the shape they must have.
 ///
-/// Every layer asks the token of the thread that reads ([`crate::cancel`]): where it was cancelled,
+/// Every layer asks the token of the thread that reads ([`Cancel`](crate::Cancel)): where it was cancelled,
 /// reading ends with [`Error::Cancelled`].
 #[derive(Clone)]
 pub struct Loader<'a> {

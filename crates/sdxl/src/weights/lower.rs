@@ -23,7 +23,7 @@ pub enum Target {
     /// Every weight as the upper half of an `f32`.
     Bf16,
     /// The matrices of the UNet's transformers as bytes with an `f32` scale for each output, the
-    /// bytes that [`Precision::Int8`](super::Precision) makes of them when it loads them. All else
+    /// bytes that [`Precision::Int8`](crate::Precision) makes of them when it loads them. All else
     /// stays as it is stored, so that a run in `int8` gives the same picture bit for bit.
     Int8,
     /// A GGUF file of the UNet alone, the matrices of its transformers in blocks of this type.
