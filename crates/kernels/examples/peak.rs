@@ -189,7 +189,7 @@ fn blocks(b: &Bench) {
                 let (gamma, beta) = (values(c_in), values(c_in));
                 Box::new(move || {
                     let shape = [batch, size * size, c_in, 32];
-                    let norm = GroupNorm::of(&x, shape, 1e-5, &gamma, &beta, true);
+                    let norm = GroupNorm::new(&x, shape, 1e-5, &gamma, &beta, true);
                     normed_conv2d(&x, &norm, &g, &w, None, None, None, &mut out);
                 })
             },

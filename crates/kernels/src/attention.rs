@@ -28,8 +28,8 @@ use crate::simd::{
     MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, TileShape, dispatch, prefetch_read, prefetch_write,
     tile_shape,
 };
-use crate::stop::Stop;
-use crate::tile::{Dot, Kernel, Single, tile};
+use crate::stop::StopFlag;
+use crate::tile::{Bf16Bf16, F32, Kernel, tile};
 
 /// Shapes and layout of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub struct AttentionShape {
 /// # Panics
 /// If a slice is too short for its shape, or there are no keys.
 pub fn attention<E: Element>(q: &[E], k: &[E], v: &[E], s: &AttentionShape, out: &mut [E]) {
-    attention_on(Isa::current(), q, k, v, s, None, out);
+    attention_for(Isa::current(), q, k, v, s, None, out);
 }
 
 /// [`attention`] in which the keys whose entry in `seen` `[batch, keys]` is false are hidden from
@@ -74,16 +74,16 @@ pub fn masked_attention<E: Element>(
     k: &[E],
     v: &[E],
     s: &AttentionShape,
-    seen: &[bool],
+    mask: &[bool],
     out: &mut [E],
 ) {
-    assert_eq!(seen.len(), s.batch * s.keys, "length of the mask");
-    attention_on(Isa::current(), q, k, v, s, Some(seen), out);
+    assert_eq!(mask.len(), s.batch * s.keys, "length of the mask");
+    attention_for(Isa::current(), q, k, v, s, Some(mask), out);
 }
 
 /// Bytes that an attention of elements `E` works in: its keys and values, packed.
 pub fn attention_workspace<E: Element>(s: &AttentionShape) -> usize {
-    let layout = Layout::new(Isa::current(), s, E::IS_BF16);
+    let layout = HeadLayout::new(Isa::current(), s, E::IS_BF16);
     s.batch * s.heads * layout.head_len() * size_of::<E>()
 }
 
@@ -93,13 +93,13 @@ const CHUNK_TILES: usize = 16;
 /// The most keys of a block.
 const MAX_BLOCK: usize = 512;
 
-fn attention_on<E: Element>(
+fn attention_for<E: Element>(
     isa: Isa,
     q: &[E],
     k: &[E],
     v: &[E],
     s: &AttentionShape,
-    seen: Option<&[bool]>,
+    mask: Option<&[bool]>,
     out: &mut [E],
 ) {
     let model = s.heads * s.head_dim;
@@ -127,23 +127,23 @@ fn attention_on<E: Element>(
         "length of the output"
     );
     assert!(s.keys > 0, "no keys");
-    let stop = Stop::here();
-    if out.is_empty() || stop.raised() {
+    let stop = StopFlag::current();
+    if out.is_empty() || stop.is_raised() {
         return;
     }
 
-    let layout = Layout::new(isa, s, E::IS_BF16);
+    let layout = HeadLayout::new(isa, s, E::IS_BF16);
     let heads = s.batch * s.heads;
     let mut packed = vec![E::default(); heads * layout.head_len()];
     packed
         .par_chunks_mut(layout.head_len())
         .enumerate()
         .for_each(|(head, packed)| {
-            if stop.raised() {
+            if stop.is_raised() {
                 return;
             }
             let first = head / s.heads * s.keys * s.kv_stride + head % s.heads * s.head_dim;
-            let pack = Pack {
+            let pack = PackHead {
                 layout: &layout,
                 k: &k[first..],
                 v: &v[first..],
@@ -157,17 +157,17 @@ fn attention_on<E: Element>(
     let chunks = s.queries.div_ceil(chunk);
     let shared = DisjointOut::new(out);
     (0..heads * chunks).into_par_iter().for_each(|task| {
-        if stop.raised() {
+        if stop.is_raised() {
             return;
         }
         let (head, c) = (task / chunks, task % chunks);
-        let task = Chunk {
+        let task = QueryChunk {
             q,
             packed: &packed[head * layout.head_len()..][..layout.head_len()],
             shape: s,
             layout: &layout,
             head,
-            seen: seen.map(|seen| &seen[head / s.heads * s.keys..][..s.keys]),
+            mask: mask.map(|mask| &mask[head / s.heads * s.keys..][..s.keys]),
             queries: c * chunk..s.queries.min((c + 1) * chunk),
             out: &shared,
         };
@@ -176,7 +176,7 @@ fn attention_on<E: Element>(
 }
 
 /// The layout of the packed keys and values of one head.
-struct Layout {
+struct HeadLayout {
     /// Rows of a tile.
     rows: usize,
     /// Columns of a panel.
@@ -193,8 +193,8 @@ struct Layout {
     block: usize,
 }
 
-impl Layout {
-    fn new(isa: Isa, s: &AttentionShape, pairs: bool) -> Layout {
+impl HeadLayout {
+    fn new(isa: Isa, s: &AttentionShape, pairs: bool) -> HeadLayout {
         let TileShape {
             rows,
             columns: width,
@@ -203,10 +203,10 @@ impl Layout {
         let depth = if pairs { 2 } else { 1 };
         let bytes = if pairs { 2 } else { 4 };
         // Keys and values of a block fill half of an L2 cache of 1 MB.
-        let fits = (512 << 10) / (2 * bytes * s.head_dim);
+        let fitting = (512 << 10) / (2 * bytes * s.head_dim);
         let keys = s.keys.next_multiple_of(lanes);
-        let block = (fits / width * width).clamp(width, MAX_BLOCK);
-        Layout {
+        let block = (fitting / width * width).clamp(width, MAX_BLOCK);
+        HeadLayout {
             rows,
             width,
             depth,
@@ -288,15 +288,15 @@ impl Layout {
 }
 
 /// Packing a head, to be compiled with wide moves.
-struct Pack<'a, E> {
-    layout: &'a Layout,
+struct PackHead<'a, E> {
+    layout: &'a HeadLayout,
     k: &'a [E],
     v: &'a [E],
     shape: &'a AttentionShape,
     out: &'a mut [E],
 }
 
-impl<E: Element> Op for Pack<'_, E> {
+impl<E: Element> Op for PackHead<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
@@ -305,28 +305,28 @@ impl<E: Element> Op for Pack<'_, E> {
 }
 
 /// Some queries of one head.
-struct Chunk<'a, E> {
+struct QueryChunk<'a, E> {
     q: &'a [E],
     packed: &'a [E],
     shape: &'a AttentionShape,
-    layout: &'a Layout,
+    layout: &'a HeadLayout,
     head: usize,
     /// Which keys of this sample count; all of them if nothing is said.
-    seen: Option<&'a [bool]>,
+    mask: Option<&'a [bool]>,
     queries: std::ops::Range<usize>,
     out: &'a DisjointOut<'a, E>,
 }
 
-impl<E: Element> Op for Chunk<'_, E> {
+impl<E: Element> Op for QueryChunk<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match (E::IS_BF16, S::PANEL_VECTORS) {
-            (true, 4) => self.flash::<S, Dot, 4>(s),
-            (true, _) => self.flash::<S, Dot, 2>(s),
-            (false, 4) => self.flash::<S, Single<f32>, 4>(s),
-            (false, _) => self.flash::<S, Single<f32>, 2>(s),
+            (true, 4) => self.flash::<S, Bf16Bf16, 4>(s),
+            (true, _) => self.flash::<S, Bf16Bf16, 2>(s),
+            (false, 4) => self.flash::<S, F32<f32>, 4>(s),
+            (false, _) => self.flash::<S, F32<f32>, 2>(s),
         }
     }
 }
@@ -338,14 +338,14 @@ const MASKED: f32 = -1e30;
 const ROW_LANES: usize = MAX_ROWS.next_multiple_of(MAX_LANES);
 
 /// The state of the softmax of a tile's queries, in lanes, after some blocks of keys.
-struct Running {
+struct SoftmaxState {
     /// The largest score so far, scaled for powers of two.
-    largest: [f32; ROW_LANES],
+    max: [f32; ROW_LANES],
     /// The sum of exponentials relative to it.
     total: [f32; ROW_LANES],
 }
 
-impl<E: Element> Chunk<'_, E> {
+impl<E: Element> QueryChunk<'_, E> {
     #[inline(always)]
     fn flash<S: Simd, K: Kernel<A: Element>, const NV: usize>(&self, s: S) {
         assert!(E::IS_BF16 == K::A::IS_BF16 && NV == S::PANEL_VECTORS);
@@ -367,10 +367,10 @@ impl<E: Element> Chunk<'_, E> {
         }
         // The sums of a tile and a panel, row after row.
         let of_panel = S::ROWS * MAX_PANEL;
-        let mut weighted = vec![0f32; tiles * layout.dim_panels * of_panel];
-        let mut running: Vec<Running> = (0..tiles)
-            .map(|_| Running {
-                largest: [MASKED; ROW_LANES],
+        let mut values_sums = vec![0f32; tiles * layout.dim_panels * of_panel];
+        let mut running: Vec<SoftmaxState> = (0..tiles)
+            .map(|_| SoftmaxState {
+                max: [MASKED; ROW_LANES],
                 total: [0.0; ROW_LANES],
             })
             .collect();
@@ -420,7 +420,7 @@ impl<E: Element> Chunk<'_, E> {
                     }
                     let scores = &mut scores[r * layout.block..];
                     scores[seen..padded].fill(MASKED);
-                    if let Some(mask) = self.seen {
+                    if let Some(mask) = self.mask {
                         for (score, seen) in scores[..seen].iter_mut().zip(&mask[first_key..]) {
                             if !seen {
                                 *score = MASKED;
@@ -429,7 +429,7 @@ impl<E: Element> Chunk<'_, E> {
                     }
                 }
                 let of_tile = layout.dim_panels * of_panel;
-                let sums = &mut weighted[t * of_tile..(t + 1) * of_tile];
+                let sums = &mut values_sums[t * of_tile..(t + 1) * of_tile];
                 self.softmax::<S, K>(
                     s,
                     &scores,
@@ -460,7 +460,7 @@ impl<E: Element> Chunk<'_, E> {
             let factor = s.splat(1.0 / running[t].total[r]);
             for j in (0..shape.head_dim).step_by(S::LANES) {
                 let panel = t * layout.dim_panels + j / width;
-                let sums = &weighted[panel * of_panel..][..of_panel];
+                let sums = &values_sums[panel * of_panel..][..of_panel];
                 let y = s.mul(s.read(sums, r * width + j % width), factor);
                 s.write(out, j, y);
             }
@@ -475,9 +475,9 @@ impl<E: Element> Chunk<'_, E> {
         s: S,
         scores: &[f32],
         keys: usize,
-        running: &mut Running,
+        running: &mut SoftmaxState,
         probabilities: &mut [K::A],
-        weighted: &mut [f32],
+        values_sums: &mut [f32],
     ) {
         const UNROLL: usize = 4;
         let block = self.layout.block;
@@ -498,24 +498,24 @@ impl<E: Element> Chunk<'_, E> {
                 peak[0] = s.max(peak[0], s.read(scores, i));
             }
             let peak = s.max(s.max(peak[0], peak[1]), s.max(peak[2], peak[3]));
-            peaks[r] = s.largest(peak);
+            peaks[r] = s.reduce_max(peak);
         }
         // All rows at once, in lanes.
-        let mut fades = [0f32; ROW_LANES];
+        let mut factors = [0f32; ROW_LANES];
         for i in (0..ROW_LANES).step_by(S::LANES) {
-            let before = s.read(&running.largest, i);
+            let before = s.read(&running.max, i);
             let now = s.max(before, s.mul(s.read(&peaks, i), s.splat(scale)));
-            let fade = exp2(s, s.sub(before, now), false);
-            s.write(&mut running.largest, i, now);
-            s.write(&mut fades, i, fade);
-            let total = s.mul(s.read(&running.total, i), fade);
+            let factor = exp2(s, s.sub(before, now), false);
+            s.write(&mut running.max, i, now);
+            s.write(&mut factors, i, factor);
+            let total = s.mul(s.read(&running.total, i), factor);
             s.write(&mut running.total, i, total);
         }
         let rows = scores
             .chunks_exact(block)
             .zip(probabilities.chunks_exact_mut(block));
         for (r, (scores, out)) in rows.enumerate() {
-            let shift = s.splat(-running.largest[r]);
+            let shift = s.splat(-running.max[r]);
             let mut sum = [s.zero(); UNROLL];
             let parts = scores[..whole].chunks_exact(step);
             for (part, out) in parts.zip(out.chunks_exact_mut(step)) {
@@ -533,15 +533,15 @@ impl<E: Element> Chunk<'_, E> {
                 s.write(out, i, p);
             }
             let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
-            running.total[r] += s.sum(sum);
+            running.total[r] += s.reduce_sum(sum);
         }
-        if fades[..S::ROWS].iter().any(|fade| *fade != 1.0) {
+        if factors[..S::ROWS].iter().any(|factor| *factor != 1.0) {
             let width = S::LANES * S::PANEL_VECTORS;
-            for sums in weighted.chunks_exact_mut(S::ROWS * MAX_PANEL) {
-                for (row, fade) in sums.chunks_exact_mut(width).zip(fades).take(S::ROWS) {
+            for sums in values_sums.chunks_exact_mut(S::ROWS * MAX_PANEL) {
+                for (row, factor) in sums.chunks_exact_mut(width).zip(factors).take(S::ROWS) {
                     for i in (0..width).step_by(S::LANES) {
-                        let faded = s.mul(s.read(row, i), s.splat(fade));
-                        s.write(row, i, faded);
+                        let scaled = s.mul(s.read(row, i), s.splat(factor));
+                        s.write(row, i, scaled);
                     }
                 }
             }
@@ -605,7 +605,7 @@ mod tests {
         let wide = |x: &[E]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
         let want = reference(&wide(&q), &wide(&k), &wide(&v), s, mask);
         let mut out = vec![E::default(); want.len()];
-        attention_on(isa, &q, &k, &v, s, mask, &mut out);
+        attention_for(isa, &q, &k, &v, s, mask, &mut out);
         // Scores of size x carry an error of x ulp, and e^x turns it into a relative one.
         let tolerance = if E::IS_BF16 {
             5e-3

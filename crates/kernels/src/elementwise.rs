@@ -22,14 +22,14 @@ pub fn add<E: Element>(a: &[E], b: &[E], out: &mut [E]) {
     );
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
         let range = i * CHUNK..i * CHUNK + out.len();
-        let sum = Sum(&a[range.clone()], &b[range], out);
+        let sum = Add(&a[range.clone()], &b[range], out);
         dispatch(Isa::current(), sum);
     });
 }
 
-struct Sum<'a, E>(&'a [E], &'a [E], &'a mut [E]);
+struct Add<'a, E>(&'a [E], &'a [E], &'a mut [E]);
 
-impl<E: Element> Op for Sum<'_, E> {
+impl<E: Element> Op for Add<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -93,7 +93,7 @@ pub fn to_bf16(x: &[f32]) -> Vec<bf16> {
 }
 
 /// `x` as `f32`.
-pub fn widen<E: Element>(x: &[E]) -> Vec<f32> {
+pub fn to_f32<E: Element>(x: &[E]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     convert(x, &mut out);
     out
@@ -118,7 +118,7 @@ mod tests {
                 assert!((f64::from(*y) - want).abs() <= 1e-6 * want.abs());
             }
             assert_eq!(to_bf16(&a), rounded::<bf16>(&a));
-            let back = widen(&to_bf16(&a));
+            let back = to_f32(&to_bf16(&a));
             assert_eq!(
                 back,
                 rounded::<bf16>(&a)

@@ -11,7 +11,7 @@
 ///
 /// For programs to call once, before they start threads; elsewhere than on Linux with glibc it does
 /// nothing.
-pub fn give_back_large_buffers() {
+pub fn fix_mmap_threshold() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
@@ -36,8 +36,8 @@ mod tests {
     }
 
     #[test]
-    fn dropped_buffers_are_given_back() {
-        give_back_large_buffers();
+    fn dropped_buffers_return_to_the_system() {
+        fix_mmap_threshold();
         const SIZE: usize = 24 << 20;
         // The first would have made the allocator keep the others.
         drop(vec![1u8; SIZE]);

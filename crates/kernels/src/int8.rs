@@ -16,7 +16,7 @@ use crate::weights::Weights;
 use crate::workspace::Workspace;
 
 /// The byte that stands for zero.
-pub(crate) const ZERO: u8 = 128;
+pub(crate) const ZERO_POINT: u8 = 128;
 
 /// Quantised activations.
 pub(crate) struct Quantised {
@@ -28,23 +28,28 @@ pub(crate) struct Quantised {
 }
 
 impl Quantised {
-    /// Quantises `x`, rows of `len` elements, `together` rows with the same scale.
-    pub(crate) fn new<E: Element>(isa: Isa, x: &[E], len: usize, together: usize) -> Quantised {
+    /// Quantises `x`, rows of `len` elements, `rows_per_scale` rows with the same scale.
+    pub(crate) fn new<E: Element>(
+        isa: Isa,
+        x: &[E],
+        len: usize,
+        rows_per_scale: usize,
+    ) -> Quantised {
         let stride = len.next_multiple_of(4);
         let rows = x.len() / len;
         let mut memory = Scratch::new((rows * stride).div_ceil(4));
-        let mut scales = vec![0f32; rows.div_ceil(together)];
-        let group = stride * together;
+        let mut scales = vec![0f32; rows.div_ceil(rows_per_scale)];
+        let group = stride * rows_per_scale;
         // A task has at least 16 rows.
         bytemuck::cast_slice_mut::<f32, u8>(&mut memory)[..rows * stride]
             .par_chunks_mut(group)
-            .with_min_len(16usize.div_ceil(together))
-            .zip(x.par_chunks(len * together))
+            .with_min_len(16usize.div_ceil(rows_per_scale))
+            .zip(x.par_chunks(len * rows_per_scale))
             .zip(&mut scales)
             .for_each(|((out, x), scale)| {
                 let mut largest = 0f32;
                 for x in x.chunks_exact(len) {
-                    largest = largest.max(dispatch(isa, Largest(x)));
+                    largest = largest.max(dispatch(isa, MaxAbs(x)));
                 }
                 *scale = (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
                 let factor = 1.0 / *scale;
@@ -60,9 +65,9 @@ impl Quantised {
     }
 
     /// The memory of [`Self::new`] for `rows` of `len` elements.
-    pub(crate) fn workspace(rows: usize, len: usize, together: usize) -> Workspace {
+    pub(crate) fn workspace(rows: usize, len: usize, rows_per_scale: usize) -> Workspace {
         Workspace {
-            temporary: rows.div_ceil(together) * size_of::<f32>(),
+            temporary: rows.div_ceil(rows_per_scale) * size_of::<f32>(),
             scratch: vec![rows * len.next_multiple_of(4)],
         }
     }
@@ -104,9 +109,9 @@ pub fn quantise_rows(w: Weights, n: usize) -> (Vec<i8>, Vec<f32>) {
 }
 
 /// The largest absolute value.
-struct Largest<'a, E>(&'a [E]);
+struct MaxAbs<'a, E>(&'a [E]);
 
-impl<E: Element> Op for Largest<'_, E> {
+impl<E: Element> Op for MaxAbs<'_, E> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
@@ -114,7 +119,7 @@ impl<E: Element> Op for Largest<'_, E> {
         for i in (0..self.0.len()).step_by(S::LANES) {
             largest = s.max(largest, s.abs(s.read(self.0, i)));
         }
-        s.largest(largest)
+        s.reduce_max(largest)
     }
 }
 
@@ -131,7 +136,7 @@ impl<E: Element> Op for Quantise<'_, E> {
         for i in (0..self.x.len()).step_by(S::LANES) {
             let y = s.round(s.mul(s.read(self.x, i), s.splat(self.factor)));
             let y = s.min(s.max(y, s.splat(-127.0)), s.splat(127.0));
-            s.write_bytes(self.out, i, s.add(y, s.splat(f32::from(ZERO))));
+            s.write_bytes(self.out, i, s.add(y, s.splat(f32::from(ZERO_POINT))));
         }
     }
 }
@@ -156,7 +161,7 @@ mod tests {
                 }
             }
             let zero = Quantised::new(isa, &[0f32; 5], 5, 1);
-            assert_eq!(zero.bytes()[..5], [ZERO; 5]);
+            assert_eq!(zero.bytes()[..5], [ZERO_POINT; 5]);
         }
     }
 }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::element::Element;
-use crate::elementwise::{convert, widen};
+use crate::elementwise::{convert, to_f32};
 use crate::gemm::{self, Epilogue};
 use crate::int8::Quantised;
 use crate::math::Activation;
@@ -37,7 +37,7 @@ pub fn linear<E: Element>(
         activation: act,
         residual,
         geglu: false,
-        place: None,
+        output_row: None,
     };
     product(x, rows, w, epilogue, out);
 }
@@ -64,7 +64,7 @@ pub fn linear_geglu<E: Element>(
         activation: Activation::None,
         residual: None,
         geglu: true,
-        place: None,
+        output_row: None,
     };
     product(x, rows, w, epilogue, out);
 }
@@ -76,7 +76,7 @@ pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace 
         return Quantised::workspace(rows, w.k(), 1);
     }
     Workspace {
-        temporary: match widens::<E>(format) {
+        temporary: match computes_in_f32::<E>(format) {
             true => rows * (w.k() + w.n()) * size_of::<f32>(),
             false => 0,
         },
@@ -86,7 +86,7 @@ pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace 
 
 /// Whether activations are made `f32` for weights of this format: not a combination anyone
 /// chooses.
-pub(crate) fn widens<E: Element>(format: WeightFormat) -> bool {
+pub(crate) fn computes_in_f32<E: Element>(format: WeightFormat) -> bool {
     E::IS_BF16 && !matches!(format, WeightFormat::Bf16 | WeightFormat::Int8)
 }
 
@@ -119,11 +119,11 @@ fn product<E: Element>(
         unsafe { gemm::product(rows, &w.panels, &source, &epilogue, outputs, out) }
         return;
     }
-    if widens::<E>(w.panels.format) {
-        let residual = epilogue.residual.map(widen);
+    if computes_in_f32::<E>(w.panels.format) {
+        let residual = epilogue.residual.map(to_f32);
         let mut y = vec![0f32; out.len()];
-        let epilogue = epilogue.adding(residual.as_deref());
-        product(&widen(x), rows, w, epilogue, &mut y);
+        let epilogue = epilogue.with_residual(residual.as_deref());
+        product(&to_f32(x), rows, w, epilogue, &mut y);
         convert(&y, out);
         return;
     }

@@ -13,7 +13,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::math;
 use crate::simd::{Op, Simd, dispatch};
-use crate::stop::Stop;
+use crate::stop::StopFlag;
 
 /// Elements of a part.
 const PART: usize = 1 << 15;
@@ -62,7 +62,7 @@ impl GroupNorm {
     ///
     /// # Panics
     /// If a slice has not the length its shape says, or `groups` does not divide `c`.
-    pub fn of<E: Element>(
+    pub fn new<E: Element>(
         x: &[E],
         [b, hw, c, groups]: [usize; 4],
         eps: f32,
@@ -71,10 +71,10 @@ impl GroupNorm {
         silu: bool,
     ) -> GroupNorm {
         let isa = Isa::current();
-        GroupNorm::on(isa, x, [b, hw, c, groups], eps, gamma, beta, silu)
+        GroupNorm::new_for(isa, x, [b, hw, c, groups], eps, gamma, beta, silu)
     }
 
-    pub(crate) fn on<E: Element>(
+    pub(crate) fn new_for<E: Element>(
         isa: Isa,
         x: &[E],
         [b, hw, c, groups]: [usize; 4],
@@ -93,11 +93,11 @@ impl GroupNorm {
             "{groups} groups of {c} channels"
         );
         let parts = hw.div_ceil(pixels_of_part(c));
-        let stop = Stop::here();
+        let stop = StopFlag::current();
         let moments: Vec<Vec<Moments>> = (0..b * parts)
             .into_par_iter()
             .map(|i| {
-                if stop.raised() {
+                if stop.is_raised() {
                     return vec![Moments::default(); groups];
                 }
                 let x = &x[part(i / parts, i % parts, hw, c)];
@@ -129,7 +129,7 @@ impl GroupNorm {
         }
     }
 
-    /// Bytes that [`Self::of`] works in, and those of its result.
+    /// Bytes that [`Self::new`] works in, and those of its result.
     pub fn workspace([b, hw, c, groups]: [usize; 4]) -> usize {
         let parts = b * hw.div_ceil(pixels_of_part(c));
         let moments = size_of::<Vec<Moments>>() + groups * size_of::<Moments>();
@@ -149,7 +149,7 @@ impl GroupNorm {
         let hw = x.len() / self.scale.len();
         assert_eq!(x.len(), images * hw * self.c, "length of the input");
         let pixels = pixels_of_part(self.c);
-        let stop = Stop::here();
+        let stop = StopFlag::current();
         out.par_chunks_mut(hw * self.c)
             .enumerate()
             .for_each(|(image, out)| {
@@ -157,7 +157,7 @@ impl GroupNorm {
                 out.par_chunks_mut(pixels * self.c)
                     .enumerate()
                     .for_each(|(i, out)| {
-                        if stop.raised() {
+                        if stop.is_raised() {
                             return;
                         }
                         let x = &x[part(image, i, hw, self.c)];
@@ -182,8 +182,8 @@ impl GroupNorm {
 
     /// Applies it to the channels from `i` on of a pixel of an image, as [`Self::apply`] does.
     #[inline(always)]
-    pub(crate) fn at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
-        self.with(s, self.factors(s, image, i), x, false)
+    pub(crate) fn apply_at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
+        self.apply_factors(s, self.factors(s, image, i), x, false)
     }
 
     /// Scale and shift of the channels from `i` on.
@@ -193,18 +193,18 @@ impl GroupNorm {
         [s.read(scale, i), s.read(shift, i)]
     }
 
-    /// Applies it to channels with these [`Self::factors`]; with `rough`, as exact as bf16 needs.
+    /// Applies it to channels with these [`Self::factors`]; with `approx`, as exact as bf16 needs.
     #[inline(always)]
-    pub(crate) fn with<S: Simd>(
+    pub(crate) fn apply_factors<S: Simd>(
         &self,
         s: S,
         [scale, shift]: [S::V; 2],
         x: S::V,
-        rough: bool,
+        approx: bool,
     ) -> S::V {
         let y = s.fma(x, scale, shift);
         if self.silu {
-            return math::silu(s, y, rough);
+            return math::silu(s, y, approx);
         }
         y
     }
@@ -230,7 +230,7 @@ fn part(image: usize, part: usize, hw: usize, c: usize) -> Range<usize> {
 /// [`GroupNorm`] of `x`, `[b, hw, c]`, applied to it.
 ///
 /// # Panics
-/// As [`GroupNorm::of`], or if `out` has not the length of `x`.
+/// As [`GroupNorm::new`], or if `out` has not the length of `x`.
 #[allow(clippy::too_many_arguments)]
 pub fn group_norm<E: Element>(
     x: &[E],
@@ -244,7 +244,7 @@ pub fn group_norm<E: Element>(
     silu: bool,
     out: &mut [E],
 ) {
-    GroupNorm::of(x, [b, hw, c, groups], eps, gamma, beta, silu).apply(x, out);
+    GroupNorm::new(x, [b, hw, c, groups], eps, gamma, beta, silu).apply(x, out);
 }
 
 /// Moments of each group over some pixels.
@@ -384,10 +384,10 @@ pub fn layer_norm<E: Element>(
     beta: &[f32],
     out: &mut [E],
 ) {
-    layer_norm_on(Isa::current(), x, [rows, c], eps, gamma, beta, out);
+    layer_norm_for(Isa::current(), x, [rows, c], eps, gamma, beta, out);
 }
 
-fn layer_norm_on<E: Element>(
+fn layer_norm_for<E: Element>(
     isa: Isa,
     x: &[E],
     [rows, c]: [usize; 2],
@@ -450,7 +450,7 @@ impl<E: Element> Op for LayerNorm<'_, E> {
                 sum[0] = s.add(sum[0], s.read(x, i));
             }
             let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
-            let mean = s.sum(sum) / c as f32;
+            let mean = s.reduce_sum(sum) / c as f32;
             let mut squares = [s.zero(); SUMS];
             for part in x[..unrolled].chunks_exact(SUMS * S::LANES) {
                 for (v, squares) in squares.iter_mut().enumerate() {
@@ -464,7 +464,7 @@ impl<E: Element> Op for LayerNorm<'_, E> {
             }
             let squares = s.add(s.add(squares[0], squares[1]), s.add(squares[2], squares[3]));
             let rest: f32 = x[whole..].iter().map(|v| (v.to_f32() - mean).powi(2)).sum();
-            let variance = (s.sum(squares) + rest) / c as f32;
+            let variance = (s.reduce_sum(squares) + rest) / c as f32;
             let factor = s.splat(1.0 / (variance + self.eps).sqrt());
             for i in (0..c).step_by(S::LANES) {
                 let d = s.mul(s.sub(s.read(x, i), s.splat(mean)), factor);
@@ -522,7 +522,7 @@ mod tests {
             }
         }
         let mut out = vec![E::default(); x.len()];
-        GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu).apply(&x, &mut out);
+        GroupNorm::new_for(isa, &x, shape, 1e-5, &gamma, &beta, silu).apply(&x, &mut out);
         // Subtracting a mean larger than the spread costs f32 its share of digits.
         let tolerance = if E::IS_BF16 {
             4e-3
@@ -566,7 +566,7 @@ mod tests {
             want.extend(row.map(|(i, y)| y * f64::from(gamma[i]) + f64::from(beta[i])));
         }
         let mut out = vec![E::default(); x.len()];
-        layer_norm_on(isa, &x, [rows, c], 1e-5, &gamma, &beta, &mut out);
+        layer_norm_for(isa, &x, [rows, c], 1e-5, &gamma, &beta, &mut out);
         let tolerance = if E::IS_BF16 { 4e-3 } else { 1e-6 };
         assert_close(&out, &want, tolerance, &format!("{isa} {rows}x{c}"));
     }

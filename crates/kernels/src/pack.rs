@@ -24,7 +24,7 @@ impl MatrixLayout {
     /// # Panics
     /// If there are none.
     pub fn new(n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
-        MatrixLayout::on(Isa::current(), n, k, format)
+        MatrixLayout::new_for(Isa::current(), n, k, format)
     }
 
     /// The layout that [`PackedMatrix::pack_geglu`] gives two times `inner` rows of `k` weights.
@@ -32,10 +32,10 @@ impl MatrixLayout {
     /// # Panics
     /// If there are none.
     pub fn geglu(inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
-        MatrixLayout::geglu_on(Isa::current(), inner, k, format)
+        MatrixLayout::geglu_for(Isa::current(), inner, k, format)
     }
 
-    fn on(isa: Isa, n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+    fn new_for(isa: Isa, n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
         assert!(n > 0 && k > 0, "an empty matrix");
         MatrixLayout {
             panel_layout: PanelLayout::new(isa, format, n, 1, k),
@@ -44,7 +44,7 @@ impl MatrixLayout {
         }
     }
 
-    fn geglu_on(isa: Isa, inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+    fn geglu_for(isa: Isa, inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
         assert!(inner > 0 && k > 0, "an empty matrix");
         // The left half of each panel is hidden, the right half the gate of the same
         // outputs, so that one tile holds both.
@@ -114,7 +114,7 @@ impl PackedMatrix {
         format: WeightFormat,
     ) -> PackedMatrix {
         assert_eq!(w.len(), n * k, "weights of a {n} x {k} matrix");
-        let layout = MatrixLayout::on(isa, n, k, format);
+        let layout = MatrixLayout::new_for(isa, n, k, format);
         let row_of = |column| (column < n).then_some(column);
         PackedMatrix {
             layout,
@@ -130,7 +130,7 @@ impl PackedMatrix {
         format: WeightFormat,
     ) -> PackedMatrix {
         assert_eq!(w.len(), 2 * inner * k, "weights of a GEGLU layer");
-        let layout = MatrixLayout::geglu_on(isa, inner, k, format);
+        let layout = MatrixLayout::geglu_for(isa, inner, k, format);
         let width = layout.panel_layout.width;
         let half = width / 2;
         let row_of = |column: usize| {
@@ -151,20 +151,20 @@ impl PackedMatrix {
 
 /// The meaning of the segments of a convolution's panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum ConvPacking {
     /// The taps of the convolution.
-    Taps,
+    Direct,
     /// The four taps of each phase of an enlarged input: see [`PackedConv::pack_upsampled`].
-    Phases,
+    Doubled,
     /// The values of the transformed taps at the points of `winograd_bf16.rs`.
-    Points,
+    Winograd,
 }
 
 /// Order and sizes of the packed weights of a convolution: everything about a [`PackedConv`] but
 /// their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvLayout {
-    pub(crate) form: Form,
+    pub(crate) packing: ConvPacking,
     /// The layout of its panels: of one set of them, or of each phase's.
     pub(crate) panel_layout: PanelLayout,
     pub(crate) c_out: usize,
@@ -176,25 +176,25 @@ pub struct ConvLayout {
 impl ConvLayout {
     /// The layout that [`PackedConv::pack`] gives weights `[c_out, c_in, kh, kw]`.
     pub fn new(shape: [usize; 4], format: WeightFormat) -> ConvLayout {
-        ConvLayout::on(Isa::current(), shape, format)
+        ConvLayout::new_for(Isa::current(), shape, format)
     }
 
     /// The layout that [`PackedConv::pack_winograd`] gives weights `[c_out, c_in, 3, 3]`.
     pub fn winograd(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
         match format {
-            WeightFormat::Bf16 => ConvLayout::winograd_on(Isa::current(), [c_out, c_in]),
+            WeightFormat::Bf16 => ConvLayout::winograd_for(Isa::current(), [c_out, c_in]),
             _ => ConvLayout::new([c_out, c_in, 3, 3], format),
         }
     }
 
     /// The layout that [`PackedConv::pack_upsampled`] gives weights `[c_out, c_in, 3, 3]`.
     pub fn upsampled(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
-        ConvLayout::upsampled_on(Isa::current(), [c_out, c_in], format)
+        ConvLayout::upsampled_for(Isa::current(), [c_out, c_in], format)
     }
 
-    fn on(isa: Isa, [c_out, c_in, kh, kw]: [usize; 4], format: WeightFormat) -> ConvLayout {
+    fn new_for(isa: Isa, [c_out, c_in, kh, kw]: [usize; 4], format: WeightFormat) -> ConvLayout {
         ConvLayout {
-            form: Form::Taps,
+            packing: ConvPacking::Direct,
             panel_layout: PanelLayout::new(isa, format, c_out, kh * kw, c_in),
             c_out,
             c_in,
@@ -203,10 +203,10 @@ impl ConvLayout {
         }
     }
 
-    fn winograd_on(isa: Isa, [c_out, c_in]: [usize; 2]) -> ConvLayout {
+    fn winograd_for(isa: Isa, [c_out, c_in]: [usize; 2]) -> ConvLayout {
         ConvLayout {
-            form: Form::Points,
-            panel_layout: PanelLayout::of_points(isa, c_out, c_in),
+            packing: ConvPacking::Winograd,
+            panel_layout: PanelLayout::winograd(isa, c_out, c_in),
             c_out,
             c_in,
             kh: 3,
@@ -214,12 +214,12 @@ impl ConvLayout {
         }
     }
 
-    fn upsampled_on(isa: Isa, [c_out, c_in]: [usize; 2], format: WeightFormat) -> ConvLayout {
+    fn upsampled_for(isa: Isa, [c_out, c_in]: [usize; 2], format: WeightFormat) -> ConvLayout {
         if matches!(format, WeightFormat::F32 | WeightFormat::F16) {
-            return ConvLayout::on(isa, [c_out, c_in, 3, 3], format);
+            return ConvLayout::new_for(isa, [c_out, c_in, 3, 3], format);
         }
         ConvLayout {
-            form: Form::Phases,
+            packing: ConvPacking::Doubled,
             panel_layout: PanelLayout::new(isa, format, c_out, 4, c_in),
             c_out,
             c_in,
@@ -248,16 +248,20 @@ impl ConvLayout {
 
     /// Memory the packed weights take.
     pub fn bytes(&self) -> usize {
-        let phases = if self.form == Form::Phases { 4 } else { 1 };
+        let phases = if self.packing == ConvPacking::Doubled {
+            4
+        } else {
+            1
+        };
         phases * self.panel_layout.bytes()
     }
 
     /// Bytes that packing works in, beside the weights as given and as packed.
     pub fn packing_bytes(&self) -> usize {
-        match self.form {
+        match self.packing {
             // The sums of a phase.
-            Form::Phases => self.c_out * self.c_in * 4 * size_of::<f32>(),
-            Form::Taps | Form::Points => 0,
+            ConvPacking::Doubled => self.c_out * self.c_in * 4 * size_of::<f32>(),
+            ConvPacking::Direct | ConvPacking::Winograd => 0,
         }
     }
 }
@@ -300,7 +304,7 @@ impl PackedConv {
     ) -> PackedConv {
         assert_eq!(w.len(), c_out * c_in * kh * kw, "weights of a convolution");
         assert!(!w.is_empty(), "an empty convolution");
-        let layout = ConvLayout::on(isa, [c_out, c_in, kh, kw], format);
+        let layout = ConvLayout::new_for(isa, [c_out, c_in, kh, kw], format);
         let row_of = |column| (column < c_out).then_some(column);
         PackedConv {
             layout,
@@ -329,10 +333,10 @@ impl PackedConv {
     pub(crate) fn pack_winograd_for(isa: Isa, w: Weights, [c_out, c_in]: [usize; 2]) -> PackedConv {
         assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
         assert!(!w.is_empty(), "an empty convolution");
-        let layout = ConvLayout::winograd_on(isa, [c_out, c_in]);
+        let layout = ConvLayout::winograd_for(isa, [c_out, c_in]);
         PackedConv {
             layout,
-            panels: vec![Panels::pack_points(layout.panel_layout, w)],
+            panels: vec![Panels::pack_winograd(layout.panel_layout, w)],
         }
     }
 
@@ -363,8 +367,8 @@ impl PackedConv {
         [c_out, c_in]: [usize; 2],
         format: WeightFormat,
     ) -> PackedConv {
-        let layout = ConvLayout::upsampled_on(isa, [c_out, c_in], format);
-        if layout.form != Form::Phases {
+        let layout = ConvLayout::upsampled_for(isa, [c_out, c_in], format);
+        if layout.packing != ConvPacking::Doubled {
             return PackedConv::pack_for(isa, w, [c_out, c_in, 3, 3], format);
         }
         assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
@@ -392,14 +396,22 @@ impl PackedConv {
     }
 
     /// The panels of a convolution whose segments are its taps.
-    pub(crate) fn plain(&self) -> &Panels {
-        assert_eq!(self.form, Form::Taps, "what the weights were packed for");
+    pub(crate) fn direct_panels(&self) -> &Panels {
+        assert_eq!(
+            self.packing,
+            ConvPacking::Direct,
+            "what the weights were packed for"
+        );
         &self.panels[0]
     }
 
     /// The panels of a convolution whose segments are points.
-    pub(crate) fn points(&self) -> &Panels {
-        assert_eq!(self.form, Form::Points, "what the weights were packed for");
+    pub(crate) fn winograd_panels(&self) -> &Panels {
+        assert_eq!(
+            self.packing,
+            ConvPacking::Winograd,
+            "what the weights were packed for"
+        );
         &self.panels[0]
     }
 }

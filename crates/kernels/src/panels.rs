@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
-use crate::int8::ZERO;
+use crate::int8::ZERO_POINT;
 use crate::isa::Isa;
 use crate::simd::{Op, Simd, TileShape, dispatch, tile_shape};
 use crate::weights::{WeightFormat, Weights};
@@ -76,7 +76,7 @@ impl PanelLayout {
 
     /// The layout of the `n` kernels of 3 x 3 taps of a convolution, whose values at the points
     /// of `winograd_bf16.rs` become the segments.
-    pub(crate) fn of_points(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
+    pub(crate) fn winograd(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
         PanelLayout::new(isa, WeightFormat::Bf16, n, POINTS, c_in)
     }
 
@@ -141,8 +141,8 @@ impl Panels {
     }
 
     /// Packs the kernels of 3 x 3 taps of a convolution as the values at its points, by a layout
-    /// that is [`PanelLayout::of_points`].
-    pub(crate) fn pack_points(layout: PanelLayout, w: Weights) -> Panels {
+    /// that is [`PanelLayout::winograd`].
+    pub(crate) fn pack_winograd(layout: PanelLayout, w: Weights) -> Panels {
         let row_of = |column| (column < layout.n).then_some(column);
         Panels::pack_segments(layout, 9, row_of, w)
     }
@@ -161,26 +161,26 @@ impl Panels {
         let mut data = MmapMut::map_anon(bytes).expect("memory for packed weights");
         #[cfg(target_os = "linux")]
         let _ = data.advise(memmap2::Advice::HugePage);
-        let mut quantised = vec![Column::default(); layout.count() * width];
+        let mut int8_columns = vec![Int8Column::default(); layout.count() * width];
         data.par_chunks_mut(layout.panel_bytes())
-            .zip(quantised.par_chunks_mut(width))
+            .zip(int8_columns.par_chunks_mut(width))
             .enumerate()
-            .for_each(|(panel, (out, quantised))| {
+            .for_each(|(panel, (out, int8_columns))| {
                 let columns = 0..layout.panel_width(panel);
                 let pack = PackPanel {
                     layout: &layout,
                     given,
                     rows: columns.map(|c| row_of(panel * width + c)).collect(),
                     w,
-                    quantised,
+                    int8_columns,
                     out,
                 };
                 dispatch(layout.isa, pack);
             });
         let (mut scales, mut offsets) = (Vec::new(), Vec::new());
         if layout.format == WeightFormat::Int8 {
-            scales = quantised.iter().map(|c| c.scale).collect();
-            offsets = quantised.iter().map(|c| c.offset()).collect();
+            scales = int8_columns.iter().map(|c| c.scale).collect();
+            offsets = int8_columns.iter().map(|c| c.offset()).collect();
         }
         Panels {
             layout,
@@ -205,15 +205,15 @@ impl Panels {
 
 /// The scale of a column of int8 weights and the sum of its bytes.
 #[derive(Clone, Copy, Default)]
-struct Column {
+struct Int8Column {
     scale: f32,
     sum: i32,
 }
 
-impl Column {
+impl Int8Column {
     /// Gives the integer that the activations' offset adds to the sum, as the bits of an `f32`.
     fn offset(self) -> f32 {
-        f32::from_bits((i32::from(ZERO) * self.sum) as u32)
+        f32::from_bits((i32::from(ZERO_POINT) * self.sum) as u32)
     }
 }
 
@@ -225,7 +225,7 @@ struct PackPanel<'a> {
     /// The rows that become columns.
     rows: Vec<Option<usize>>,
     w: Weights<'a>,
-    quantised: &'a mut [Column],
+    int8_columns: &'a mut [Int8Column],
     out: &'a mut [u8],
 }
 
@@ -265,7 +265,7 @@ impl Op for PackPanel<'_> {
                     self.w.widen_into(s, from, &mut values[..len]);
                     values[len..].fill(0.0);
                     let to = &mut block[column * block_bytes..][..block_bytes];
-                    encode(s, panels.format, values, &mut self.quantised[column], to);
+                    encode(s, panels.format, values, &mut self.int8_columns[column], to);
                     continue;
                 }
                 self.w.widen_into(s, from, &mut wide[..len * given]);
@@ -290,7 +290,7 @@ impl Op for PackPanel<'_> {
                     }
                     let at = (segment * columns + column) * block_bytes;
                     let to = &mut block[at..at + block_bytes];
-                    encode(s, panels.format, values, &mut self.quantised[column], to);
+                    encode(s, panels.format, values, &mut self.int8_columns[column], to);
                 }
             }
             for segment in 0..segments {
@@ -314,7 +314,7 @@ impl PackPanel<'_> {
         const PIECE: usize = 512;
         let k = self.layout.segments * self.layout.segment_len;
         let mut wide = [0f32; PIECE];
-        for (row, column) in self.rows.iter().zip(self.quantised.iter_mut()) {
+        for (row, column) in self.rows.iter().zip(self.int8_columns.iter_mut()) {
             let Some(row) = row else { continue };
             if let Weights::Int8 { scales, .. } = self.w {
                 // They have theirs. Found again, it could differ in the last bit.
@@ -330,14 +330,20 @@ impl PackPanel<'_> {
                 }
             }
             // A scale that is zero or not finite would make every sum so.
-            column.scale = (s.largest(largest) / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
+            column.scale = (s.reduce_max(largest) / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
         }
     }
 }
 
 /// Values in the format of the panel, as many as fill `to`.
 #[inline(always)]
-fn encode<S: Simd>(s: S, format: WeightFormat, values: &[f32], column: &mut Column, to: &mut [u8]) {
+fn encode<S: Simd>(
+    s: S,
+    format: WeightFormat,
+    values: &[f32],
+    column: &mut Int8Column,
+    to: &mut [u8],
+) {
     match format {
         WeightFormat::F32 => {
             for (to, value) in to.as_chunks_mut().0.iter_mut().zip(values) {
@@ -364,11 +370,11 @@ fn encode<S: Simd>(s: S, format: WeightFormat, values: &[f32], column: &mut Colu
             for i in (0..values.len()).step_by(S::LANES) {
                 let y = s.round(s.mul(s.read(values, i), factor));
                 let y = s.min(s.max(y, s.splat(-127.0)), s.splat(127.0));
-                s.write_bytes(&mut bytes, i, s.add(y, s.splat(f32::from(ZERO))));
+                s.write_bytes(&mut bytes, i, s.add(y, s.splat(f32::from(ZERO_POINT))));
             }
             for (to, byte) in to.iter_mut().zip(bytes) {
                 // Without the offset, which only serves to write an unsigned byte.
-                *to = byte.wrapping_sub(ZERO);
+                *to = byte.wrapping_sub(ZERO_POINT);
                 column.sum += i32::from(*to as i8);
             }
         }
@@ -453,13 +459,13 @@ mod tests {
         for isa in Isa::available() {
             for (n, segments, len) in [(3, 1, 1), (70, 1, 667), (65, 9, 35), (130, 4, 64)] {
                 let w = noise(2, n * segments * len);
-                let halves: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
-                let wide: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+                let f16s: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
+                let wide: Vec<f32> = f16s.iter().map(|v| v.to_f32()).collect();
                 for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
                     let row_of = |column| (column < n).then_some(column);
                     let layout = PanelLayout::new(isa, format, n, segments, len);
                     let pack = |w| Panels::pack(layout, row_of, w);
-                    let (a, b) = (pack(Weights::F16(&halves)), pack(Weights::F32(&wide)));
+                    let (a, b) = (pack(Weights::F16(&f16s)), pack(Weights::F32(&wide)));
                     assert!(a.data() == b.data(), "{isa} {n} {segments} {len}");
                 }
             }

@@ -25,19 +25,19 @@ pub fn peak_flops(arithmetic: Arithmetic) -> f64 {
         let start = Instant::now();
         let done = rayon::broadcast(|_| {
             let rounds = black_box(2_000_000);
-            dispatch(Isa::current(), Multiply { arithmetic, rounds })
+            dispatch(Isa::current(), MultiplyRegisters { arithmetic, rounds })
         });
         best = best.max(done.iter().sum::<f64>() / start.elapsed().as_secs_f64());
     }
     best
 }
 
-struct Multiply {
+struct MultiplyRegisters {
     arithmetic: Arithmetic,
     rounds: usize,
 }
 
-impl Op for Multiply {
+impl Op for MultiplyRegisters {
     type Output = f64;
 
     #[inline(always)]
@@ -58,7 +58,7 @@ impl Op for Multiply {
             Arithmetic::Bf16 => {
                 for _ in 0..self.rounds {
                     for sum in &mut sums {
-                        *sum = s.dot(*sum, a, b);
+                        *sum = s.dot_bf16(*sum, a, b);
                     }
                 }
                 4
@@ -68,7 +68,7 @@ impl Op for Multiply {
                     // Not the same in each round, or a part would be computed only once.
                     let bytes = bytes + round as u32;
                     for sum in &mut sums {
-                        *sum = s.dot_bytes(*sum, bytes, b);
+                        *sum = s.dot_u8i8(*sum, bytes, b);
                     }
                 }
                 8
@@ -78,7 +78,7 @@ impl Op for Multiply {
         for sum in sums {
             total = s.add(total, sum);
         }
-        black_box(s.sum(total));
+        black_box(s.reduce_sum(total));
         (self.rounds * SUMS * S::LANES * per_lane) as f64
     }
 }

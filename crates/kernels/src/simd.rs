@@ -48,7 +48,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `1 / a` to 1e-4.
-    fn rough_reciprocal(self, a: Self::V) -> Self::V;
+    fn approx_recip(self, a: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the machine can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
@@ -62,8 +62,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V;
     /// `a` where `x` is below zero, else `b`.
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    fn sum(self, a: Self::V) -> f32;
-    fn largest(self, a: Self::V) -> f32;
+    fn reduce_sum(self, a: Self::V) -> f32;
+    fn reduce_max(self, a: Self::V) -> f32;
 
     unsafe fn load(self, from: *const f32) -> Self::V;
     unsafe fn store(self, to: *mut f32, a: Self::V);
@@ -80,7 +80,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn odd(self, pairs: Self::V) -> Self::V;
     /// `acc + a.even * b.even + a.odd * b.odd` of two vectors of pairs.
     #[inline(always)]
-    fn dot(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+    fn dot_bf16(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         let acc = self.fma(self.even(a), self.even(b), acc);
         self.fma(self.odd(a), self.odd(b), acc)
     }
@@ -88,11 +88,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     // A vector can also hold LANES 32-bit integers, or as many groups of four bytes.
     /// `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes` (the
     /// same four in every lane) and the signed bytes of `weights`.
-    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
+    fn dot_u8i8(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
     /// `a + b` in integers.
     fn add_int(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a - b` in integers, as floats.
-    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub_int_to_f32(self, a: Self::V, b: Self::V) -> Self::V;
     /// Writes integral numbers in 0..=255 as bytes.
     unsafe fn store_bytes(self, to: *mut u8, a: Self::V);
 
@@ -295,7 +295,7 @@ mod tests {
             assert_eq!(get(s.sub(vx, vy)), map(&|a, b| a - b));
             assert_eq!(get(s.mul(vx, vy)), map(&|a, b| a * b));
             assert_eq!(get(s.div(vx, vy)), map(&|a, b| a / b));
-            for (got, x) in get(s.rough_reciprocal(vx)).iter().zip(&x) {
+            for (got, x) in get(s.approx_recip(vx)).iter().zip(&x) {
                 assert!((got * x - 1.0).abs() <= 1e-4);
             }
             assert_eq!(get(s.max(vx, vy)), map(&f32::max));
@@ -319,23 +319,23 @@ mod tests {
                 assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0));
             }
             let sum: f32 = x.iter().sum();
-            assert!((s.sum(vx) - sum).abs() < 1e-4);
-            assert_eq!(s.largest(vx), x.iter().copied().fold(f32::MIN, f32::max));
+            assert!((s.reduce_sum(vx) - sum).abs() < 1e-4);
+            assert_eq!(s.reduce_max(vx), x.iter().copied().fold(f32::MIN, f32::max));
 
-            let half: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
+            let f16s: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
             // SAFETY: `half` holds LANES elements.
-            let widened = unsafe { s.load_f16(half.as_ptr()) };
+            let widened = unsafe { s.load_f16(f16s.as_ptr()) };
             assert_eq!(
                 get(widened),
-                half.iter().map(|v| v.to_f32()).collect::<Vec<_>>()
+                f16s.iter().map(|v| v.to_f32()).collect::<Vec<_>>()
             );
             let wide: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.7).sin()).collect();
-            let brain: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
-            let back: Vec<f32> = brain.iter().map(|v| v.to_f32()).collect();
-            // SAFETY: `brain` holds 2 * LANES elements.
-            let pairs = unsafe { s.load(brain.as_ptr().cast()) };
+            let bf16s: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
+            let back: Vec<f32> = bf16s.iter().map(|v| v.to_f32()).collect();
+            // SAFETY: `bf16s` holds 2 * LANES elements.
+            let pairs = unsafe { s.load(bf16s.as_ptr().cast()) };
             let (even, odd) = (s.even(pairs), s.odd(pairs));
-            let dot = get(s.dot(vx, pairs, pairs));
+            let dot = get(s.dot_bf16(vx, pairs, pairs));
             for (i, got) in dot.into_iter().enumerate() {
                 let want = x[i] + back[2 * i].powi(2) + back[2 * i + 1].powi(2);
                 assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0));
@@ -351,10 +351,10 @@ mod tests {
                 get(odd),
                 back.iter().copied().skip(1).step_by(2).collect::<Vec<_>>()
             );
-            assert_eq!(get(s.read(&brain, 1)), back[1..=n]);
+            assert_eq!(get(s.read(&bf16s, 1)), back[1..=n]);
             let mut out = vec![bf16::ZERO; n + 1];
             s.write(&mut out, 1, s.read(&wide, 0));
-            assert_eq!(out[1..], brain[..n]);
+            assert_eq!(out[1..], bf16s[..n]);
             // Rounding: ties to even, overflow to infinity, NaN stays NaN.
             for value in [
                 1.003_906_3,
@@ -378,8 +378,8 @@ mod tests {
             // SAFETY: `quads` holds LANES groups of four bytes.
             let weights = unsafe { s.load(quads.as_ptr().cast()) };
             let bytes = [255u8, 3, 128, 200];
-            let sums = s.dot_bytes(s.read(&bits, 0), u32::from_le_bytes(bytes), weights);
-            let sums = s.float_of_difference(s.add_int(sums, s.read(&bits, 0)), s.read(&bits, 0));
+            let sums = s.dot_u8i8(s.read(&bits, 0), u32::from_le_bytes(bytes), weights);
+            let sums = s.sub_int_to_f32(s.add_int(sums, s.read(&bits, 0)), s.read(&bits, 0));
             for (i, got) in get(sums).into_iter().enumerate() {
                 let products = (0..4).map(|j| i32::from(bytes[j]) * i32::from(quads[4 * i + j]));
                 assert_eq!(got, (products.sum::<i32>() + i as i32 * 1000) as f32);

@@ -18,9 +18,9 @@ thread_local! {
 }
 
 /// The flag that was installed before, to be put back, also when what runs meanwhile panics.
-struct Before(Option<Arc<AtomicBool>>);
+struct RestoreFlag(Option<Arc<AtomicBool>>);
 
-impl Drop for Before {
+impl Drop for RestoreFlag {
     fn drop(&mut self) {
         INSTALLED.set(self.0.take());
     }
@@ -32,7 +32,7 @@ impl Drop for Before {
 /// The flag counts on the calling thread, for the kernels called there. Inside of another
 /// `stoppable` this flag alone is looked at, until it returns or panics.
 pub fn stoppable<R>(flag: &Arc<AtomicBool>, run: impl FnOnce() -> R) -> R {
-    let _before = Before(INSTALLED.replace(Some(Arc::clone(flag))));
+    let _before = RestoreFlag(INSTALLED.replace(Some(Arc::clone(flag))));
     run()
 }
 
@@ -49,16 +49,16 @@ fn is_raised(flag: &Arc<AtomicBool>) -> bool {
 }
 
 /// The flag of one call of a kernel, for its tasks on other threads.
-pub(crate) struct Stop(Option<Arc<AtomicBool>>);
+pub(crate) struct StopFlag(Option<Arc<AtomicBool>>);
 
-impl Stop {
+impl StopFlag {
     /// The flag of the calling thread, if there is one.
-    pub(crate) fn here() -> Stop {
-        Stop(INSTALLED.with_borrow(Clone::clone))
+    pub(crate) fn current() -> StopFlag {
+        StopFlag(INSTALLED.with_borrow(Clone::clone))
     }
 
     /// Whether what is left of the work is to be left out.
-    pub(crate) fn raised(&self) -> bool {
+    pub(crate) fn is_raised(&self) -> bool {
         self.0.as_ref().is_some_and(is_raised)
     }
 }
@@ -223,7 +223,7 @@ mod tests {
         check::<bf16>("attention", q.len(), |out| {
             attention(&q16, &kv16, &kv16, &s, out);
         });
-        let norm = GroupNorm::of(&q, [1, 300, 128, 8], 1e-5, &[1.0; 128], &[0.5; 128], true);
+        let norm = GroupNorm::new(&q, [1, 300, 128, 8], 1e-5, &[1.0; 128], &[0.5; 128], true);
         check::<f32>("group norm", q.len(), |out| norm.apply(&q, out));
     }
 

@@ -57,19 +57,19 @@ pub(crate) trait Kernel {
 }
 
 /// `f32` activations with weights that are widened one by one: `f32` or `f16`.
-pub(crate) struct Single<W>(PhantomData<W>);
+pub(crate) struct F32<W>(PhantomData<W>);
 
 /// `f32` activations with pairs of `bf16`.
-pub(crate) struct Pairs;
+pub(crate) struct F32Bf16;
 
 /// Pairs of `bf16` on both sides.
-pub(crate) struct Dot;
+pub(crate) struct Bf16Bf16;
 
-pub(crate) trait SingleWeight: Copy {
+pub(crate) trait LoadAsF32: Copy {
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
 }
 
-impl SingleWeight for f32 {
+impl LoadAsF32 for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const f32) -> S::V {
         // SAFETY: the caller's promise.
@@ -77,7 +77,7 @@ impl SingleWeight for f32 {
     }
 }
 
-impl SingleWeight for f16 {
+impl LoadAsF32 for f16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const f16) -> S::V {
         // SAFETY: the caller's promise.
@@ -85,7 +85,7 @@ impl SingleWeight for f16 {
     }
 }
 
-impl<W: SingleWeight> Kernel for Single<W> {
+impl<W: LoadAsF32> Kernel for F32<W> {
     type A = f32;
     type W = W;
     const DEPTH: usize = 1;
@@ -113,7 +113,7 @@ impl<W: SingleWeight> Kernel for Single<W> {
     }
 }
 
-impl Kernel for Pairs {
+impl Kernel for F32Bf16 {
     type A = f32;
     type W = bf16;
     const DEPTH: usize = 2;
@@ -167,7 +167,7 @@ impl Kernel for Pairs {
     }
 }
 
-impl Kernel for Dot {
+impl Kernel for Bf16Bf16 {
     type A = bf16;
     type W = bf16;
     const DEPTH: usize = 2;
@@ -190,7 +190,7 @@ impl Kernel for Dot {
             let pair = unsafe { rows[r].add(k).cast::<u32>().read_unaligned() };
             let a = s.splat_pair(u32::from_le(pair));
             for v in 0..NV {
-                sums[r][v] = s.dot(sums[r][v], a, weights[v]);
+                sums[r][v] = s.dot_bf16(sums[r][v], a, weights[v]);
             }
         }
     }
@@ -209,16 +209,16 @@ impl Kernel for Dot {
             for (v, sum) in sums[r].iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
                 let weights = unsafe { s.load(w.add(2 * v * S::LANES).cast()) };
-                *sum = s.dot(*sum, a, weights);
+                *sum = s.dot_bf16(*sum, a, weights);
             }
         }
     }
 }
 
 /// Unsigned bytes with signed ones, to integers.
-pub(crate) struct Bytes;
+pub(crate) struct U8I8;
 
-impl Kernel for Bytes {
+impl Kernel for U8I8 {
     type A = u8;
     type W = i8;
     const DEPTH: usize = 4;
@@ -241,7 +241,7 @@ impl Kernel for Bytes {
             // SAFETY: the caller's promise.
             let bytes = unsafe { rows[r].add(k).cast::<u32>().read_unaligned() };
             for v in 0..NV {
-                sums[r][v] = s.dot_bytes(sums[r][v], u32::from_le(bytes), weights[v]);
+                sums[r][v] = s.dot_u8i8(sums[r][v], u32::from_le(bytes), weights[v]);
             }
         }
     }

@@ -28,7 +28,7 @@ use crate::pack::ConvLayout;
 use crate::panels::PanelLayout;
 use crate::scratch::Scratch;
 use crate::simd::{MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
-use crate::stop::Stop;
+use crate::stop::StopFlag;
 use crate::tile::{Kernel, tile};
 use crate::workspace::Workspace;
 
@@ -78,15 +78,15 @@ fn workspace<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     let tasks = w.panel_layout.count() * at_once.div_ceil(A::TASK_GROUPS);
     let sums = A::POINTS * A::TASK_GROUPS.min(at_once) * tiling.rows * w.panel_layout.width;
     let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
-    let floats = std::iter::once(floats_of::<A::E>(at_once * tiling.group_len)).chain(sums);
+    let f32s = std::iter::once(f32s_in::<A::E>(at_once * tiling.group_len)).chain(sums);
     Workspace {
         temporary: 0,
-        scratch: floats.map(|n| n * size_of::<f32>()).collect(),
+        scratch: f32s.map(|n| n * size_of::<f32>()).collect(),
     }
 }
 
 /// As many `f32` as have the memory of `len` elements.
-fn floats_of<E>(len: usize) -> usize {
+fn f32s_in<E>(len: usize) -> usize {
     (len * size_of::<E>()).div_ceil(size_of::<f32>())
 }
 
@@ -107,12 +107,12 @@ unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     let panels = &w.panel_layout;
     let tiling = Tiling::new::<A, IN>(g, w);
     let (group_len, groups, at_once) = (tiling.group_len, tiling.groups(), tiling.at_once);
-    let mut input = Scratch::new(floats_of::<A::E>(at_once * group_len));
+    let mut input = Scratch::new(f32s_in::<A::E>(at_once * group_len));
     let input: &mut [A::E] = bytemuck::cast_slice_mut(&mut input);
     let shared = DisjointOut::new(out);
-    let stop = Stop::here();
+    let stop = StopFlag::current();
     for first in (0..groups).step_by(at_once) {
-        if stop.raised() {
+        if stop.is_raised() {
             return;
         }
         let here = at_once.min(groups - first);
@@ -129,12 +129,12 @@ unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
         let parts = here.div_ceil(A::TASK_GROUPS);
         let tasks = panels.count() * parts;
         (0..tasks).into_par_iter().for_each(|task| {
-            if stop.raised() {
+            if stop.is_raised() {
                 return;
             }
             let (panel, part) = (task / parts, task % parts);
             let groups = part * A::TASK_GROUPS..here.min((part + 1) * A::TASK_GROUPS);
-            let task = Multiply::<A, IN, OUT> {
+            let task = MultiplyPanel::<A, IN, OUT> {
                 tiling: &tiling,
                 panels,
                 panel,
@@ -269,7 +269,7 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op
 }
 
 /// Multiplies some groups of tiles with one panel and writes their outputs.
-struct Multiply<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
+struct MultiplyPanel<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
     tiling: &'a Tiling<'a, OUT>,
     panels: &'a PanelLayout,
     panel: usize,
@@ -281,7 +281,9 @@ struct Multiply<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
     out: &'a DisjointOut<'a, A::E>,
 }
 
-impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op for Multiply<'_, A, IN, OUT> {
+impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op
+    for MultiplyPanel<'_, A, IN, OUT>
+{
     type Output = ();
 
     #[inline(always)]
@@ -303,7 +305,7 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op for Multiply<'
     }
 }
 
-impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Multiply<'_, A, IN, OUT> {
+impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> MultiplyPanel<'_, A, IN, OUT> {
     #[inline(always)]
     fn multiply<S: Simd, const NV: usize>(&self, s: S) {
         let tiling = self.tiling;

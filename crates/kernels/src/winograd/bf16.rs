@@ -28,7 +28,7 @@ use crate::geometry::ConvGeometry;
 use crate::norm::GroupNorm;
 use crate::pack::{ConvLayout, PackedConv};
 use crate::simd::{MAX_ROWS, Simd, prefetch_read, prefetch_write};
-use crate::tile::Dot;
+use crate::tile::Bf16Bf16;
 use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
@@ -49,7 +49,7 @@ pub(crate) fn conv(
     epilogue: &Epilogue<bf16>,
     out: &mut [bf16],
 ) {
-    let panels = w.points();
+    let panels = w.winograd_panels();
     let of_panel = |panel: usize| panels.panel(panel, 0).cast();
     // SAFETY: the segments of these panels are the points.
     unsafe { super::conv::<F2x2, IN, OUT>(x, norm, g, w, &of_panel, epilogue, out) }
@@ -60,7 +60,7 @@ struct F2x2;
 
 impl Algorithm<IN, OUT> for F2x2 {
     type E = bf16;
-    type Kernel = Dot;
+    type Kernel = Bf16Bf16;
     // The weights of one point have room in the L2 cache, too.
     const TASK_GROUPS: usize = 32;
     // What the L3 cache holds beside the weights of a panel.
@@ -120,7 +120,7 @@ impl Algorithm<IN, OUT> for F2x2 {
                             if !pixel.is_empty() {
                                 *d = s.read(pixel, c);
                                 if let (Some(norm), Some(factors)) = (task.norm, factors) {
-                                    *d = norm.with(s, factors, *d, true);
+                                    *d = norm.apply_factors(s, factors, *d, true);
                                 }
                             }
                         }
@@ -279,7 +279,7 @@ mod tests {
             let packed = PackedConv::pack_winograd_for(isa, Weights::Bf16(&w), [c_out, c_in]);
             for silu in [false, true] {
                 let shape = [g.batch, pixels, c_in, 4];
-                let norm = GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu);
+                let norm = GroupNorm::new_for(isa, &x, shape, 1e-5, &gamma, &beta, silu);
                 let mut normed = vec![0f32; x.len()];
                 norm.apply(&values(&x), &mut normed);
                 let want = reference(&normed, &g, &values(&w), [c_out, c_in, 3, 3]);
