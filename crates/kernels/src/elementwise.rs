@@ -1,6 +1,5 @@
 //! Functions of each element alone.
 
-use half::bf16;
 use rayon::prelude::*;
 
 use crate::element::Element;
@@ -44,7 +43,7 @@ impl<E: Element> Op for Add<'_, E> {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
+fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
         let x = &x[i * CHUNK..i * CHUNK + out.len()];
@@ -65,7 +64,7 @@ pub fn silu<E: Element>(x: &[E], out: &mut [E]) {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn convert<A: Element, B: Element>(x: &[A], out: &mut [B]) {
+pub(crate) fn convert<A: Element, B: Element>(x: &[A], out: &mut [B]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
         let x = &x[i * CHUNK..i * CHUNK + out.len()];
@@ -85,15 +84,8 @@ impl<A: Element, B: Element> Op for Convert<'_, A, B> {
     }
 }
 
-/// `x` rounded to bf16.
-pub fn to_bf16(x: &[f32]) -> Vec<bf16> {
-    let mut out = vec![bf16::ZERO; x.len()];
-    convert(x, &mut out);
-    out
-}
-
 /// `x` as `f32`.
-pub fn to_f32<E: Element>(x: &[E]) -> Vec<f32> {
+pub(crate) fn to_f32<E: Element>(x: &[E]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     convert(x, &mut out);
     out
@@ -101,6 +93,8 @@ pub fn to_f32<E: Element>(x: &[E]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::test::{noise, rounded};
 
@@ -117,8 +111,10 @@ mod tests {
                 let want = Activation::Silu.reference(f64::from(*x));
                 assert!((f64::from(*y) - want).abs() <= 1e-6 * want.abs());
             }
-            assert_eq!(to_bf16(&a), rounded::<bf16>(&a));
-            let back = to_f32(&to_bf16(&a));
+            let mut narrow = vec![bf16::ZERO; n];
+            convert(&a, &mut narrow);
+            assert_eq!(narrow, rounded::<bf16>(&a));
+            let back = to_f32(&narrow);
             assert_eq!(
                 back,
                 rounded::<bf16>(&a)

@@ -8,6 +8,8 @@
 //!
 //! A slice of the wrong length is a programming error: every function panics on it.
 
+#![warn(unreachable_pub)]
+
 mod attention;
 mod conv;
 mod disjoint;
@@ -37,7 +39,7 @@ mod workspace;
 pub use attention::{AttentionShape, attention, attention_workspace, masked_attention};
 pub use conv::{can_fuse_norm, conv2d, conv2d_workspace, normed_conv2d};
 pub use element::Element;
-pub use elementwise::{activate, add, convert, silu, to_bf16, to_f32};
+pub use elementwise::{add, silu};
 pub use geometry::ConvGeometry;
 pub use heap::fix_mmap_threshold;
 pub use int8::quantise_rows;

@@ -24,7 +24,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale2(e, n)
 }
 
-/// `2^x` for `x <= 1`, however small; results below the normal numbers may be zero. With
+/// `2^x` for any `x <= 1`; results below the normal numbers may be zero. With
 /// `approx`, right to 4e-6 only.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
@@ -53,7 +53,7 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
     s.scale2_flush(p, n)
 }
 
-/// `x / (1 + 2^-t)`, which all activations here are for their `t`; right to 1e-4.
+/// `x / (1 + 2^-t)`, right to 1e-4. SiLU and GELU are of this form, each with its own `t`.
 #[inline(always)]
 fn approx_gate<S: Simd>(s: S, x: S::V, t: S::V) -> S::V {
     let e = exp2(s, s.min(s.sub(s.zero(), t), s.splat(126.0)), true);
@@ -72,14 +72,14 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
 
 /// `x / (1 + e^(-1.702 x))`, the activation of OpenAI's CLIP.
 #[inline(always)]
-pub(crate) fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
+fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let e = exp(s, s.mul(x, s.splat(-1.702)));
     s.div(x, s.add(s.splat(1.0), e))
 }
 
 /// `1 - erf(z)` for `z >= 0`.
 #[inline(always)]
-pub(crate) fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
+fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
     // erfc(z) = t exp(-z^2 + p(t)) with t = 1 / (1 + 0.4 z), p of degree 9 fitted at
     // Chebyshev nodes for z in 0..14: 8e-8.
     let one = s.splat(1.0);
@@ -138,7 +138,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// With `approx`, as exact as bf16 needs.
+    /// Applies it; with `approx`, as exactly as bf16 needs.
     #[inline(always)]
     pub(crate) fn apply<S: Simd>(self, s: S, x: S::V, approx: bool) -> S::V {
         match self {

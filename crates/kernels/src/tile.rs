@@ -1,4 +1,4 @@
-//! Products of some rows with one panel of weights, the inner loop of everything heavy.
+//! Products of some rows with one panel of weights: the inner loop of all heavy kernels.
 //!
 //! The sums stay in registers: with AVX-512 6 x 64 of them are 24, and four vectors of
 //! weights and a broadcast activation fill the 32; with AVX2 6 x 16 take 12 of 16. So the
@@ -55,7 +55,7 @@ pub(crate) trait Kernel {
 pub(crate) struct F32<W>(PhantomData<W>);
 
 /// Weights that are loaded as vectors of `f32`.
-pub(crate) trait LoadAsF32: Copy {
+trait LoadAsF32: Copy {
     /// # Safety
     /// As for [`Simd::load`].
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
