@@ -66,15 +66,8 @@ fn values<E: Element>(n: usize) -> Vec<E> {
 /// A 3x3 convolution of squares that keeps their size, or doubles it first.
 fn square(batch: usize, size: usize, upsample: bool) -> ConvGeometry {
     ConvGeometry {
-        batch,
-        height: size,
-        width: size,
-        stride: 1,
-        pad_top: 1,
-        pad_left: 1,
-        pad_bottom: 1,
-        pad_right: 1,
         upsample,
+        ..ConvGeometry::same(batch, size, size)
     }
 }
 

@@ -40,9 +40,9 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Tokens that ask.
+    /// Query tokens of a sample.
     pub queries: usize,
-    /// Tokens that are looked at.
+    /// Key tokens of a sample, and as many value tokens.
     pub keys: usize,
     /// Elements between consecutive tokens of the queries.
     pub q_stride: usize,
@@ -64,11 +64,11 @@ pub fn attention<E: Element>(q: &[E], k: &[E], v: &[E], s: &AttentionShape, out:
     attention_for(Isa::current(), q, k, v, s, None, out);
 }
 
-/// [`attention`] in which the keys whose entry in `seen` `[batch, keys]` is false are hidden from
-/// every query. A query that would see no key at all sees all of its keys alike.
+/// [`attention`] with a mask, `[batch, keys]`: keys whose entry is false are hidden from every
+/// query. If all keys of a query are hidden, all get the same weight.
 ///
 /// # Panics
-/// As [`attention`], and if `seen` has another length.
+/// As [`attention`], and if `mask` has another length.
 pub fn masked_attention<E: Element>(
     q: &[E],
     k: &[E],
@@ -81,7 +81,7 @@ pub fn masked_attention<E: Element>(
     attention_for(Isa::current(), q, k, v, s, Some(mask), out);
 }
 
-/// Bytes that an attention of elements `E` works in: its keys and values, packed.
+/// Gives the bytes that an attention of elements `E` works in: its keys and values, packed.
 pub fn attention_workspace<E: Element>(s: &AttentionShape) -> usize {
     let layout = HeadLayout::new(Isa::current(), s, E::IS_BF16);
     s.batch * s.heads * layout.head_len() * size_of::<E>()
@@ -287,7 +287,7 @@ impl HeadLayout {
     }
 }
 
-/// Packing a head, to be compiled with wide moves.
+/// Packs a head. It computes nothing, but is compiled with wide moves this way.
 struct PackHead<'a, E> {
     layout: &'a HeadLayout,
     k: &'a [E],
@@ -311,7 +311,7 @@ struct QueryChunk<'a, E> {
     shape: &'a AttentionShape,
     layout: &'a HeadLayout,
     head: usize,
-    /// Which keys of this sample count; all of them if nothing is said.
+    /// The mask of this sample's keys; `None` hides no key.
     mask: Option<&'a [bool]>,
     queries: std::ops::Range<usize>,
     out: &'a DisjointOut<'a, E>,
@@ -331,7 +331,8 @@ impl<E: Element> Op for QueryChunk<'_, E> {
     }
 }
 
-/// A score that counts for nothing, and yet is a number to compute with.
+/// The score of a hidden key: low enough for a probability of zero, and finite, because the
+/// difference of two infinities is not a number.
 const MASKED: f32 = -1e30;
 
 /// Rows of a tile in whole vectors.
@@ -339,9 +340,9 @@ const ROW_LANES: usize = MAX_ROWS.next_multiple_of(MAX_LANES);
 
 /// The state of the softmax of a tile's queries, in lanes, after some blocks of keys.
 struct SoftmaxState {
-    /// The largest score so far, scaled for powers of two.
+    /// The largest score so far, times the factor that makes the exponentials powers of two.
     max: [f32; ROW_LANES],
-    /// The sum of exponentials relative to it.
+    /// The sum of exponentials, relative to that of the largest score.
     total: [f32; ROW_LANES],
 }
 
@@ -367,7 +368,7 @@ impl<E: Element> QueryChunk<'_, E> {
         }
         // The sums of a tile and a panel, row after row.
         let of_panel = S::ROWS * MAX_PANEL;
-        let mut values_sums = vec![0f32; tiles * layout.dim_panels * of_panel];
+        let mut weighted_sums = vec![0f32; tiles * layout.dim_panels * of_panel];
         let mut running: Vec<SoftmaxState> = (0..tiles)
             .map(|_| SoftmaxState {
                 max: [MASKED; ROW_LANES],
@@ -429,7 +430,7 @@ impl<E: Element> QueryChunk<'_, E> {
                     }
                 }
                 let of_tile = layout.dim_panels * of_panel;
-                let sums = &mut values_sums[t * of_tile..(t + 1) * of_tile];
+                let sums = &mut weighted_sums[t * of_tile..(t + 1) * of_tile];
                 self.softmax::<S, K>(
                     s,
                     &scores,
@@ -460,7 +461,7 @@ impl<E: Element> QueryChunk<'_, E> {
             let factor = s.splat(1.0 / running[t].total[r]);
             for j in (0..shape.head_dim).step_by(S::LANES) {
                 let panel = t * layout.dim_panels + j / width;
-                let sums = &values_sums[panel * of_panel..][..of_panel];
+                let sums = &weighted_sums[panel * of_panel..][..of_panel];
                 let y = s.mul(s.read(sums, r * width + j % width), factor);
                 s.write(out, j, y);
             }
@@ -477,7 +478,7 @@ impl<E: Element> QueryChunk<'_, E> {
         keys: usize,
         running: &mut SoftmaxState,
         probabilities: &mut [K::A],
-        values_sums: &mut [f32],
+        weighted_sums: &mut [f32],
     ) {
         const UNROLL: usize = 4;
         let block = self.layout.block;
@@ -537,7 +538,7 @@ impl<E: Element> QueryChunk<'_, E> {
         }
         if factors[..S::ROWS].iter().any(|factor| *factor != 1.0) {
             let width = S::LANES * S::PANEL_VECTORS;
-            for sums in values_sums.chunks_exact_mut(S::ROWS * MAX_PANEL) {
+            for sums in weighted_sums.chunks_exact_mut(S::ROWS * MAX_PANEL) {
                 for (row, factor) in sums.chunks_exact_mut(width).zip(factors).take(S::ROWS) {
                     for i in (0..width).step_by(S::LANES) {
                         let scaled = s.mul(s.read(row, i), s.splat(factor));

@@ -1,8 +1,9 @@
 //! Two-dimensional convolution over channel-last images.
 //!
-//! A tap's inputs are a run of channels, so the product needs no copy of the input: for
-//! each tap the rows of the matrix are pointers into the image, or to a run of zeros where
-//! the tap falls on the padding.
+//! A convolution is a matrix product whose rows are output pixels. Each tap (kernel position) reads
+//! all channels of one input pixel, which lie side by side, so no copy of the input is made: for
+//! each row and tap the product gets a pointer to a pixel, or to zeros where the tap falls on the
+//! padding.
 
 #![allow(unsafe_code)]
 
@@ -12,7 +13,6 @@ use crate::gemm::{self, Epilogue};
 use crate::geometry::ConvGeometry;
 use crate::int8::{Quantised, ZERO_POINT};
 use crate::linear::computes_in_f32;
-use crate::math::Activation;
 use crate::norm::GroupNorm;
 use crate::pack::{ConvLayout, ConvPacking, PackedConv};
 use crate::tile::Operand;
@@ -64,7 +64,7 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspa
     }
 }
 
-/// Whether [`normed_conv2d`] is there for elements of this type.
+/// Tells whether [`normed_conv2d`] can compute this convolution for elements of this type.
 pub fn can_fuse_norm<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     match E::IS_BF16 {
         true => w.packing == ConvPacking::Winograd,
@@ -72,8 +72,9 @@ pub fn can_fuse_norm<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     }
 }
 
-/// [`conv2d`] of what `norm` makes of `x`, which is then never in memory as a whole. In `f32` number
-/// for number the same as one after the other; in bf16 the norm's output is not rounded.
+/// [`conv2d`] of `norm` of `x`. The normed images are computed piece by piece as they are needed,
+/// and are never in memory as a whole. In `f32` every number is the same as that of the norm
+/// followed by [`conv2d`]; in bf16 the norm's output is not rounded.
 ///
 /// # Panics
 /// As [`conv2d`]; if `norm` is not of such images, or [`can_fuse_norm`] is false.
@@ -88,7 +89,10 @@ pub fn normed_conv2d<E: Element>(
     residual: Option<&[E]>,
     out: &mut [E],
 ) {
-    assert!(can_fuse_norm::<E>(g, w), "a convolution that norms");
+    assert!(
+        can_fuse_norm::<E>(g, w),
+        "a convolution that can compute its norm"
+    );
     assert_eq!(norm.shape(), [g.batch, w.c_in], "images of the norm");
     conv2d_with_norm(x, Some(norm), g, w, bias, sample_bias, residual, out);
 }
@@ -122,18 +126,15 @@ fn conv2d_with_norm<E: Element>(
         assert_eq!(residual.len(), outputs, "length of the residual");
     }
     let epilogue = Epilogue {
-        input_scales: None,
         bias,
         sample_bias: sample_bias.map(|b| (b, height * width)),
-        activation: Activation::None,
         residual,
-        geglu: false,
-        output_row: None,
+        ..Epilogue::default()
     };
     let format = w.panels[0].format;
     if w.packing == ConvPacking::Winograd {
         let (Some(x), Some(out)) = (E::as_bf16(x), E::as_bf16_mut(out)) else {
-            panic!("weights that were packed for bf16 images");
+            panic!("weights that are packed for bf16 images alone");
         };
         let epilogue = epilogue.with_residual(residual.and_then(E::as_bf16));
         winograd::bf16::conv(x, norm, g, w, &epilogue, out);
@@ -162,8 +163,9 @@ fn conv2d_with_norm<E: Element>(
     }
 }
 
-/// The convolution as a product, or as four; `x` has pixels of `stride` elements, and
-/// `zeros` is one of the padding.
+/// Computes the convolution as a product, or as four for weights packed as
+/// [`ConvPacking::Doubled`]. The pixels of `x` are `stride` elements apart; `zeros` is a pixel of
+/// the padding.
 fn multiply_taps<A: Operand, E: Element>(
     x: &[A],
     stride: usize,
@@ -187,8 +189,8 @@ fn multiply_taps<A: Operand, E: Element>(
     assert!(g.upsample && same, "weights packed for an enlarged input");
     for (phase, panels) in w.panels.iter().enumerate() {
         let (py, px) = (phase / 2, phase % 2);
-        // The kernel of 2 x 2 begins a pixel before those of even rows and columns, and on
-        // those of odd ones.
+        // For even rows and columns of the output the kernel of 2 x 2 begins a pixel before the
+        // input's pixel, for odd ones on it.
         let of_phase = ConvGeometry {
             pad_top: 1 - py,
             pad_left: 1 - px,
@@ -214,8 +216,8 @@ fn multiply_taps<A: Operand, E: Element>(
     }
 }
 
-/// Finds, for each output pixel, the input pixels of the taps of a kernel in `x`, whose
-/// pixels are `stride` elements; `zeros` is a pixel of the padding.
+/// Makes the function that gives, for an output pixel, pointers to the input pixels of the taps.
+/// The pixels of `x` are `stride` elements apart; `zeros` is a pixel of the padding.
 fn tap_pointers<'a, A: Operand>(
     x: &'a [A],
     stride: usize,
@@ -343,15 +345,8 @@ pub(crate) mod tests {
     #[test]
     fn phases_agree_with_the_enlarged_input() {
         let g = ConvGeometry {
-            batch: 2,
-            height: 5,
-            width: 6,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
             upsample: true,
+            ..ConvGeometry::same(2, 5, 6)
         };
         for isa in Isa::available() {
             for shape in [[5, 3, 3, 3], [70, 33, 3, 3]] {
@@ -398,17 +393,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_norm_on_the_way_changes_no_number() {
-        let g = ConvGeometry {
-            batch: 2,
-            height: 27,
-            width: 30,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        };
+        let g = ConvGeometry::same(2, 27, 30);
         let (c_out, c_in, pixels) = (37, 36, g.height * g.width);
         let x = noise(1, g.batch * pixels * c_in);
         let w = noise(2, c_out * c_in * 9);
@@ -434,17 +419,7 @@ pub(crate) mod tests {
 
     #[test]
     fn int8_is_close() {
-        let g = ConvGeometry {
-            batch: 2,
-            height: 5,
-            width: 6,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        };
+        let g = ConvGeometry::same(2, 5, 6);
         for isa in Isa::available() {
             for shape in [[5, 3, 3, 3], [70, 33, 3, 3], [64, 96, 1, 1]] {
                 let [c_out, c_in, kh, kw] = shape;
@@ -461,17 +436,7 @@ pub(crate) mod tests {
 
     #[test]
     fn every_geometry_agrees_with_the_reference() {
-        let same = ConvGeometry {
-            batch: 2,
-            height: 5,
-            width: 7,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        };
+        let same = ConvGeometry::same(2, 5, 7);
         let cases = [
             (same, [5, 3, 3, 3]),
             (same, [64, 4, 3, 3]),

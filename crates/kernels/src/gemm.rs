@@ -50,13 +50,13 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) residual: Option<&'a [E]>,
     /// The panel's left half times the gelu of its right half; `bias` has both halves.
     pub(crate) geglu: bool,
-    /// The place that each output row goes to, if not in order; the other members count these
-    /// places.
+    /// Maps a row of the product to the row of the output that it becomes; `None` keeps the
+    /// order. The other members count rows of the output.
     pub(crate) output_row: Option<&'a (dyn Fn(usize) -> usize + Sync)>,
 }
 
 impl<'a, E> Epilogue<'a, E> {
-    /// The same, but that this is added, to an output of its type.
+    /// The same operations with another residual, for an output of its type.
     pub(crate) fn with_residual<'b, F>(&self, residual: Option<&'b [F]>) -> Epilogue<'b, F>
     where
         'a: 'b,
@@ -72,7 +72,7 @@ impl<'a, E> Epilogue<'a, E> {
         }
     }
 
-    /// The place of an output row.
+    /// The row of the output that a row of the product becomes.
     #[inline(always)]
     fn output_row(&self, row: usize) -> usize {
         match self.output_row {
@@ -87,7 +87,7 @@ impl<'a, E> Epilogue<'a, E> {
     }
 }
 
-/// A tile to compute; see [`tile`](crate::tile::tile).
+/// Computes a tile: see [`tile`](crate::tile::tile).
 struct TileOp<'a, K: Kernel, const NV: usize> {
     rows: &'a [*const K::A],
     offset: usize,
@@ -120,13 +120,13 @@ impl<K: Kernel, const NV: usize> Op for TileOp<'_, K, NV> {
     }
 }
 
-/// A part of the sum along `k`: of some segments, the same piece of each.
+/// A block of the sum along `k`: the same range of elements of some segments.
 struct KBlock {
     first_segment: usize,
     segments: usize,
     offset: usize,
     len: usize,
-    /// Padded values of `k` before this block.
+    /// Values of `k` before this block, with padding.
     k: usize,
 }
 
@@ -230,13 +230,13 @@ unsafe fn multiply<A: Operand>(
 
 /// Finds the elements of a row: `source(row, pointers)` sets, for each segment, where they
 /// begin.
-pub(crate) type RowSource<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
+type RowSource<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
 
 /// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
 ///
 /// # Safety
-/// `source` must set pointers to `segment_len` readable elements. If the epilogue places
-/// rows, different ones must go to different places within `out`.
+/// `source` must set pointers to `segment_len` readable elements. If the epilogue maps rows, it
+/// must map different ones to different rows within `out`.
 pub(crate) unsafe fn product<A: Operand, E: Element>(
     rows: usize,
     w: &Panels,
@@ -286,7 +286,7 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
     });
 }
 
-/// A chunk of rows.
+/// The product of a chunk of rows.
 struct RowChunk<'a, E> {
     w: &'a Panels,
     blocks: &'a [KBlock],
@@ -410,7 +410,7 @@ impl<'a, E: Element> FinishTile<'a, E> {
         unsafe { self.task.out.part(at, columns.len()) }
     }
 
-    /// The sums of a row as f32s: those of int8 are integers, in which the activations'
+    /// The sums of a row as `f32`: those of int8 are integers, in which the activations'
     /// offset of 128 has to be taken back and the scales applied.
     #[inline(always)]
     fn dequantised<'b, S: Simd>(

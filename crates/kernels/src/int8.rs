@@ -1,10 +1,10 @@
-//! Activations as bytes, for weights of [`WeightFormat::Int8`](crate::WeightFormat).
+//! Activations rounded to bytes, for weights of [`WeightFormat::Int8`](crate::WeightFormat).
 //!
 //! A row of a matrix, or the image of a convolution (whose taps mix the pixels' rows), gets
 //! the scale that makes its largest value 127, is rounded to integers and offset by 128,
 //! because the instruction multiplies unsigned bytes with signed ones. The integer sums are
-//! exact; what the offset added is known from the weights and taken back before they are
-//! scaled.
+//! exact. The offset adds 128 times the sum of an output's weights, which is known when they are
+//! packed; it is subtracted before the sums are scaled.
 
 use rayon::prelude::*;
 
@@ -15,7 +15,7 @@ use crate::simd::{Op, Simd, dispatch};
 use crate::weights::Weights;
 use crate::workspace::Workspace;
 
-/// The byte that stands for zero.
+/// The byte that a value of zero becomes.
 pub(crate) const ZERO_POINT: u8 = 128;
 
 /// Quantised activations.
@@ -64,7 +64,7 @@ impl Quantised {
         }
     }
 
-    /// The memory of [`Self::new`] for `rows` of `len` elements.
+    /// Gives the memory of [`Self::new`] for `rows` of `len` elements.
     pub(crate) fn workspace(rows: usize, len: usize, rows_per_scale: usize) -> Workspace {
         Workspace {
             temporary: rows.div_ceil(rows_per_scale) * size_of::<f32>(),
@@ -78,8 +78,8 @@ impl Quantised {
     }
 }
 
-/// The bytes and scales, one a row, that `n` rows of weights get when they are packed as
-/// [`WeightFormat::Int8`](crate::WeightFormat): to be kept and packed another time as
+/// Gives the bytes and scales, one a row, that `n` rows of weights get when they are packed as
+/// [`WeightFormat::Int8`](crate::WeightFormat): to be stored, and packed later as
 /// [`Weights::Int8`].
 ///
 /// # Panics
@@ -108,7 +108,7 @@ pub fn quantise_rows(w: Weights, n: usize) -> (Vec<i8>, Vec<f32>) {
     (bytes, scales)
 }
 
-/// The largest absolute value.
+/// Finds the largest absolute value.
 struct MaxAbs<'a, E>(&'a [E]);
 
 impl<E: Element> Op for MaxAbs<'_, E> {
@@ -123,6 +123,7 @@ impl<E: Element> Op for MaxAbs<'_, E> {
     }
 }
 
+/// Rounds a row to bytes.
 struct Quantise<'a, E> {
     x: &'a [E],
     factor: f32,

@@ -31,13 +31,10 @@ pub fn linear<E: Element>(
         assert_eq!(residual.len(), rows * w.n(), "length of the residual");
     }
     let epilogue = Epilogue {
-        input_scales: None,
         bias,
-        sample_bias: None,
         activation: act,
         residual,
-        geglu: false,
-        output_row: None,
+        ..Epilogue::default()
     };
     product(x, rows, w, epilogue, out);
 }
@@ -58,13 +55,9 @@ pub fn linear_geglu<E: Element>(
     assert!(w.geglu, "weights not packed for GEGLU");
     check_bias(bias, w);
     let epilogue = Epilogue {
-        input_scales: None,
         bias,
-        sample_bias: None,
-        activation: Activation::None,
-        residual: None,
         geglu: true,
-        output_row: None,
+        ..Epilogue::default()
     };
     product(x, rows, w, epilogue, out);
 }
@@ -84,8 +77,8 @@ pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace 
     }
 }
 
-/// Whether activations are made `f32` for weights of this format: not a combination anyone
-/// chooses.
+/// Tells whether activations are converted to `f32` for weights of this format, for which no kernel
+/// takes bf16. No network is loaded so; it is there so that every combination works.
 pub(crate) fn computes_in_f32<E: Element>(format: WeightFormat) -> bool {
     E::IS_BF16 && !matches!(format, WeightFormat::Bf16 | WeightFormat::Int8)
 }

@@ -43,8 +43,8 @@ impl Moments {
     }
 }
 
-/// A group norm of some images whose statistics are known, as a map of each of their channels:
-/// `x * scale + shift`, and perhaps silu.
+/// A group norm with the statistics of some images: for each channel of each image
+/// `x * scale + shift`, then SiLU if it was asked for.
 pub struct GroupNorm {
     isa: Isa,
     /// For each image, for each channel.
@@ -56,9 +56,9 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// The group norm that brings, in each image of `x`, `[b, hw, c]`, each group of `c / groups`
-    /// channels to mean 0 and variance 1 over its channels and all `hw` pixels, then scales by
-    /// `gamma` and shifts by `beta`, both `[c]`; with `silu`, followed by that.
+    /// Computes the statistics of `x`, `[b, hw, c]`, for a group norm: in each image it brings each
+    /// group of `c / groups` channels to mean 0 and variance 1 over its channels and all `hw`
+    /// pixels, then scales by `gamma` and shifts by `beta`, both `[c]`; with `silu`, SiLU follows.
     ///
     /// # Panics
     /// If a slice has not the length its shape says, or `groups` does not divide `c`.
@@ -129,17 +129,18 @@ impl GroupNorm {
         }
     }
 
-    /// Bytes that [`Self::new`] works in, and those of its result.
+    /// Gives the bytes that [`Self::new`] works in, and those of its result, for a shape
+    /// `[b, hw, c, groups]`.
     pub fn workspace([b, hw, c, groups]: [usize; 4]) -> usize {
         let parts = b * hw.div_ceil(pixels_of_part(c));
         let moments = size_of::<Vec<Moments>>() + groups * size_of::<Moments>();
         parts * moments + b * c * size_of::<[f32; 2]>()
     }
 
-    /// Applies it to `x`, of the shape it was made from.
+    /// Applies it to `x`, of the shape whose statistics it has.
     ///
     /// # Panics
-    /// If the slices have not the same length, or one of no whole images.
+    /// If the slices have not the same length, or it is not one of whole images.
     pub fn apply<E: Element>(&self, x: &[E], out: &mut [E]) {
         assert_eq!(out.len(), x.len(), "length of the output");
         if x.is_empty() {
@@ -209,13 +210,13 @@ impl GroupNorm {
         y
     }
 
-    /// Images and channels it is of.
+    /// The number of images and of channels.
     pub(crate) fn shape(&self) -> [usize; 2] {
         [self.scale.len() / self.c, self.c]
     }
 }
 
-/// Pixels of a part.
+/// The number of pixels of a part.
 fn pixels_of_part(c: usize) -> usize {
     (PART / c).max(1)
 }
@@ -227,7 +228,7 @@ fn part(image: usize, part: usize, hw: usize, c: usize) -> Range<usize> {
     (image * hw + first) * c..(image * hw + end) * c
 }
 
-/// [`GroupNorm`] of `x`, `[b, hw, c]`, applied to it.
+/// Computes the [`GroupNorm`] of `x`, `[b, hw, c]`, and applies it to `x`.
 ///
 /// # Panics
 /// As [`GroupNorm::new`], or if `out` has not the length of `x`.
@@ -332,7 +333,7 @@ impl<E: Element> GroupMoments<'_, E> {
     }
 }
 
-/// `out = x * scale + shift` per channel, then perhaps silu.
+/// `out = x * scale + shift` per channel, then SiLU if it was asked for.
 struct Affine<'a, E> {
     x: &'a [E],
     scale: &'a [f32],
@@ -421,6 +422,7 @@ fn layer_norm_for<E: Element>(
     });
 }
 
+/// Norms some rows.
 struct LayerNorm<'a, E> {
     x: &'a [E],
     eps: f32,
@@ -435,7 +437,8 @@ impl<E: Element> Op for LayerNorm<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let c = self.gamma.len();
-        /// Sums that are taken side by side, so that none waits for the one before.
+        /// Partial sums that are taken side by side, so that an addition need not wait for the
+        /// one before.
         const SUMS: usize = 4;
         let whole = c - c % S::LANES;
         let unrolled = c - c % (SUMS * S::LANES);

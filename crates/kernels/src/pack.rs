@@ -67,7 +67,7 @@ impl MatrixLayout {
         self.panel_layout.segment_len
     }
 
-    /// Memory the packed weights take.
+    /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         self.panel_layout.bytes()
     }
@@ -149,14 +149,15 @@ impl PackedMatrix {
     }
 }
 
-/// The meaning of the segments of a convolution's panels.
+/// A way to pack the weights of a convolution: the meaning of the segments of its panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConvPacking {
-    /// The taps of the convolution.
+    /// A segment for each tap of the kernel.
     Direct,
-    /// The four taps of each phase of an enlarged input: see [`PackedConv::pack_upsampled`].
+    /// For an input of doubled size, four sets of panels (phases: even and odd rows and columns of
+    /// the output), each with a segment for each of four taps: see [`PackedConv::pack_upsampled`].
     Doubled,
-    /// The values of the transformed taps at the points of `winograd_bf16.rs`.
+    /// A segment for each point of `winograd/bf16.rs`: the transformed weights.
     Winograd,
 }
 
@@ -246,7 +247,7 @@ impl ConvLayout {
         g.output_size(self.kh, self.kw)
     }
 
-    /// Memory the packed weights take.
+    /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         let phases = if self.packing == ConvPacking::Doubled {
             4
@@ -256,10 +257,10 @@ impl ConvLayout {
         phases * self.panel_layout.bytes()
     }
 
-    /// Bytes that packing works in, beside the weights as given and as packed.
+    /// Bytes that packing works in, beside the weights that are given and those that are packed.
     pub fn packing_bytes(&self) -> usize {
         match self.packing {
-            // The sums of a phase.
+            // The weights of a phase.
             ConvPacking::Doubled => self.c_out * self.c_in * 4 * size_of::<f32>(),
             ConvPacking::Direct | ConvPacking::Winograd => 0,
         }
@@ -269,7 +270,7 @@ impl ConvLayout {
 /// The weights of a convolution, packed for [`conv2d`](crate::conv2d).
 pub struct PackedConv {
     layout: ConvLayout,
-    /// One, or one for each phase.
+    /// One set; of [`ConvPacking::Doubled`] one for each phase.
     pub(crate) panels: Vec<Panels>,
 }
 
@@ -313,7 +314,7 @@ impl PackedConv {
     }
 
     /// Packs `w`, `[c_out, c_in, 3, 3]` in row-major order, for a convolution with a stride of 1 of
-    /// bf16 images by 4/9 of the multiplications (see `winograd_bf16.rs`), for 16/9 of the memory.
+    /// bf16 images by 4/9 of the multiplications (see `winograd/bf16.rs`), for 16/9 of the memory.
     /// In another format than [`WeightFormat::Bf16`] this is the same as [`PackedConv::pack`].
     ///
     /// # Panics
@@ -395,22 +396,22 @@ impl PackedConv {
         }
     }
 
-    /// The panels of a convolution whose segments are its taps.
+    /// The panels of [`ConvPacking::Direct`].
     pub(crate) fn direct_panels(&self) -> &Panels {
         assert_eq!(
             self.packing,
             ConvPacking::Direct,
-            "what the weights were packed for"
+            "the way that the weights are packed"
         );
         &self.panels[0]
     }
 
-    /// The panels of a convolution whose segments are points.
+    /// The panels of [`ConvPacking::Winograd`].
     pub(crate) fn winograd_panels(&self) -> &Panels {
         assert_eq!(
             self.packing,
             ConvPacking::Winograd,
-            "what the weights were packed for"
+            "the way that the weights are packed"
         );
         &self.panels[0]
     }

@@ -3,7 +3,8 @@
 //! A matrix `[n, k]` becomes panels of as many output columns as a kernel's tile has (64
 //! for AVX-512, 16 otherwise); a panel lists, for each step along `k`, the weights of its
 //! columns. A step is one `k` for `f32` and `f16`, a pair of them for `bf16` and four for
-//! `int8`, because that is what the dot products take. The last panel is as many vectors wide as it needs.
+//! `int8`, because that is what the dot products take. The last panel is only as many vectors wide
+//! as it needs.
 //! A convolution is a matrix whose `k` runs over the taps (kernel positions) and within a
 //! tap over the input channels: each tap is a *segment*, padded to whole steps.
 
@@ -74,8 +75,8 @@ impl PanelLayout {
         }
     }
 
-    /// The layout of the `n` kernels of 3 x 3 taps of a convolution, whose values at the points
-    /// of `winograd_bf16.rs` become the segments.
+    /// The layout of the `n` kernels of a 3 x 3 convolution, transformed for `winograd/bf16.rs`: a
+    /// segment for each point.
     pub(crate) fn winograd(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
         PanelLayout::new(isa, WeightFormat::Bf16, n, POINTS, c_in)
     }
@@ -111,7 +112,7 @@ impl PanelLayout {
         (self.count() - 1) * self.panel_bytes() + last
     }
 
-    /// Memory that weights packed so take, with their scales.
+    /// Bytes of the packed weights, with their scales.
     pub(crate) fn bytes(&self) -> usize {
         let scales = match self.format {
             WeightFormat::Int8 => self.count() * self.width * size_of::<[f32; 2]>(),
@@ -140,14 +141,15 @@ impl Panels {
         Panels::pack_segments(layout, layout.segments, row_of, w)
     }
 
-    /// Packs the kernels of 3 x 3 taps of a convolution as the values at its points, by a layout
-    /// that is [`PanelLayout::winograd`].
+    /// Transforms and packs the kernels of a 3 x 3 convolution, by a layout that is
+    /// [`PanelLayout::winograd`].
     pub(crate) fn pack_winograd(layout: PanelLayout, w: Weights) -> Panels {
         let row_of = |column| (column < layout.n).then_some(column);
         Panels::pack_segments(layout, 9, row_of, w)
     }
 
-    /// As [`Panels::pack`], where the rows have `given` segments, which become the layout's.
+    /// As [`Panels::pack`] of rows of `given` segments, which are transformed if the layout has
+    /// another number of them.
     fn pack_segments(
         layout: PanelLayout,
         given: usize,
@@ -217,10 +219,10 @@ impl Int8Column {
     }
 }
 
-/// Packing a panel: blocks of each row are converted with vectors, then transposed.
+/// Packs a panel: blocks of each row are converted with vectors, then transposed.
 struct PackPanel<'a> {
     layout: &'a PanelLayout,
-    /// Segments of a row: as many as the panel has, or the taps that its points are made of.
+    /// Segments of a row: as many as the panel has, or the nine taps that are transformed.
     given: usize,
     /// The rows that become columns.
     rows: Vec<Option<usize>>,
@@ -308,7 +310,7 @@ impl Op for PackPanel<'_> {
 }
 
 impl PackPanel<'_> {
-    /// The scales that make the largest weight of each column 127.
+    /// Finds the scales that make the largest weight of each column 127.
     #[inline(always)]
     fn find_scales<S: Simd>(&mut self, s: S) {
         const PIECE: usize = 512;
@@ -317,7 +319,8 @@ impl PackPanel<'_> {
         for (row, column) in self.rows.iter().zip(self.int8_columns.iter_mut()) {
             let Some(row) = row else { continue };
             if let Weights::Int8 { scales, .. } = self.w {
-                // They have theirs. Found again, it could differ in the last bit.
+                // These weights bring their scales; computed again, one could differ in its last
+                // bit.
                 column.scale = scales[*row].clamp(f32::MIN_POSITIVE, f32::MAX);
                 continue;
             }
@@ -335,7 +338,7 @@ impl PackPanel<'_> {
     }
 }
 
-/// Values in the format of the panel, as many as fill `to`.
+/// Writes values to `to` in the format of the panel.
 #[inline(always)]
 fn encode<S: Simd>(
     s: S,
@@ -373,7 +376,7 @@ fn encode<S: Simd>(
                 s.write_bytes(&mut bytes, i, s.add(y, s.splat(f32::from(ZERO_POINT))));
             }
             for (to, byte) in to.iter_mut().zip(bytes) {
-                // Without the offset, which only serves to write an unsigned byte.
+                // The offset only serves to write an unsigned byte; it is taken back.
                 *to = byte.wrapping_sub(ZERO_POINT);
                 column.sum += i32::from(*to as i8);
             }
@@ -381,12 +384,12 @@ fn encode<S: Simd>(
     }
 }
 
-/// From `steps` steps of `N` bytes for each column to the columns of each step.
+/// Transposes `[columns, steps]` elements of `N` bytes to `[steps, columns]`.
 #[inline(always)]
 fn transpose<const N: usize>(from: &[u8], steps: usize, to: &mut [u8]) {
     let (from, to) = (from.as_chunks::<N>().0, to.as_chunks_mut::<N>().0);
-    // Steps at a time: a cache line of each column. All of a step would be lines a power of two
-    // apart, of which the cache holds few.
+    // So many steps at a time are a cache line of each column. One step at a time would read lines
+    // that are a power of two apart, of which the cache holds few.
     const STEPS: usize = 16;
     let columns = to.len() / steps;
     for (i, to) in to.chunks_mut(STEPS * columns).enumerate() {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::isa::Isa;
 use crate::simd::{Op, Simd, dispatch};
 
-/// A kind of multiplication.
+/// A number type that is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
     /// `f32` products and sums.
@@ -17,8 +17,8 @@ pub enum Arithmetic {
     Int8,
 }
 
-/// Operations (a product and a sum are two) per second of all threads of the current pool
-/// together, at this kind of arithmetic, with all operands in registers.
+/// Measures the operations (a product and a sum are two) per second of all threads of the current
+/// pool together, at this kind of arithmetic, with all operands in registers.
 pub fn peak_flops(arithmetic: Arithmetic) -> f64 {
     let mut best = 0f64;
     for _ in 0..10 {
@@ -32,6 +32,7 @@ pub fn peak_flops(arithmetic: Arithmetic) -> f64 {
     best
 }
 
+/// Multiplies numbers in registers.
 struct MultiplyRegisters {
     arithmetic: Arithmetic,
     rounds: usize,

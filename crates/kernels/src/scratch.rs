@@ -4,13 +4,13 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-/// Buffers nobody uses now.
+/// Buffers that are not in use.
 static FREE_BUFFERS: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Buffers that are kept at most.
+/// The most buffers that are kept.
 const MAX_FREE_BUFFERS: usize = 64;
 
-/// A slice of `f32` whose contents are arbitrary numbers at first.
+/// A slice of `f32` that holds arbitrary numbers at first.
 pub(crate) struct Scratch {
     memory: Vec<f32>,
     len: usize,

@@ -71,7 +71,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
     unsafe fn store_bf16(self, to: *mut bf16, a: Self::V);
 
-    // A vector can also hold LANES pairs of bf16, the first of a pair in the low half.
+    // The vectors of the next four hold LANES pairs of bf16, the first of a pair in the low half.
     /// The same pair in every lane.
     fn splat_pair(self, pair: u32) -> Self::V;
     /// The first of each pair.
@@ -85,7 +85,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.fma(self.odd(a), self.odd(b), acc)
     }
 
-    // A vector can also hold LANES 32-bit integers, or as many groups of four bytes.
+    // The vectors of the next three hold LANES 32-bit integers, or as many groups of four bytes.
     /// `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes` (the
     /// same four in every lane) and the signed bytes of `weights`.
     fn dot_u8i8(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
@@ -175,9 +175,9 @@ pub(crate) trait WithRows<S> {
 
 /// A computation written once for every instruction set.
 ///
-/// `run` and all it calls on vectors must be `#[inline(always)]`: only then are they
+/// `run` and all that it calls on vectors must be `#[inline(always)]`: only then are they
 /// compiled with the instructions of the function that [`dispatch`] enters. Closures cannot
-/// be, so there is none that takes a vector.
+/// be, so none of them may take a vector.
 pub(crate) trait Op {
     type Output;
     fn run<S: Simd>(self, s: S) -> Self::Output;
@@ -203,7 +203,7 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     }
 }
 
-/// Asks for the cache line at `from`, to be read soon.
+/// Prefetches the cache line at `from`, to be read soon.
 #[inline(always)]
 pub(crate) fn prefetch_read<T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -216,7 +216,7 @@ pub(crate) fn prefetch_read<T>(from: *const T) {
     let _ = from;
 }
 
-/// Asks for the cache line at `from`, to be read later, into the L2 cache.
+/// Prefetches the cache line at `from` into the L2 cache, to be read later.
 #[inline(always)]
 pub(crate) fn prefetch_read_l2<T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -229,7 +229,7 @@ pub(crate) fn prefetch_read_l2<T>(from: *const T) {
     let _ = from;
 }
 
-/// Asks for the cache line at `to`, to be written soon.
+/// Prefetches the cache line at `to`, to be written soon.
 #[inline(always)]
 pub(crate) fn prefetch_write<T>(to: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -253,7 +253,7 @@ pub(crate) struct TileShape {
     pub(crate) lanes: usize,
 }
 
-/// Tells the sizes that the kernels of this instruction set work in.
+/// Gives the sizes that the kernels of this instruction set work in.
 pub(crate) fn tile_shape(isa: Isa) -> TileShape {
     struct Shape;
     impl Op for Shape {

@@ -6,8 +6,8 @@
 //! Rounding error: input and weights are each rounded once, as they are for the plain sum, but
 //! after they are transformed, and the transforms let through 25/9 of the variance of independent
 //! errors: so the sum's error is 1.67 times the one that rounded factors alone cause. That includes
-//! a norm before the convolution, which is computed in `f32` on the way. The output is rounded as
-//! ever.
+//! a norm before the convolution, whose output stays `f32` until it is transformed. The output is
+//! rounded as in the plain sum.
 //!
 //! The weights are transformed when they are packed: 16/9 of the memory, and small maps would not
 //! pay for doing it at every call.
