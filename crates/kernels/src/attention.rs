@@ -21,13 +21,11 @@
 use rayon::prelude::*;
 
 use crate::disjoint::DisjointOut;
+use crate::dispatch::{TileShape, dispatch, tile_shape};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::exp2;
-use crate::simd::{
-    MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, TileShape, dispatch, prefetch_read, prefetch_write,
-    tile_shape,
-};
+use crate::simd::{MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, prefetch_read, prefetch_write};
 use crate::stop::StopFlag;
 use crate::tile::{Bf16Bf16, F32, Kernel, tile};
 

@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, Map};
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 
 /// Elements a task handles: enough to pay for starting it.
 const CHUNK: usize = 1 << 14;

@@ -29,11 +29,12 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::disjoint::DisjointOut;
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
 use crate::panels::Panels;
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
+use crate::simd::{MAX_PANEL, Op, Simd, prefetch_write};
 use crate::stop::StopFlag;
 use crate::tile::{Bf16Bf16, F32, F32Bf16, Kernel, Operand, U8I8, tile};
 use crate::weights::WeightFormat;
@@ -87,7 +88,7 @@ impl<'a, E> Epilogue<'a, E> {
     }
 }
 
-/// Computes a tile: see [`tile`](crate::tile::tile).
+/// Computes a tile: see [`tile`].
 struct TileOp<'a, K: Kernel, const NV: usize> {
     rows: &'a [*const K::A],
     offset: usize,
@@ -171,7 +172,7 @@ fn k_blocks(w: &Panels, max_len: usize) -> Vec<KBlock> {
 /// weights.
 ///
 /// # Safety
-/// As for [`tile`](crate::tile::tile): `rows` point to elements of the block's segments; `w` is
+/// As for [`tile`]: `rows` point to elements of the block's segments; `w` is
 /// the weights of the block in a panel of `vectors` vectors.
 unsafe fn multiply<A: Operand>(
     weights: &Panels,

@@ -8,10 +8,11 @@
 
 use rayon::prelude::*;
 
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::scratch::Scratch;
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 use crate::weights::Weights;
 use crate::workspace::Workspace;
 

@@ -13,6 +13,7 @@
 mod attention;
 mod conv;
 mod disjoint;
+mod dispatch;
 mod element;
 mod elementwise;
 mod gemm;

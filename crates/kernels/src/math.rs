@@ -184,8 +184,8 @@ impl<E: Element> Op for Map<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::dispatch;
     use crate::isa::Isa;
-    use crate::simd::dispatch;
 
     /// erfc in f64: the Taylor series of erf near zero, a continued fraction beyond.
     pub(super) fn erfc_reference(x: f64) -> f64 {

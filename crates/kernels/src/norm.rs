@@ -9,10 +9,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math;
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 use crate::stop::StopFlag;
 
 /// Elements of a part.

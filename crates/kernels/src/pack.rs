@@ -4,10 +4,10 @@ use std::ops::{Deref, Range};
 
 use rayon::prelude::*;
 
+use crate::dispatch::tile_shape;
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
 use crate::panels::{PanelLayout, Panels};
-use crate::simd::tile_shape;
 use crate::weights::{WeightFormat, Weights};
 
 /// Order and sizes of a packed matrix: everything about a [`PackedMatrix`] but its values.
@@ -74,7 +74,7 @@ impl MatrixLayout {
 }
 
 /// A matrix `[n, k]` of a linear layer (torch's order: outputs first), packed for
-/// [`linear`](crate::linear) or, by [`PackedMatrix::pack_geglu`], for
+/// [`linear`](fn@crate::linear) or, by [`PackedMatrix::pack_geglu`], for
 /// [`linear_geglu`](crate::linear_geglu).
 pub struct PackedMatrix {
     layout: MatrixLayout,

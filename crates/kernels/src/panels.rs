@@ -16,9 +16,10 @@ use half::{bf16, f16};
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
+use crate::dispatch::{TileShape, dispatch, tile_shape};
 use crate::int8::ZERO_POINT;
 use crate::isa::Isa;
-use crate::simd::{Op, Simd, TileShape, dispatch, tile_shape};
+use crate::simd::{Op, Simd};
 use crate::weights::{WeightFormat, Weights};
 use crate::winograd::points::{POINTS, kernel_points};
 

@@ -3,8 +3,9 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::dispatch::dispatch;
 use crate::isa::Isa;
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 
 /// A number type that is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

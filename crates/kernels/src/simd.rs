@@ -1,19 +1,17 @@
-//! Vectors of `f32`, one implementation per instruction set, and the dispatch that
-//! compiles a generic function once for each of them.
+//! Vectors of `f32`, one implementation per instruction set.
 //!
 //! A value of a type that implements [`Simd`] is the proof that the machine has the
-//! instructions; [`dispatch`] is the only place that makes one.
+//! instructions; [`dispatch`](crate::dispatch::dispatch) is the only place that makes one.
 
 #![allow(unsafe_code)]
 
 use half::{bf16, f16};
 
 use crate::element::Element;
-use crate::isa::Isa;
 
-mod portable;
+pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 
 /// Columns of the widest weight panel: four AVX-512 vectors.
 pub(crate) const MAX_PANEL: usize = 64;
@@ -176,31 +174,11 @@ pub(crate) trait WithRows<S> {
 /// A computation written once for every instruction set.
 ///
 /// `run` and all that it calls on vectors must be `#[inline(always)]`: only then are they
-/// compiled with the instructions of the function that [`dispatch`] enters. Closures cannot
+/// compiled with the instructions of the function that [`dispatch`](crate::dispatch::dispatch) enters. Closures cannot
 /// be, so none of them may take a vector.
 pub(crate) trait Op {
     type Output;
     fn run<S: Simd>(self, s: S) -> Self::Output;
-}
-
-/// Runs `op` with the instructions of `isa`, which must be available.
-pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
-    match isa {
-        Isa::Portable => op.run(portable::Portable::<6>),
-        #[cfg(test)]
-        Isa::FourRows => op.run(portable::Portable::<4>),
-        // SAFETY: an `Isa` above `Portable` comes only from detection on this machine.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86::run_avx2(op) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86::run_avx512(op) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { x86::run_avx512_bf16(op) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => op.run(portable::Portable::<6>),
-    }
 }
 
 /// Prefetches the cache line at `from`, to be read soon.
@@ -242,38 +220,11 @@ pub(crate) fn prefetch_write<T>(to: *const T) {
     let _ = to;
 }
 
-/// The sizes that an instruction set's kernels work in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TileShape {
-    /// Rows of a tile: [`Simd::ROWS`].
-    pub(crate) rows: usize,
-    /// Columns of a full panel of packed weights.
-    pub(crate) columns: usize,
-    /// Lanes of a vector.
-    pub(crate) lanes: usize,
-}
-
-/// Gives the sizes that the kernels of this instruction set work in.
-pub(crate) fn tile_shape(isa: Isa) -> TileShape {
-    struct Shape;
-    impl Op for Shape {
-        type Output = TileShape;
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> TileShape {
-            const { assert!(S::ROWS > 0 && S::ROWS <= MAX_ROWS) }
-            TileShape {
-                rows: S::ROWS,
-                columns: S::LANES * S::PANEL_VECTORS,
-                lanes: S::LANES,
-            }
-        }
-    }
-    dispatch(isa, Shape)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::dispatch;
+    use crate::isa::Isa;
 
     struct Check;
     impl Op for Check {
@@ -401,18 +352,6 @@ mod tests {
             s.write(&mut short, 1, vx);
             assert_eq!(short, [7.0, x[0], x[1]]);
         }
-    }
-
-    #[test]
-    fn tiles_have_the_height_that_their_instruction_set_says() {
-        for isa in Isa::available() {
-            let shape = tile_shape(isa);
-            assert!(shape.columns <= MAX_PANEL && shape.lanes <= MAX_LANES);
-            assert_eq!(shape.columns % shape.lanes, 0, "{isa}");
-        }
-        // Another height than the others': every kernel's test goes through it.
-        assert_eq!(tile_shape(Isa::FourRows).rows, 4);
-        assert_eq!(tile_shape(Isa::Portable).rows, 6);
     }
 
     #[test]

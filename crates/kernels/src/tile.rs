@@ -13,7 +13,7 @@ use half::{bf16, f16};
 
 use crate::simd::{Simd, WithRows};
 
-/// A value that is multiplied with weights: an [`Element`], or bytes made from one.
+/// A value that is multiplied with weights: an [`Element`](crate::Element), or bytes made from one.
 pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {}
 impl<T: Copy + Default + Send + Sync + 'static> Operand for T {}
 

@@ -20,6 +20,7 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use crate::disjoint::DisjointOut;
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::gemm::Epilogue;
 use crate::geometry::ConvGeometry;
@@ -27,7 +28,7 @@ use crate::norm::GroupNorm;
 use crate::pack::ConvLayout;
 use crate::panels::PanelLayout;
 use crate::scratch::Scratch;
-use crate::simd::{MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
+use crate::simd::{MAX_ROWS, Op, Simd, prefetch_read, prefetch_read_l2, prefetch_write};
 use crate::stop::StopFlag;
 use crate::tile::{Kernel, tile};
 use crate::workspace::Workspace;

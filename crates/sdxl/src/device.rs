@@ -219,7 +219,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Factors of the group norm of `x`, followed by SiLU where asked, for [`Conv::norm`]. Asked for
     /// only where [`Device::can_fuse_norm`].
     fn norm_factors(&self, _x: &Tensor, _norm: &Norm, _silu: bool) -> Storage {
-        unimplemented!("{} norms nothing on the way", self.name())
+        unimplemented!("{} cannot compute a norm within a convolution", self.name())
     }
 
     /// Group norm of `[B, .., C]`, followed by SiLU where asked.

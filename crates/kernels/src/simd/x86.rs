@@ -21,18 +21,18 @@ const AVX512_ROWS: usize = 6;
 pub(crate) struct Avx512<const BF16: bool>(());
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn run_avx2<O: Op>(op: O) -> O::Output {
+pub(crate) fn run_avx2<O: Op>(op: O) -> O::Output {
     op.run(Avx2(()))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-pub(super) fn run_avx512<O: Op>(op: O) -> O::Output {
+pub(crate) fn run_avx512<O: Op>(op: O) -> O::Output {
     op.run(Avx512::<false>(()))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[target_feature(enable = "avx512bf16,avx512vnni")]
-pub(super) fn run_avx512_bf16<O: Op>(op: O) -> O::Output {
+pub(crate) fn run_avx512_bf16<O: Op>(op: O) -> O::Output {
     op.run(Avx512::<true>(()))
 }
 

@@ -22,13 +22,14 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{Algorithm, TransformInput, transposed};
+use crate::dispatch::dispatch;
 use crate::gemm::Epilogue;
 use crate::geometry::ConvGeometry;
 use crate::norm::GroupNorm;
 use crate::pack::{ConvLayout, ConvPacking, PackedConv};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
+use crate::simd::{MAX_PANEL, Op, Simd, prefetch_write};
 use crate::stop::StopFlag;
 use crate::tile::F32;
 use crate::weights::WeightFormat;
