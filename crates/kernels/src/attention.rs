@@ -50,7 +50,7 @@ pub struct AttentionShape {
     pub causal: bool,
 }
 
-/// `softmax(q kᵀ / sqrt(head_dim)) v` for each sample and head.
+/// Computes `softmax(q kᵀ / sqrt(head_dim)) v` for each sample and head.
 ///
 /// Token `t` of sample `b`, head `h`, starts at `(b * queries + t) * q_stride + h * head_dim`
 /// in `q`, and likewise with `keys` and `kv_stride` in `k` and `v`, so that all three may be
@@ -62,8 +62,8 @@ pub fn attention<E: Element>(q: &[E], k: &[E], v: &[E], s: &AttentionShape, out:
     attention_for(Isa::current(), q, k, v, s, None, out);
 }
 
-/// [`attention`] with a mask, `[batch, keys]`: keys whose entry is false are hidden from every
-/// query. If all keys of a query are hidden, all get the same weight.
+/// Computes [`attention`] with a mask, `[batch, keys]`: keys whose entry is false are hidden from
+/// every query. If all keys of a query are hidden, all get the same weight.
 ///
 /// # Panics
 /// As [`attention`], and if `mask` has another length.

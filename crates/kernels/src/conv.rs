@@ -20,7 +20,7 @@ use crate::weights::WeightFormat;
 use crate::winograd;
 use crate::workspace::Workspace;
 
-/// Convolution of `x`, `[batch, height, width, c_in]`, to `out`,
+/// Computes the convolution of `x`, `[batch, height, width, c_in]`, to `out`,
 /// `[batch, out_height, out_width, c_out]`. `bias` is `[c_out]`; `sample_bias`,
 /// `[batch, c_out]`, is added to every pixel of its image (a time embedding); `residual`
 /// has the shape of `out` and is added.
@@ -72,9 +72,9 @@ pub fn can_fuse_norm<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     }
 }
 
-/// [`conv2d`] of `norm` of `x`. The normed images are computed piece by piece as they are needed,
-/// and are never in memory as a whole. In `f32` every number is the same as that of the norm
-/// followed by [`conv2d`]; in bf16 the norm's output is not rounded.
+/// Computes [`conv2d`] of `norm` of `x`. The normed images are computed piece by piece as they are
+/// needed, and are never in memory as a whole. In `f32` every number is the same as that of the
+/// norm followed by [`conv2d`]; in bf16 the norm's output is not rounded.
 ///
 /// # Panics
 /// As [`conv2d`]; if `norm` is not of such images, or [`can_fuse_norm`] is false.

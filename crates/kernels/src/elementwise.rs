@@ -11,7 +11,7 @@ use crate::simd::{Op, Simd};
 /// Elements a task handles: enough to pay for starting it.
 const CHUNK: usize = 1 << 14;
 
-/// `out = a + b`.
+/// Computes `out = a + b`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -40,7 +40,7 @@ impl<E: Element> Op for Add<'_, E> {
     }
 }
 
-/// `out = act(x)`.
+/// Computes `out = act(x)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -53,7 +53,7 @@ fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
     });
 }
 
-/// `out = x / (1 + e^-x)`.
+/// Computes `out = x / (1 + e^-x)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -61,7 +61,7 @@ pub fn silu<E: Element>(x: &[E], out: &mut [E]) {
     activate(x, Activation::Silu, out);
 }
 
-/// `out = x`, rounded to the nearest where `out`'s type is the narrower.
+/// Converts `x` to the type of `out`, rounding to the nearest where that is the narrower.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -85,7 +85,7 @@ impl<A: Element, B: Element> Op for Convert<'_, A, B> {
     }
 }
 
-/// `x` as `f32`.
+/// Converts `x` to `f32`.
 pub(crate) fn to_f32<E: Element>(x: &[E]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     convert(x, &mut out);

@@ -57,7 +57,7 @@ pub(crate) struct Epilogue<'a, E> {
 }
 
 impl<'a, E> Epilogue<'a, E> {
-    /// The same operations with another residual, for an output of its type.
+    /// Returns the same operations with another residual, for an output of its type.
     pub(crate) fn with_residual<'b, F>(&self, residual: Option<&'b [F]>) -> Epilogue<'b, F>
     where
         'a: 'b,
@@ -73,7 +73,7 @@ impl<'a, E> Epilogue<'a, E> {
         }
     }
 
-    /// The row of the output that a row of the product becomes.
+    /// Returns the row of the output that a row of the product becomes.
     #[inline(always)]
     fn output_row(&self, row: usize) -> usize {
         match self.output_row {
@@ -82,7 +82,7 @@ impl<'a, E> Epilogue<'a, E> {
         }
     }
 
-    /// Outputs that a full panel makes.
+    /// Returns the number of outputs that a full panel makes.
     fn columns(&self, w: &Panels) -> usize {
         if self.geglu { w.width / 2 } else { w.width }
     }
@@ -168,8 +168,8 @@ fn k_blocks(w: &Panels, max_len: usize) -> Vec<KBlock> {
     out
 }
 
-/// Sums of one tile over one block of `k`, with the kernel for activations `A` and these
-/// weights.
+/// Computes the sums of one tile over one block of `k`, with the kernel for activations `A` and
+/// these weights.
 ///
 /// # Safety
 /// As for [`tile`]: `rows` point to elements of the block's segments; `w` is
@@ -233,7 +233,7 @@ unsafe fn multiply<A: Operand>(
 /// begin.
 type RowSource<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
 
-/// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
+/// Computes `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
 ///
 /// # Safety
 /// `source` must set pointers to `segment_len` readable elements. If the epilogue maps rows, it
@@ -298,7 +298,7 @@ struct RowChunk<'a, E> {
 }
 
 impl<E: Element> RowChunk<'_, E> {
-    /// The row pointers: for each tile, for each segment, those of its rows. The rows
+    /// Lists the row pointers: for each tile, for each segment, those of its rows. The rows
     /// missing from the last tile repeat the last row.
     fn row_pointers<A: Operand>(&self, source: &RowSource<A>) -> Vec<*const A> {
         let (segments, height) = (self.w.segments, self.w.tile_rows);
@@ -330,6 +330,8 @@ impl<E: Element> RowChunk<'_, E> {
         }
     }
 
+    /// Computes the product of the chunk with a panel and writes it.
+    ///
     /// # Safety
     /// The pointers in `table` must be to whole segments.
     unsafe fn panel<A: Operand>(&self, table: &[*const A], panel: usize) {
@@ -402,7 +404,7 @@ impl<E: Element> Op for FinishTile<'_, E> {
 }
 
 impl<'a, E: Element> FinishTile<'a, E> {
-    /// The given columns of an output row.
+    /// Returns the given columns of an output row.
     #[inline(always)]
     fn out(&self, row: usize, columns: &Range<usize>) -> &'a mut [E] {
         let at = row * self.task.outputs + columns.start;
@@ -411,7 +413,7 @@ impl<'a, E: Element> FinishTile<'a, E> {
         unsafe { self.task.out.part(at, columns.len()) }
     }
 
-    /// The sums of a row as `f32`: those of int8 are integers, in which the activations'
+    /// Returns the sums of a row as `f32`: those of int8 are integers, in which the activations'
     /// offset of 128 has to be taken back and the scales applied.
     #[inline(always)]
     fn dequantised<'b, S: Simd>(

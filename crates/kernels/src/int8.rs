@@ -73,7 +73,7 @@ impl Quantised {
         }
     }
 
-    /// Rows of `stride` bytes; those that pad a row are arbitrary.
+    /// Returns the rows of `stride` bytes; those that pad a row are arbitrary.
     pub(crate) fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.memory)
     }

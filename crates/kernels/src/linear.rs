@@ -11,7 +11,7 @@ use crate::pack::{MatrixLayout, PackedMatrix};
 use crate::weights::WeightFormat;
 use crate::workspace::Workspace;
 
-/// `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
+/// Computes `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
 /// `[rows, n]`.
 ///
 /// # Panics
@@ -39,7 +39,7 @@ pub fn linear<E: Element>(
     product(x, rows, w, epilogue, out);
 }
 
-/// The gated layer of diffusers' transformer blocks: `W` is `[2 * inner, k]`, packed with
+/// Computes the gated layer of diffusers' transformer blocks: `W` is `[2 * inner, k]`, packed with
 /// [`PackedMatrix::pack_geglu`], its first half `hidden`, its second half `gate`;
 /// `out[r, inner] = hidden * gelu(gate)`. `bias` is `[2 * inner]`.
 ///

@@ -7,7 +7,7 @@
 use crate::element::Element;
 use crate::simd::{Op, Simd};
 
-/// `e^x`. Zero below -104, infinite above 88.73; NaN is not preserved.
+/// Computes `e^x`. Zero below -104, infinite above 88.73; NaN is not preserved.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2. ln 2 in two parts keeps r
@@ -24,7 +24,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale2(e, n)
 }
 
-/// `2^x` for any `x <= 1`; results below the normal numbers may be zero. With
+/// Computes `2^x` for any `x <= 1`; results below the normal numbers may be zero. With
 /// `approx`, right to 4e-6 only.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
@@ -53,14 +53,14 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
     s.scale2_flush(p, n)
 }
 
-/// `x / (1 + 2^-t)`, right to 1e-4. SiLU and GELU are of this form, each with its own `t`.
+/// Computes `x / (1 + 2^-t)`, right to 1e-4. SiLU and GELU are of this form, each with its own `t`.
 #[inline(always)]
 fn approx_gate<S: Simd>(s: S, x: S::V, t: S::V) -> S::V {
     let e = exp2(s, s.min(s.sub(s.zero(), t), s.splat(126.0)), true);
     s.mul(x, s.approx_recip(s.add(s.splat(1.0), e)))
 }
 
-/// `x / (1 + e^-x)`; with `approx`, right to 1e-4 only, which is enough for bf16.
+/// Computes `x / (1 + e^-x)`; with `approx`, right to 1e-4 only, which is enough for bf16.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
     if approx {
@@ -70,14 +70,14 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
-/// `x / (1 + e^(-1.702 x))`, the activation of OpenAI's CLIP.
+/// Computes `x / (1 + e^(-1.702 x))`, the activation of OpenAI's CLIP.
 #[inline(always)]
 fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let e = exp(s, s.mul(x, s.splat(-1.702)));
     s.div(x, s.add(s.splat(1.0), e))
 }
 
-/// `1 - erf(z)` for `z >= 0`.
+/// Computes `1 - erf(z)` for `z >= 0`.
 #[inline(always)]
 fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
     // erfc(z) = t exp(-z^2 + p(t)) with t = 1 / (1 + 0.4 z), p of degree 9 fitted at
@@ -102,7 +102,7 @@ fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
     s.mul(t, e)
 }
 
-/// `x (1 + erf(x / sqrt 2)) / 2`. Written with `erfc`, so that negative `x` lose nothing
+/// Computes `x (1 + erf(x / sqrt 2)) / 2`. Written with `erfc`, so that negative `x` lose nothing
 /// to cancellation. With `approx`, off by up to 1e-4 of the value or 1e-5, whichever is more,
 /// which is enough for bf16.
 #[inline(always)]
@@ -149,7 +149,7 @@ impl Activation {
         }
     }
 
-    /// The definition, in `f64`.
+    /// Computes the definition in `f64`.
     #[cfg(test)]
     pub(crate) fn reference(self, x: f64) -> f64 {
         match self {

@@ -176,7 +176,7 @@ impl GroupNorm {
             });
     }
 
-    /// Scale and shift of the channels of an image.
+    /// Returns the scale and shift of the channels of an image.
     fn of_image(&self, image: usize) -> (&[f32], &[f32]) {
         let channels = image * self.c..(image + 1) * self.c;
         (&self.scale[channels.clone()], &self.shift[channels])
@@ -188,7 +188,7 @@ impl GroupNorm {
         self.apply_factors(s, self.factors(s, image, i), x, false)
     }
 
-    /// Scale and shift of the channels from `i` on.
+    /// Returns the scale and shift of the channels from `i` on.
     #[inline(always)]
     pub(crate) fn factors<S: Simd>(&self, s: S, image: usize, i: usize) -> [S::V; 2] {
         let (scale, shift) = self.of_image(image);
@@ -211,13 +211,13 @@ impl GroupNorm {
         y
     }
 
-    /// The number of images and of channels.
+    /// Returns the number of images and of channels.
     pub(crate) fn shape(&self) -> [usize; 2] {
         [self.scale.len() / self.c, self.c]
     }
 }
 
-/// The number of pixels of a part.
+/// Returns the number of pixels of a part.
 fn pixels_of_part(c: usize) -> usize {
     (PART / c).max(1)
 }
@@ -285,7 +285,7 @@ impl<E: Element> Op for GroupMoments<'_, E> {
 }
 
 impl<E: Element> GroupMoments<'_, E> {
-    /// For each channel, the sum of its values, or of their squared differences from `mean`.
+    /// Sums, for each channel, its values, or their squared differences from `mean`.
     #[inline(always)]
     fn sums<S: Simd>(&self, s: S, mean: Option<&[f32]>, out: &mut [f32]) {
         // Some vectors of channels at a time, whose sums stay in registers.
@@ -372,7 +372,7 @@ impl<E: Element> Affine<'_, E> {
     }
 }
 
-/// Layer normalisation of each of the rows of `x`, `[rows, c]`, to mean 0 and variance 1,
+/// Normalises each of the rows of `x`, `[rows, c]`, to mean 0 and variance 1 (layer norm),
 /// then scaled by `gamma` and shifted by `beta`, both `[c]`.
 ///
 /// # Panics

@@ -19,7 +19,7 @@ pub struct MatrixLayout {
 }
 
 impl MatrixLayout {
-    /// The layout that [`PackedMatrix::pack`] gives `n` rows of `k` weights.
+    /// Returns the layout that [`PackedMatrix::pack`] gives `n` rows of `k` weights.
     ///
     /// # Panics
     /// If there are none.
@@ -27,7 +27,8 @@ impl MatrixLayout {
         MatrixLayout::new_for(Isa::current(), n, k, format)
     }
 
-    /// The layout that [`PackedMatrix::pack_geglu`] gives two times `inner` rows of `k` weights.
+    /// Returns the layout that [`PackedMatrix::pack_geglu`] gives two times `inner` rows of `k`
+    /// weights.
     ///
     /// # Panics
     /// If there are none.
@@ -57,17 +58,17 @@ impl MatrixLayout {
         }
     }
 
-    /// Rows of the matrix as given: outputs, or for GEGLU twice the outputs.
+    /// Returns the rows of the matrix as given: outputs, or for GEGLU twice the outputs.
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Length of an input row.
+    /// Returns the length of an input row.
     pub fn k(&self) -> usize {
         self.panel_layout.segment_len
     }
 
-    /// Bytes of the packed weights.
+    /// Returns the bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         self.panel_layout.bytes()
     }
@@ -175,12 +176,12 @@ pub struct ConvLayout {
 }
 
 impl ConvLayout {
-    /// The layout that [`PackedConv::pack`] gives weights `[c_out, c_in, kh, kw]`.
+    /// Returns the layout that [`PackedConv::pack`] gives weights `[c_out, c_in, kh, kw]`.
     pub fn new(shape: [usize; 4], format: WeightFormat) -> ConvLayout {
         ConvLayout::new_for(Isa::current(), shape, format)
     }
 
-    /// The layout that [`PackedConv::pack_winograd`] gives weights `[c_out, c_in, 3, 3]`.
+    /// Returns the layout that [`PackedConv::pack_winograd`] gives weights `[c_out, c_in, 3, 3]`.
     pub fn winograd(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
         match format {
             WeightFormat::Bf16 => ConvLayout::winograd_for(Isa::current(), [c_out, c_in]),
@@ -188,7 +189,7 @@ impl ConvLayout {
         }
     }
 
-    /// The layout that [`PackedConv::pack_upsampled`] gives weights `[c_out, c_in, 3, 3]`.
+    /// Returns the layout that [`PackedConv::pack_upsampled`] gives weights `[c_out, c_in, 3, 3]`.
     pub fn upsampled(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
         ConvLayout::upsampled_for(Isa::current(), [c_out, c_in], format)
     }
@@ -229,17 +230,17 @@ impl ConvLayout {
         }
     }
 
-    /// Output channels.
+    /// Returns the number of output channels.
     pub fn c_out(&self) -> usize {
         self.c_out
     }
 
-    /// Input channels.
+    /// Returns the number of input channels.
     pub fn c_in(&self) -> usize {
         self.c_in
     }
 
-    /// Height and width of the output.
+    /// Returns the height and width of the output.
     ///
     /// # Panics
     /// As [`ConvGeometry::output_size`].
@@ -247,7 +248,7 @@ impl ConvLayout {
         g.output_size(self.kh, self.kw)
     }
 
-    /// Bytes of the packed weights.
+    /// Returns the bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         let phases = if self.packing == ConvPacking::Doubled {
             4
@@ -257,7 +258,8 @@ impl ConvLayout {
         phases * self.panel_layout.bytes()
     }
 
-    /// Bytes that packing works in, beside the weights that are given and those that are packed.
+    /// Returns the bytes that packing works in, beside the weights that are given and those that
+    /// are packed.
     pub fn packing_bytes(&self) -> usize {
         match self.packing {
             // The weights of a phase.
@@ -396,7 +398,7 @@ impl PackedConv {
         }
     }
 
-    /// The panels of [`ConvPacking::Direct`].
+    /// Returns the panels of [`ConvPacking::Direct`].
     pub(crate) fn direct_panels(&self) -> &Panels {
         assert_eq!(
             self.packing,
@@ -406,7 +408,7 @@ impl PackedConv {
         &self.panels[0]
     }
 
-    /// The panels of [`ConvPacking::Winograd`].
+    /// Returns the panels of [`ConvPacking::Winograd`].
     pub(crate) fn winograd_panels(&self) -> &Panels {
         assert_eq!(
             self.packing,

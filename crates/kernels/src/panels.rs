@@ -76,13 +76,13 @@ impl PanelLayout {
         }
     }
 
-    /// The layout of the `n` kernels of a 3 x 3 convolution, transformed for `winograd/bf16.rs`: a
-    /// segment for each point.
+    /// Returns the layout of the `n` kernels of a 3 x 3 convolution, transformed for
+    /// `winograd/bf16.rs`: a segment for each point.
     pub(crate) fn winograd(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
         PanelLayout::new(isa, WeightFormat::Bf16, n, POINTS, c_in)
     }
 
-    /// Length of `k` with every segment padded to whole steps.
+    /// Returns the length of `k` with every segment padded to whole steps.
     fn padded_k(&self) -> usize {
         self.segments * self.segment_len.next_multiple_of(self.format.depth())
     }
@@ -91,29 +91,29 @@ impl PanelLayout {
         self.n.div_ceil(self.width)
     }
 
-    /// Columns of a panel, a multiple of the vector.
+    /// Returns the columns of a panel, with padding to whole vectors.
     fn panel_width(&self, panel: usize) -> usize {
         let left = self.n - panel * self.width;
         left.min(self.width).next_multiple_of(self.lanes)
     }
 
-    /// Vectors side by side in a panel.
+    /// Returns the number of vectors side by side in a panel.
     pub(crate) fn panel_vectors(&self, panel: usize) -> usize {
         self.panel_width(panel) / self.lanes
     }
 
-    /// Bytes of a full panel.
+    /// Returns the bytes of a full panel.
     fn panel_bytes(&self) -> usize {
         self.padded_k() * self.width * self.format.bytes()
     }
 
-    /// Bytes of all panels; the last is as wide as it needs.
+    /// Returns the bytes of all panels; the last is as wide as it needs.
     fn data_bytes(&self) -> usize {
         let last = self.padded_k() * self.panel_width(self.count() - 1) * self.format.bytes();
         (self.count() - 1) * self.panel_bytes() + last
     }
 
-    /// Bytes of the packed weights, with their scales.
+    /// Returns the bytes of the packed weights, with their scales.
     pub(crate) fn bytes(&self) -> usize {
         let scales = match self.format {
             WeightFormat::Int8 => self.count() * self.width * size_of::<[f32; 2]>(),
@@ -149,8 +149,8 @@ impl Panels {
         Panels::pack_segments(layout, 9, row_of, w)
     }
 
-    /// As [`Panels::pack`] of rows of `given` segments, which are transformed if the layout has
-    /// another number of them.
+    /// Packs like [`Panels::pack`] rows of `given` segments, which are transformed if the layout
+    /// has another number of them.
     fn pack_segments(
         layout: PanelLayout,
         given: usize,
@@ -193,7 +193,7 @@ impl Panels {
         }
     }
 
-    /// The weights of a panel from padded `k` on.
+    /// Returns the weights of a panel from padded `k` on.
     pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
         let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
         let at = at * self.format.bytes();

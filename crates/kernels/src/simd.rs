@@ -45,20 +45,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `1 / a` to 1e-4.
+    /// Computes `1 / a` to 1e-4.
     fn approx_recip(self, a: Self::V) -> Self::V;
-    /// `a * b + c`, rounded once where the machine can.
+    /// Computes `a * b + c`, rounded once where the machine can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     fn abs(self, a: Self::V) -> Self::V;
-    /// The nearest integer, ties to even; `|a| < 2^22`.
+    /// Rounds to the nearest integer, ties to even; `|a| < 2^22`.
     fn round(self, a: Self::V) -> Self::V;
-    /// `a * 2^n` for integral `n` in -252..=254.
+    /// Computes `a * 2^n` for integral `n` in -252..=254.
     fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
-    /// As `scale2` for any `n` up to 127; where `n` is below -126 it may be zero.
+    /// Computes `a * 2^n` for any `n` up to 127; where `n` is below -126 the result may be zero.
     fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V;
-    /// `a` where `x` is below zero, else `b`.
+    /// Selects `a` where `x` is below zero, else `b`.
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V;
     fn reduce_sum(self, a: Self::V) -> f32;
     fn reduce_max(self, a: Self::V) -> f32;
@@ -70,13 +70,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_bf16(self, to: *mut bf16, a: Self::V);
 
     // The vectors of the next four hold LANES pairs of bf16, the first of a pair in the low half.
-    /// The same pair in every lane.
+    /// Puts the same pair in every lane.
     fn splat_pair(self, pair: u32) -> Self::V;
-    /// The first of each pair.
+    /// Returns the first of each pair.
     fn even(self, pairs: Self::V) -> Self::V;
-    /// The second of each pair.
+    /// Returns the second of each pair.
     fn odd(self, pairs: Self::V) -> Self::V;
-    /// `acc + a.even * b.even + a.odd * b.odd` of two vectors of pairs.
+    /// Computes `acc + a.even * b.even + a.odd * b.odd` of two vectors of pairs.
     #[inline(always)]
     fn dot_bf16(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         let acc = self.fma(self.even(a), self.even(b), acc);
@@ -84,12 +84,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 
     // The vectors of the next three hold LANES 32-bit integers, or as many groups of four bytes.
-    /// `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes` (the
-    /// same four in every lane) and the signed bytes of `weights`.
+    /// Computes `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes`
+    /// (the same four in every lane) and the signed bytes of `weights`.
     fn dot_u8i8(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
-    /// `a + b` in integers.
+    /// Computes `a + b` in integers.
     fn add_int(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a - b` in integers, as floats.
+    /// Computes `a - b` in integers, as floats.
     fn sub_int_to_f32(self, a: Self::V, b: Self::V) -> Self::V;
     /// Writes integral numbers in 0..=255 as bytes.
     unsafe fn store_bytes(self, to: *mut u8, a: Self::V);
@@ -99,7 +99,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.splat(0.0)
     }
 
-    /// The elements of `x` from index `at` on; lanes past the end of `x` are zero.
+    /// Returns the elements of `x` from index `at` on; lanes past the end of `x` are zero.
     #[inline(always)]
     fn read<E: Element>(self, x: &[E], at: usize) -> Self::V {
         let left = x.len() - at;

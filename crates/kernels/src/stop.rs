@@ -52,7 +52,7 @@ fn is_raised(flag: &Arc<AtomicBool>) -> bool {
 pub(crate) struct StopFlag(Option<Arc<AtomicBool>>);
 
 impl StopFlag {
-    /// The flag of the calling thread, if there is one.
+    /// Returns the flag of the calling thread, if there is one.
     pub(crate) fn current() -> StopFlag {
         StopFlag(INSTALLED.with_borrow(Clone::clone))
     }

@@ -47,7 +47,7 @@ pub(crate) trait Kernel {
     /// `DEPTH / PARTS` activations must be there; with `last`, one.
     unsafe fn broadcast<S: Simd>(s: S, from: *const Self::A, last: bool) -> Self::Broadcast<S>;
 
-    /// `sum + a * w`, or the sum of as many products as are multiplied at once.
+    /// Computes `sum + a * w`, or the sum of as many products as are multiplied at once.
     fn multiply_add<S: Simd>(s: S, sum: S::V, a: Self::Broadcast<S>, w: S::V) -> S::V;
 }
 
@@ -56,6 +56,8 @@ pub(crate) struct F32<W>(PhantomData<W>);
 
 /// Weights that are loaded as vectors of `f32`.
 trait LoadAsF32: Copy {
+    /// Loads a vector.
+    ///
     /// # Safety
     /// As for [`Simd::load`].
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
@@ -226,8 +228,8 @@ unsafe fn add_step<S: Simd, K: Kernel, const NV: usize, const ROWS: usize, const
     }
 }
 
-/// Sums of one tile of [`Simd::ROWS`] rows over one block of `k`: `out = rows · panel`, or
-/// `out += ...`.
+/// Computes the sums of one tile of [`Simd::ROWS`] rows over one block of `k`: `out = rows ·
+/// panel`, or `out += ...`.
 ///
 /// `rows` lists as many pointers for each segment; of each row the elements
 /// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of

@@ -26,7 +26,7 @@ pub enum Weights<'a> {
 }
 
 impl Weights<'_> {
-    /// Number of weights.
+    /// Returns the number of weights.
     pub fn len(&self) -> usize {
         match self {
             Weights::F32(w) => w.len(),
@@ -102,7 +102,7 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    /// Bytes of a weight.
+    /// Returns the bytes of a weight.
     pub(crate) fn bytes(self) -> usize {
         match self {
             WeightFormat::F32 => 4,
@@ -111,7 +111,7 @@ impl WeightFormat {
         }
     }
 
-    /// Values of `k` in a step.
+    /// Returns the number of values of `k` in a step.
     pub(crate) fn depth(self) -> usize {
         match self {
             WeightFormat::F32 | WeightFormat::F16 => 1,

@@ -61,7 +61,8 @@ trait Algorithm<const IN: usize, const OUT: usize>: Sized {
     /// Transforms the input of a group of tiles.
     fn transform_input<S: Simd>(s: S, task: TransformInput<'_, Self, IN, OUT>);
 
-    /// The outputs from the products at the points, in one direction (Aᵀ in the literature).
+    /// Computes the outputs from the products at the points, in one direction (Aᵀ in the
+    /// literature).
     fn outputs<S: Simd>(s: S, products: [S::V; IN]) -> [S::V; OUT];
 }
 
@@ -86,13 +87,13 @@ fn workspace<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     }
 }
 
-/// As many `f32` as have the memory of `len` elements.
+/// Returns how many `f32` have the memory of `len` elements.
 fn f32s_in<E>(len: usize) -> usize {
     (len * size_of::<E>()).div_ceil(size_of::<f32>())
 }
 
-/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked. `weights`
-/// finds the transformed weights of a panel.
+/// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked.
+/// `weights` finds the transformed weights of a panel.
 ///
 /// # Safety
 /// They must be as [`tile`] takes them, the panel's `c_in` steps for each point.
@@ -206,7 +207,7 @@ impl<'a, const OUT: usize> Tiling<'a, OUT> {
         self.tiles().div_ceil(self.rows)
     }
 
-    /// Image, and row and column of the first output of a tile.
+    /// Returns the image of a tile, and the row and column of its first output.
     fn position(&self, tile: usize) -> (usize, usize, usize) {
         let across = self.width.div_ceil(OUT);
         let down = self.height.div_ceil(OUT);
@@ -217,8 +218,8 @@ impl<'a, const OUT: usize> Tiling<'a, OUT> {
         )
     }
 
-    /// The channels of a pixel of `x`, at a row and a column of the padded image; none where that
-    /// is padding.
+    /// Returns the channels of a pixel of `x`, at a row and a column of the padded image; none
+    /// where that is padding.
     #[inline(always)]
     fn pixel<'x, E>(&self, x: &'x [E], image: usize, row: usize, column: usize) -> &'x [E] {
         let g = self.g;
@@ -235,7 +236,7 @@ impl<'a, const OUT: usize> Tiling<'a, OUT> {
     }
 }
 
-/// Rows as columns.
+/// Transposes a matrix.
 #[inline(always)]
 fn transposed<V: Copy, const M: usize, const N: usize>(rows: [[V; N]; M]) -> [[V; M]; N] {
     let mut columns = [[rows[0][0]; M]; N];
@@ -346,14 +347,14 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> MultiplyPanel<'_,
         }
     }
 
-    /// The panel's weights of a point, or of the point after the last, where they end.
+    /// Returns the panel's weights of a point, or of the point after the last, where they end.
     #[inline(always)]
     fn weights(&self, point: usize, width: usize) -> *const Weight<A, IN, OUT> {
         self.weights
             .wrapping_add(point * self.weights_of_point(width))
     }
 
-    /// The number of a point's weights, with padding.
+    /// Returns the number of a point's weights, with padding.
     #[inline(always)]
     fn weights_of_point(&self, width: usize) -> usize {
         self.tiling.c_in.next_multiple_of(A::Kernel::DEPTH) * width

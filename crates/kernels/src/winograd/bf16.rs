@@ -39,8 +39,8 @@ pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     super::workspace::<F2x2, IN, OUT>(g, w)
 }
 
-/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked, and that `w`
-/// was packed for this.
+/// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked, and
+/// that `w` was packed for this.
 pub(crate) fn conv(
     x: &[bf16],
     norm: Option<&GroupNorm>,
@@ -146,7 +146,8 @@ impl Algorithm<IN, OUT> for F2x2 {
     }
 }
 
-/// The values at the points of the polynomial that is the transpose of multiplying by a kernel.
+/// Computes the values at the points of the polynomial that is the transpose of multiplying by a
+/// kernel.
 #[inline(always)]
 fn input_points<S: Simd>(s: S, d: [S::V; IN]) -> [S::V; IN] {
     [

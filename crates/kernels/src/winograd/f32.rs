@@ -71,13 +71,13 @@ pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     workspace
 }
 
-/// Elements of transformed weights of a panel: for each point, for each input channel, the
-/// outputs.
+/// Returns the number of transformed weights of a panel: for each point, for each input channel,
+/// the outputs.
 fn panel_len(w: &ConvLayout) -> usize {
     POINTS * w.c_in * MAX_PANEL
 }
 
-/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked.
+/// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked.
 pub(crate) fn conv(
     x: &[f32],
     norm: Option<&GroupNorm>,
@@ -180,7 +180,7 @@ impl Algorithm<IN, OUT> for F4x4 {
     }
 }
 
-/// The values at the points of the polynomial that is the transpose of multiplying by a
+/// Computes the values at the points of the polynomial that is the transpose of multiplying by a
 /// kernel (Bᵀ in the literature).
 #[inline(always)]
 fn input_points<S: Simd>(s: S, d: [S::V; IN]) -> [S::V; IN] {
@@ -199,7 +199,7 @@ fn input_points<S: Simd>(s: S, d: [S::V; IN]) -> [S::V; IN] {
     [v0, v1, v2, v3, v4, v5]
 }
 
-/// The values of a kernel at the points, divided as interpolation needs (G).
+/// Computes the values of a kernel at the points, divided as interpolation needs (G).
 #[inline(always)]
 fn kernel_points<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; IN] {
     let ends = s.add(g[0], g[2]);
