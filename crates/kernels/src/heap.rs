@@ -5,11 +5,11 @@
 /// Fixes the size from which buffers are mapped from the system, and so go back to it as soon as
 /// they are dropped, at 256 KiB.
 ///
-/// The C library of Linux (glibc) begins like this, with 128 KiB. But whenever a mapped buffer is dropped it
-/// raises its threshold to that buffer's size, up to 32 MiB; from then on such buffers lie in its
-/// heap, and leave gaps between its other pieces when they are dropped: a run of eight pictures
-/// took a fifth more memory than it had in use. Buffers that are worth keeping for the next use are
-/// kept elsewhere (by tensors, and by kernels for their intermediate results).
+/// The C library of Linux (glibc) begins like this, with 128 KiB. But whenever a mapped buffer is
+/// dropped it raises its threshold to that buffer's size, up to 32 MiB; from then on such buffers
+/// lie in its heap, and leave gaps between its other pieces when they are dropped: a run of eight
+/// pictures took a fifth more memory than it had in use. Buffers that are worth keeping for the
+/// next use are kept elsewhere (by tensors, and by kernels for their intermediate results).
 ///
 /// A program calls this once, before it starts threads. Without glibc it does nothing.
 pub fn fix_mmap_threshold() {

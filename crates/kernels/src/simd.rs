@@ -174,8 +174,9 @@ pub(crate) trait WithRows<S> {
 /// A computation written once for every instruction set.
 ///
 /// `run` and all that it calls on vectors must be `#[inline(always)]`: only then are they
-/// compiled with the instructions of the function that [`dispatch`](crate::dispatch::dispatch) enters. Closures cannot
-/// be, so none of them may take a vector.
+/// compiled with the instructions of the function that
+/// [`dispatch`](crate::dispatch::dispatch) enters. Closures cannot be, so none of them may take a
+/// vector.
 pub(crate) trait Op {
     type Output;
     fn run<S: Simd>(self, s: S) -> Self::Output;

@@ -93,10 +93,11 @@ fn f32s_in<E>(len: usize) -> usize {
 }
 
 /// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked.
-/// `weights` finds the transformed weights of a panel.
+/// `weights(panel)` points to the transformed weights of a panel.
 ///
 /// # Safety
-/// They must be as [`tile`] takes them, the panel's `c_in` steps for each point.
+/// For each point, one after the other, these must be weights for `c_in` values of `k` as [`tile`]
+/// takes them, padded to whole steps, each step as wide as the panel.
 unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     x: &[A::E],
     norm: Option<&GroupNorm>,

@@ -1,7 +1,8 @@
 //! F(2 x 2, 3 x 3) of `winograd.rs`, for bf16 images: 4/9 of the multiplications.
 //!
-//! A tile of 2 x 2 outputs depends on 4 x 4 inputs; the points are 0, 1, -1 and infinity: 16 products
-//! of channel vectors instead of 36. Larger tiles save more and cost digits: bf16 has none to lose.
+//! A tile of 2 x 2 outputs depends on 4 x 4 inputs; the points are 0, 1, -1 and infinity: 16
+//! products of channel vectors instead of 36. Larger tiles save more and cost digits: bf16 has none
+//! to lose.
 //!
 //! Rounding error: input and weights are each rounded once, as they are for the plain sum, but
 //! after they are transformed, and the transforms let through 25/9 of the variance of independent
