@@ -113,7 +113,7 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 }
 
 fn main() -> ExitCode {
-    sdxl_kernels::give_back_large_buffers();
+    sdxl_kernels::fix_mmap_threshold();
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

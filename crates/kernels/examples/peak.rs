@@ -66,15 +66,8 @@ fn values<E: Element>(n: usize) -> Vec<E> {
 /// A 3x3 convolution of squares that keeps their size, or doubles it first.
 fn square(batch: usize, size: usize, upsample: bool) -> ConvGeometry {
     ConvGeometry {
-        batch,
-        height: size,
-        width: size,
-        stride: 1,
-        pad_top: 1,
-        pad_left: 1,
-        pad_bottom: 1,
-        pad_right: 1,
         upsample,
+        ..ConvGeometry::same(batch, size, size)
     }
 }
 
@@ -189,7 +182,7 @@ fn blocks(b: &Bench) {
                 let (gamma, beta) = (values(c_in), values(c_in));
                 Box::new(move || {
                     let shape = [batch, size * size, c_in, 32];
-                    let norm = GroupNorm::of(&x, shape, 1e-5, &gamma, &beta, true);
+                    let norm = GroupNorm::new(&x, shape, 1e-5, &gamma, &beta, true);
                     normed_conv2d(&x, &norm, &g, &w, None, None, None, &mut out);
                 })
             },

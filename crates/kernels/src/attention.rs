@@ -21,38 +21,20 @@
 use rayon::prelude::*;
 
 use crate::disjoint::DisjointOut;
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::exp2;
-use crate::simd::{
-    MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, TileShape, dispatch, prefetch_read, prefetch_write,
-    tile_shape,
-};
-use crate::stop::Stop;
-use crate::tile::{Dot, Kernel, Single, tile};
+use crate::simd::{MAX_LANES, MAX_PANEL, MAX_ROWS, Op, Simd, prefetch_read, prefetch_write};
+use crate::stop::StopFlag;
+use crate::tile::{Bf16Bf16, F32, Kernel, tile};
 
-/// Shapes and layout of an attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionShape {
-    /// Samples.
-    pub batch: usize,
-    /// Heads.
-    pub heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Tokens that ask.
-    pub queries: usize,
-    /// Tokens that are looked at.
-    pub keys: usize,
-    /// Elements between consecutive tokens of the queries.
-    pub q_stride: usize,
-    /// Elements between consecutive tokens of the keys, and of the values.
-    pub kv_stride: usize,
-    /// A query sees only keys at its own position and before.
-    pub causal: bool,
-}
+mod layout;
 
-/// `softmax(q kᵀ / sqrt(head_dim)) v` for each sample and head.
+pub use layout::AttentionShape;
+use layout::{HeadLayout, PackHead};
+
+/// Computes `softmax(q kᵀ / sqrt(head_dim)) v` for each sample and head.
 ///
 /// Token `t` of sample `b`, head `h`, starts at `(b * queries + t) * q_stride + h * head_dim`
 /// in `q`, and likewise with `keys` and `kv_stride` in `k` and `v`, so that all three may be
@@ -61,45 +43,42 @@ pub struct AttentionShape {
 /// # Panics
 /// If a slice is too short for its shape, or there are no keys.
 pub fn attention<E: Element>(q: &[E], k: &[E], v: &[E], s: &AttentionShape, out: &mut [E]) {
-    attention_on(Isa::current(), q, k, v, s, None, out);
+    attention_for(Isa::current(), q, k, v, s, None, out);
 }
 
-/// [`attention`] in which the keys whose entry in `seen` `[batch, keys]` is false are hidden from
-/// every query. A query that would see no key at all sees all of its keys alike.
+/// Computes [`attention`] with a mask, `[batch, keys]`: keys whose entry is false are hidden from
+/// every query. If all keys of a query are hidden, all get the same weight.
 ///
 /// # Panics
-/// As [`attention`], and if `seen` has another length.
+/// As [`attention`], and if `mask` has another length.
 pub fn masked_attention<E: Element>(
     q: &[E],
     k: &[E],
     v: &[E],
     s: &AttentionShape,
-    seen: &[bool],
+    mask: &[bool],
     out: &mut [E],
 ) {
-    assert_eq!(seen.len(), s.batch * s.keys, "length of the mask");
-    attention_on(Isa::current(), q, k, v, s, Some(seen), out);
+    assert_eq!(mask.len(), s.batch * s.keys, "length of the mask");
+    attention_for(Isa::current(), q, k, v, s, Some(mask), out);
 }
 
-/// Bytes that an attention of elements `E` works in: its keys and values, packed.
+/// Gives the bytes that an attention of elements `E` works in: its keys and values, packed.
 pub fn attention_workspace<E: Element>(s: &AttentionShape) -> usize {
-    let layout = Layout::new(Isa::current(), s, E::IS_BF16);
+    let layout = HeadLayout::new(Isa::current(), s, E::IS_BF16);
     s.batch * s.heads * layout.head_len() * size_of::<E>()
 }
 
 /// Queries of a task, in tiles.
 const CHUNK_TILES: usize = 16;
 
-/// The most keys of a block.
-const MAX_BLOCK: usize = 512;
-
-fn attention_on<E: Element>(
+fn attention_for<E: Element>(
     isa: Isa,
     q: &[E],
     k: &[E],
     v: &[E],
     s: &AttentionShape,
-    seen: Option<&[bool]>,
+    mask: Option<&[bool]>,
     out: &mut [E],
 ) {
     let model = s.heads * s.head_dim;
@@ -127,23 +106,23 @@ fn attention_on<E: Element>(
         "length of the output"
     );
     assert!(s.keys > 0, "no keys");
-    let stop = Stop::here();
-    if out.is_empty() || stop.raised() {
+    let stop = StopFlag::current();
+    if out.is_empty() || stop.is_raised() {
         return;
     }
 
-    let layout = Layout::new(isa, s, E::IS_BF16);
+    let layout = HeadLayout::new(isa, s, E::IS_BF16);
     let heads = s.batch * s.heads;
     let mut packed = vec![E::default(); heads * layout.head_len()];
     packed
         .par_chunks_mut(layout.head_len())
         .enumerate()
         .for_each(|(head, packed)| {
-            if stop.raised() {
+            if stop.is_raised() {
                 return;
             }
             let first = head / s.heads * s.keys * s.kv_stride + head % s.heads * s.head_dim;
-            let pack = Pack {
+            let pack = PackHead {
                 layout: &layout,
                 k: &k[first..],
                 v: &v[first..],
@@ -157,17 +136,17 @@ fn attention_on<E: Element>(
     let chunks = s.queries.div_ceil(chunk);
     let shared = DisjointOut::new(out);
     (0..heads * chunks).into_par_iter().for_each(|task| {
-        if stop.raised() {
+        if stop.is_raised() {
             return;
         }
         let (head, c) = (task / chunks, task % chunks);
-        let task = Chunk {
+        let task = QueryChunk {
             q,
             packed: &packed[head * layout.head_len()..][..layout.head_len()],
             shape: s,
             layout: &layout,
             head,
-            seen: seen.map(|seen| &seen[head / s.heads * s.keys..][..s.keys]),
+            mask: mask.map(|mask| &mask[head / s.heads * s.keys..][..s.keys]),
             queries: c * chunk..s.queries.min((c + 1) * chunk),
             out: &shared,
         };
@@ -175,177 +154,49 @@ fn attention_on<E: Element>(
     });
 }
 
-/// The layout of the packed keys and values of one head.
-struct Layout {
-    /// Rows of a tile.
-    rows: usize,
-    /// Columns of a panel.
-    width: usize,
-    /// Values of `k` in a step of the product.
-    depth: usize,
-    /// The head dimension, padded to whole steps.
-    dim_steps: usize,
-    /// Keys, padded to whole vectors.
-    keys: usize,
-    /// Panels of the head dimension.
-    dim_panels: usize,
-    /// Keys of a block, whole panels.
-    block: usize,
-}
-
-impl Layout {
-    fn new(isa: Isa, s: &AttentionShape, pairs: bool) -> Layout {
-        let TileShape {
-            rows,
-            columns: width,
-            lanes,
-        } = tile_shape(isa);
-        let depth = if pairs { 2 } else { 1 };
-        let bytes = if pairs { 2 } else { 4 };
-        // Keys and values of a block fill half of an L2 cache of 1 MB.
-        let fits = (512 << 10) / (2 * bytes * s.head_dim);
-        let keys = s.keys.next_multiple_of(lanes);
-        let block = (fits / width * width).clamp(width, MAX_BLOCK);
-        Layout {
-            rows,
-            width,
-            depth,
-            dim_steps: s.head_dim.next_multiple_of(depth),
-            keys,
-            dim_panels: s.head_dim.div_ceil(width),
-            block: block.min(keys.next_multiple_of(width)),
-        }
-    }
-
-    fn keys_len(&self) -> usize {
-        self.keys * self.dim_steps
-    }
-
-    fn values_panel_len(&self) -> usize {
-        self.keys * self.width
-    }
-
-    fn head_len(&self) -> usize {
-        self.keys_len() + self.dim_panels * self.values_panel_len()
-    }
-
-    /// Packs one head; `out` is zero where there is padding.
-    #[inline(always)]
-    fn pack<E: Element>(&self, k: &[E], v: &[E], s: &AttentionShape, out: &mut [E]) {
-        let (width, depth) = (self.width, self.depth);
-        let (keys, values) = out.split_at_mut(self.keys_len());
-        for (panel, keys) in keys.chunks_mut(width * self.dim_steps).enumerate() {
-            let columns = keys.len() / self.dim_steps;
-            let first = panel * width;
-            // A key goes to as many lines as it has steps; none is in a cache yet.
-            for line in keys.chunks(64 / size_of::<E>()) {
-                prefetch_write(line.as_ptr());
-            }
-            for column in 0..columns.min(s.keys - first) {
-                let row = &k[(first + column) * s.kv_stride..][..s.head_dim];
-                if depth == 1 {
-                    for (to, from) in keys[column..].iter_mut().step_by(columns).zip(row) {
-                        *to = *from;
-                    }
-                    continue;
-                }
-                let (pairs, last) = row.as_chunks::<2>();
-                let steps = keys.as_chunks_mut::<2>().0[column..].iter_mut();
-                for (to, from) in steps.step_by(columns).zip(pairs) {
-                    *to = *from;
-                }
-                if let [last] = last {
-                    keys[(pairs.len() * columns + column) * 2] = *last;
-                }
-            }
-        }
-        for (panel, values) in values.chunks_mut(self.values_panel_len()).enumerate() {
-            let columns = panel * width..s.head_dim.min((panel + 1) * width);
-            if depth == 1 {
-                for (t, to) in values.chunks_exact_mut(width).take(s.keys).enumerate() {
-                    to[..columns.len()].copy_from_slice(&v[t * s.kv_stride..][columns.clone()]);
-                }
-                continue;
-            }
-            for (step, to) in values.chunks_exact_mut(2 * width).enumerate() {
-                let to = to.as_chunks_mut::<2>().0;
-                let t = 2 * step;
-                if t + 1 < s.keys {
-                    let first = &v[t * s.kv_stride..][columns.clone()];
-                    let second = &v[(t + 1) * s.kv_stride..][columns.clone()];
-                    for ((to, a), b) in to.iter_mut().zip(first).zip(second) {
-                        *to = [*a, *b];
-                    }
-                } else if t < s.keys {
-                    let first = &v[t * s.kv_stride..][columns.clone()];
-                    for (to, a) in to.iter_mut().zip(first) {
-                        to[0] = *a;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Packing a head, to be compiled with wide moves.
-struct Pack<'a, E> {
-    layout: &'a Layout,
-    k: &'a [E],
-    v: &'a [E],
-    shape: &'a AttentionShape,
-    out: &'a mut [E],
-}
-
-impl<E: Element> Op for Pack<'_, E> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        self.layout.pack(self.k, self.v, self.shape, self.out);
-    }
-}
-
 /// Some queries of one head.
-struct Chunk<'a, E> {
+struct QueryChunk<'a, E> {
     q: &'a [E],
     packed: &'a [E],
     shape: &'a AttentionShape,
-    layout: &'a Layout,
+    layout: &'a HeadLayout,
     head: usize,
-    /// Which keys of this sample count; all of them if nothing is said.
-    seen: Option<&'a [bool]>,
+    /// The mask of this sample's keys; `None` hides no key.
+    mask: Option<&'a [bool]>,
     queries: std::ops::Range<usize>,
     out: &'a DisjointOut<'a, E>,
 }
 
-impl<E: Element> Op for Chunk<'_, E> {
+impl<E: Element> Op for QueryChunk<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match (E::IS_BF16, S::PANEL_VECTORS) {
-            (true, 4) => self.flash::<S, Dot, 4>(s),
-            (true, _) => self.flash::<S, Dot, 2>(s),
-            (false, 4) => self.flash::<S, Single<f32>, 4>(s),
-            (false, _) => self.flash::<S, Single<f32>, 2>(s),
+            (true, 4) => self.flash::<S, Bf16Bf16, 4>(s),
+            (true, _) => self.flash::<S, Bf16Bf16, 2>(s),
+            (false, 4) => self.flash::<S, F32<f32>, 4>(s),
+            (false, _) => self.flash::<S, F32<f32>, 2>(s),
         }
     }
 }
 
-/// A score that counts for nothing, and yet is a number to compute with.
+/// The score of a hidden key: low enough for a probability of zero, and finite, because the
+/// difference of two infinities is not a number.
 const MASKED: f32 = -1e30;
 
 /// Rows of a tile in whole vectors.
 const ROW_LANES: usize = MAX_ROWS.next_multiple_of(MAX_LANES);
 
 /// The state of the softmax of a tile's queries, in lanes, after some blocks of keys.
-struct Running {
-    /// The largest score so far, scaled for powers of two.
-    largest: [f32; ROW_LANES],
-    /// The sum of exponentials relative to it.
+struct SoftmaxState {
+    /// The largest score so far, times the factor that makes the exponentials powers of two.
+    max: [f32; ROW_LANES],
+    /// The sum of exponentials, relative to that of the largest score.
     total: [f32; ROW_LANES],
 }
 
-impl<E: Element> Chunk<'_, E> {
+impl<E: Element> QueryChunk<'_, E> {
     #[inline(always)]
     fn flash<S: Simd, K: Kernel<A: Element>, const NV: usize>(&self, s: S) {
         assert!(E::IS_BF16 == K::A::IS_BF16 && NV == S::PANEL_VECTORS);
@@ -367,10 +218,10 @@ impl<E: Element> Chunk<'_, E> {
         }
         // The sums of a tile and a panel, row after row.
         let of_panel = S::ROWS * MAX_PANEL;
-        let mut weighted = vec![0f32; tiles * layout.dim_panels * of_panel];
-        let mut running: Vec<Running> = (0..tiles)
-            .map(|_| Running {
-                largest: [MASKED; ROW_LANES],
+        let mut weighted_sums = vec![0f32; tiles * layout.dim_panels * of_panel];
+        let mut running: Vec<SoftmaxState> = (0..tiles)
+            .map(|_| SoftmaxState {
+                max: [MASKED; ROW_LANES],
                 total: [0.0; ROW_LANES],
             })
             .collect();
@@ -420,7 +271,7 @@ impl<E: Element> Chunk<'_, E> {
                     }
                     let scores = &mut scores[r * layout.block..];
                     scores[seen..padded].fill(MASKED);
-                    if let Some(mask) = self.seen {
+                    if let Some(mask) = self.mask {
                         for (score, seen) in scores[..seen].iter_mut().zip(&mask[first_key..]) {
                             if !seen {
                                 *score = MASKED;
@@ -429,7 +280,7 @@ impl<E: Element> Chunk<'_, E> {
                     }
                 }
                 let of_tile = layout.dim_panels * of_panel;
-                let sums = &mut weighted[t * of_tile..(t + 1) * of_tile];
+                let sums = &mut weighted_sums[t * of_tile..(t + 1) * of_tile];
                 self.softmax::<S, K>(
                     s,
                     &scores,
@@ -460,7 +311,7 @@ impl<E: Element> Chunk<'_, E> {
             let factor = s.splat(1.0 / running[t].total[r]);
             for j in (0..shape.head_dim).step_by(S::LANES) {
                 let panel = t * layout.dim_panels + j / width;
-                let sums = &weighted[panel * of_panel..][..of_panel];
+                let sums = &weighted_sums[panel * of_panel..][..of_panel];
                 let y = s.mul(s.read(sums, r * width + j % width), factor);
                 s.write(out, j, y);
             }
@@ -475,9 +326,9 @@ impl<E: Element> Chunk<'_, E> {
         s: S,
         scores: &[f32],
         keys: usize,
-        running: &mut Running,
+        running: &mut SoftmaxState,
         probabilities: &mut [K::A],
-        weighted: &mut [f32],
+        weighted_sums: &mut [f32],
     ) {
         const UNROLL: usize = 4;
         let block = self.layout.block;
@@ -498,24 +349,24 @@ impl<E: Element> Chunk<'_, E> {
                 peak[0] = s.max(peak[0], s.read(scores, i));
             }
             let peak = s.max(s.max(peak[0], peak[1]), s.max(peak[2], peak[3]));
-            peaks[r] = s.largest(peak);
+            peaks[r] = s.reduce_max(peak);
         }
         // All rows at once, in lanes.
-        let mut fades = [0f32; ROW_LANES];
+        let mut factors = [0f32; ROW_LANES];
         for i in (0..ROW_LANES).step_by(S::LANES) {
-            let before = s.read(&running.largest, i);
+            let before = s.read(&running.max, i);
             let now = s.max(before, s.mul(s.read(&peaks, i), s.splat(scale)));
-            let fade = exp2(s, s.sub(before, now), false);
-            s.write(&mut running.largest, i, now);
-            s.write(&mut fades, i, fade);
-            let total = s.mul(s.read(&running.total, i), fade);
+            let factor = exp2(s, s.sub(before, now), false);
+            s.write(&mut running.max, i, now);
+            s.write(&mut factors, i, factor);
+            let total = s.mul(s.read(&running.total, i), factor);
             s.write(&mut running.total, i, total);
         }
         let rows = scores
             .chunks_exact(block)
             .zip(probabilities.chunks_exact_mut(block));
         for (r, (scores, out)) in rows.enumerate() {
-            let shift = s.splat(-running.largest[r]);
+            let shift = s.splat(-running.max[r]);
             let mut sum = [s.zero(); UNROLL];
             let parts = scores[..whole].chunks_exact(step);
             for (part, out) in parts.zip(out.chunks_exact_mut(step)) {
@@ -533,15 +384,15 @@ impl<E: Element> Chunk<'_, E> {
                 s.write(out, i, p);
             }
             let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
-            running.total[r] += s.sum(sum);
+            running.total[r] += s.reduce_sum(sum);
         }
-        if fades[..S::ROWS].iter().any(|fade| *fade != 1.0) {
+        if factors[..S::ROWS].iter().any(|factor| *factor != 1.0) {
             let width = S::LANES * S::PANEL_VECTORS;
-            for sums in weighted.chunks_exact_mut(S::ROWS * MAX_PANEL) {
-                for (row, fade) in sums.chunks_exact_mut(width).zip(fades).take(S::ROWS) {
+            for sums in weighted_sums.chunks_exact_mut(S::ROWS * MAX_PANEL) {
+                for (row, factor) in sums.chunks_exact_mut(width).zip(factors).take(S::ROWS) {
                     for i in (0..width).step_by(S::LANES) {
-                        let faded = s.mul(s.read(row, i), s.splat(fade));
-                        s.write(row, i, faded);
+                        let scaled = s.mul(s.read(row, i), s.splat(factor));
+                        s.write(row, i, scaled);
                     }
                 }
             }
@@ -605,7 +456,7 @@ mod tests {
         let wide = |x: &[E]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
         let want = reference(&wide(&q), &wide(&k), &wide(&v), s, mask);
         let mut out = vec![E::default(); want.len()];
-        attention_on(isa, &q, &k, &v, s, mask, &mut out);
+        attention_for(isa, &q, &k, &v, s, mask, &mut out);
         // Scores of size x carry an error of x ulp, and e^x turns it into a relative one.
         let tolerance = if E::IS_BF16 {
             5e-3

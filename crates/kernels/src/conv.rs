@@ -1,26 +1,26 @@
 //! Two-dimensional convolution over channel-last images.
 //!
-//! A tap's inputs are a run of channels, so the product needs no copy of the input: for
-//! each tap the rows of the matrix are pointers into the image, or to a run of zeros where
-//! the tap falls on the padding.
+//! A convolution is a matrix product whose rows are output pixels. Each tap (kernel position) reads
+//! all channels of one input pixel, which lie side by side, so no copy of the input is made: for
+//! each row and tap the product gets a pointer to a pixel, or to zeros where the tap falls on the
+//! padding.
 
 #![allow(unsafe_code)]
 
 use crate::element::Element;
-use crate::elementwise::{convert, widen};
+use crate::elementwise::{convert, to_f32};
 use crate::gemm::{self, Epilogue};
 use crate::geometry::ConvGeometry;
-use crate::int8::{Quantised, ZERO};
-use crate::linear::widens;
-use crate::math::Activation;
+use crate::int8::{Quantised, ZERO_POINT};
+use crate::linear::computes_in_f32;
 use crate::norm::GroupNorm;
-use crate::pack::{ConvLayout, Form, PackedConv};
+use crate::pack::{ConvLayout, ConvPacking, PackedConv};
 use crate::tile::Operand;
 use crate::weights::WeightFormat;
 use crate::winograd;
 use crate::workspace::Workspace;
 
-/// Convolution of `x`, `[batch, height, width, c_in]`, to `out`,
+/// Computes the convolution of `x`, `[batch, height, width, c_in]`, to `out`,
 /// `[batch, out_height, out_width, c_out]`. `bias` is `[c_out]`; `sample_bias`,
 /// `[batch, c_out]`, is added to every pixel of its image (a time embedding); `residual`
 /// has the shape of `out` and is added.
@@ -37,19 +37,19 @@ pub fn conv2d<E: Element>(
     residual: Option<&[E]>,
     out: &mut [E],
 ) {
-    conv2d_of(x, None, g, w, bias, sample_bias, residual, out);
+    conv2d_with_norm(x, None, g, w, bias, sample_bias, residual, out);
 }
 
 /// Gives the memory that [`conv2d`] and [`normed_conv2d`] work in on elements `E`.
 pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
-    if w.form == Form::Points {
+    if w.packing == ConvPacking::Winograd {
         return winograd::bf16::workspace(g, w);
     }
     let format = w.panel_layout.format;
     if format == WeightFormat::Int8 {
         return Quantised::workspace(g.batch * g.height * g.width, w.c_in, g.height * g.width);
     }
-    if widens::<E>(format) {
+    if computes_in_f32::<E>(format) {
         let (height, width) = g.output_size(w.kh, w.kw);
         let values = g.height * g.width * w.c_in + height * width * w.c_out;
         let narrow = conv2d_workspace::<f32>(g, w);
@@ -58,25 +58,26 @@ pub fn conv2d_workspace<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> Workspa
             ..narrow
         };
     }
-    match !E::IS_BF16 && winograd::f32::suits(g, w) {
+    match !E::IS_BF16 && winograd::f32::is_profitable(g, w) {
         true => winograd::f32::workspace(g, w),
         false => Workspace::default(),
     }
 }
 
-/// Whether [`normed_conv2d`] is there for elements of this type.
-pub fn norms_on_the_way<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
+/// Tells whether [`normed_conv2d`] can compute this convolution for elements of this type.
+pub fn can_fuse_norm<E: Element>(g: &ConvGeometry, w: &ConvLayout) -> bool {
     match E::IS_BF16 {
-        true => w.form == Form::Points,
-        false => winograd::f32::suits(g, w),
+        true => w.packing == ConvPacking::Winograd,
+        false => winograd::f32::is_profitable(g, w),
     }
 }
 
-/// [`conv2d`] of what `norm` makes of `x`, which is then never in memory as a whole. In `f32` number
-/// for number the same as one after the other; in bf16 the norm's output is not rounded.
+/// Computes [`conv2d`] of `norm` of `x`. The normed images are computed piece by piece as they are
+/// needed, and are never in memory as a whole. In `f32` every number is the same as that of the
+/// norm followed by [`conv2d`]; in bf16 the norm's output is not rounded.
 ///
 /// # Panics
-/// As [`conv2d`]; if `norm` is not of such images, or [`norms_on_the_way`] is false.
+/// As [`conv2d`]; if `norm` is not of such images, or [`can_fuse_norm`] is false.
 #[allow(clippy::too_many_arguments)]
 pub fn normed_conv2d<E: Element>(
     x: &[E],
@@ -88,13 +89,16 @@ pub fn normed_conv2d<E: Element>(
     residual: Option<&[E]>,
     out: &mut [E],
 ) {
-    assert!(norms_on_the_way::<E>(g, w), "a convolution that norms");
+    assert!(
+        can_fuse_norm::<E>(g, w),
+        "a convolution that can compute its norm"
+    );
     assert_eq!(norm.shape(), [g.batch, w.c_in], "images of the norm");
-    conv2d_of(x, Some(norm), g, w, bias, sample_bias, residual, out);
+    conv2d_with_norm(x, Some(norm), g, w, bias, sample_bias, residual, out);
 }
 
 #[allow(clippy::too_many_arguments)]
-fn conv2d_of<E: Element>(
+fn conv2d_with_norm<E: Element>(
     x: &[E],
     norm: Option<&GroupNorm>,
     g: &ConvGeometry,
@@ -122,49 +126,47 @@ fn conv2d_of<E: Element>(
         assert_eq!(residual.len(), outputs, "length of the residual");
     }
     let epilogue = Epilogue {
-        input_scales: None,
         bias,
         sample_bias: sample_bias.map(|b| (b, height * width)),
-        activation: Activation::None,
         residual,
-        geglu: false,
-        place: None,
+        ..Epilogue::default()
     };
     let format = w.panels[0].format;
-    if w.form == Form::Points {
+    if w.packing == ConvPacking::Winograd {
         let (Some(x), Some(out)) = (E::as_bf16(x), E::as_bf16_mut(out)) else {
-            panic!("weights that were packed for bf16 images");
+            panic!("weights that are packed for bf16 images alone");
         };
-        let epilogue = epilogue.adding(residual.and_then(E::as_bf16));
+        let epilogue = epilogue.with_residual(residual.and_then(E::as_bf16));
         winograd::bf16::conv(x, norm, g, w, &epilogue, out);
     } else if format == WeightFormat::Int8 {
         let x = Quantised::new(w.panels[0].isa, x, w.c_in, g.height * g.width);
-        let zeros = vec![ZERO; x.stride];
+        let zeros = vec![ZERO_POINT; x.stride];
         let epilogue = Epilogue {
             input_scales: Some((&x.scales, height * width)),
             ..epilogue
         };
-        products(x.bytes(), x.stride, &zeros, g, w, &epilogue, out);
-    } else if widens::<E>(format) {
-        let residual = residual.map(widen);
+        multiply_taps(x.bytes(), x.stride, &zeros, g, w, &epilogue, out);
+    } else if computes_in_f32::<E>(format) {
+        let residual = residual.map(to_f32);
         let residual = residual.as_deref();
         let mut y = vec![0f32; out.len()];
-        conv2d(&widen(x), g, w, bias, sample_bias, residual, &mut y);
+        conv2d(&to_f32(x), g, w, bias, sample_bias, residual, &mut y);
         convert(&y, out);
-    } else if winograd::f32::suits(g, w)
+    } else if winograd::f32::is_profitable(g, w)
         && let (Some(x), Some(out)) = (E::as_f32(x), E::as_f32_mut(out))
     {
-        let epilogue = epilogue.adding(residual.and_then(E::as_f32));
+        let epilogue = epilogue.with_residual(residual.and_then(E::as_f32));
         winograd::f32::conv(x, norm, g, w, &epilogue, out);
     } else {
         let zeros = vec![E::default(); w.c_in];
-        products(x, w.c_in, &zeros, g, w, &epilogue, out);
+        multiply_taps(x, w.c_in, &zeros, g, w, &epilogue, out);
     }
 }
 
-/// The convolution as a product, or as four; `x` has pixels of `stride` elements, and
-/// `zeros` is one of the padding.
-fn products<A: Operand, E: Element>(
+/// Computes the convolution as a product, or as four for weights packed as
+/// [`ConvPacking::Doubled`]. The pixels of `x` are `stride` elements apart; `zeros` is a pixel of
+/// the padding.
+fn multiply_taps<A: Operand, E: Element>(
     x: &[A],
     stride: usize,
     zeros: &[A],
@@ -174,10 +176,10 @@ fn products<A: Operand, E: Element>(
     out: &mut [E],
 ) {
     assert!(zeros.len() >= stride, "a pixel of zeros");
-    if w.form == Form::Taps {
-        let panels = w.plain();
+    if w.packing == ConvPacking::Direct {
+        let panels = w.direct_panels();
         let (height, width) = g.output_size(w.kh, w.kw);
-        let source = taps(x, stride, zeros, g, [w.kh, w.kw]);
+        let source = tap_pointers(x, stride, zeros, g, [w.kh, w.kw]);
         let rows = g.batch * height * width;
         // SAFETY: each pointer is the start of a pixel or of as many zeros.
         unsafe { gemm::product(rows, panels, &source, epilogue, w.c_out, out) }
@@ -187,8 +189,8 @@ fn products<A: Operand, E: Element>(
     assert!(g.upsample && same, "weights packed for an enlarged input");
     for (phase, panels) in w.panels.iter().enumerate() {
         let (py, px) = (phase / 2, phase % 2);
-        // The kernel of 2 x 2 begins a pixel before those of even rows and columns, and on
-        // those of odd ones.
+        // For even rows and columns of the output the kernel of 2 x 2 begins a pixel before the
+        // input's pixel, for odd ones on it.
         let of_phase = ConvGeometry {
             pad_top: 1 - py,
             pad_left: 1 - px,
@@ -197,26 +199,26 @@ fn products<A: Operand, E: Element>(
             upsample: false,
             ..*g
         };
-        let place = |row: usize| {
+        let output_row = |row: usize| {
             let (line, x) = (row / g.width, row % g.width);
             (2 * line + py) * 2 * g.width + 2 * x + px
         };
         let epilogue = Epilogue {
-            place: Some(&place),
+            output_row: Some(&output_row),
             ..*epilogue
         };
-        let source = taps(x, stride, zeros, &of_phase, [2, 2]);
+        let source = tap_pointers(x, stride, zeros, &of_phase, [2, 2]);
         let rows = g.batch * g.height * g.width;
         assert_eq!(out.len(), 4 * rows * w.c_out, "length of the output");
-        // SAFETY: each pointer is the start of a pixel or of as many zeros; `place` sends
+        // SAFETY: each pointer is the start of a pixel or of as many zeros; `output_row` sends
         // each row to one pixel of its phase.
         unsafe { gemm::product(rows, panels, &source, &epilogue, w.c_out, out) }
     }
 }
 
-/// Finds, for each output pixel, the input pixels of the taps of a kernel in `x`, whose
-/// pixels are `stride` elements; `zeros` is a pixel of the padding.
-fn taps<'a, A: Operand>(
+/// Makes the function that gives, for an output pixel, pointers to the input pixels of the taps.
+/// The pixels of `x` are `stride` elements apart; `zeros` is a pixel of the padding.
+fn tap_pointers<'a, A: Operand>(
     x: &'a [A],
     stride: usize,
     zeros: &'a [A],
@@ -343,15 +345,8 @@ pub(crate) mod tests {
     #[test]
     fn phases_agree_with_the_enlarged_input() {
         let g = ConvGeometry {
-            batch: 2,
-            height: 5,
-            width: 6,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
             upsample: true,
+            ..ConvGeometry::same(2, 5, 6)
         };
         for isa in Isa::available() {
             for shape in [[5, 3, 3, 3], [70, 33, 3, 3]] {
@@ -398,17 +393,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_norm_on_the_way_changes_no_number() {
-        let g = ConvGeometry {
-            batch: 2,
-            height: 27,
-            width: 30,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        };
+        let g = ConvGeometry::same(2, 27, 30);
         let (c_out, c_in, pixels) = (37, 36, g.height * g.width);
         let x = noise(1, g.batch * pixels * c_in);
         let w = noise(2, c_out * c_in * 9);
@@ -416,11 +401,11 @@ pub(crate) mod tests {
         for isa in Isa::available() {
             let shape = [c_out, c_in, 3, 3];
             let packed = PackedConv::pack_for(isa, Weights::F32(&w), shape, WeightFormat::F32);
-            assert!(norms_on_the_way::<f32>(&g, &packed));
-            assert!(!norms_on_the_way::<bf16>(&g, &packed));
+            assert!(can_fuse_norm::<f32>(&g, &packed));
+            assert!(!can_fuse_norm::<bf16>(&g, &packed));
             for silu in [false, true] {
                 let shape = [g.batch, pixels, c_in, 4];
-                let norm = GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu);
+                let norm = GroupNorm::new_for(isa, &x, shape, 1e-5, &gamma, &beta, silu);
                 let mut normed = vec![0f32; x.len()];
                 norm.apply(&x, &mut normed);
                 let mut want = vec![0f32; g.batch * pixels * c_out];
@@ -434,17 +419,7 @@ pub(crate) mod tests {
 
     #[test]
     fn int8_is_close() {
-        let g = ConvGeometry {
-            batch: 2,
-            height: 5,
-            width: 6,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        };
+        let g = ConvGeometry::same(2, 5, 6);
         for isa in Isa::available() {
             for shape in [[5, 3, 3, 3], [70, 33, 3, 3], [64, 96, 1, 1]] {
                 let [c_out, c_in, kh, kw] = shape;
@@ -461,17 +436,7 @@ pub(crate) mod tests {
 
     #[test]
     fn every_geometry_agrees_with_the_reference() {
-        let same = ConvGeometry {
-            batch: 2,
-            height: 5,
-            width: 7,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        };
+        let same = ConvGeometry::same(2, 5, 7);
         let cases = [
             (same, [5, 3, 3, 3]),
             (same, [64, 4, 3, 3]),

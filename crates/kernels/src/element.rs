@@ -13,20 +13,20 @@ mod sealed {
 pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// Whether this is [`half::bf16`]; otherwise it is `f32`.
     const IS_BF16: bool;
-    /// The value, exactly.
+    /// Returns the value, exactly.
     fn to_f32(self) -> f32;
-    /// The nearest value of this type, ties to even.
+    /// Returns the nearest value of this type, ties to even.
     fn from_f32(value: f32) -> Self;
-    /// The slice itself, if its elements are `f32`.
+    /// Returns the slice itself, if its elements are `f32`.
     #[doc(hidden)]
     fn as_f32(slice: &[Self]) -> Option<&[f32]>;
-    /// The slice itself, if its elements are `f32`.
+    /// Returns the slice itself, if its elements are `f32`.
     #[doc(hidden)]
     fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
-    /// The slice itself, if its elements are [`half::bf16`].
+    /// Returns the slice itself, if its elements are [`half::bf16`].
     #[doc(hidden)]
     fn as_bf16(slice: &[Self]) -> Option<&[bf16]>;
-    /// The slice itself, if its elements are [`half::bf16`].
+    /// Returns the slice itself, if its elements are [`half::bf16`].
     #[doc(hidden)]
     fn as_bf16_mut(slice: &mut [Self]) -> Option<&mut [bf16]>;
 }

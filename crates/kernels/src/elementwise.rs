@@ -1,17 +1,17 @@
 //! Functions of each element alone.
 
-use half::bf16;
 use rayon::prelude::*;
 
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, Map};
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 
 /// Elements a task handles: enough to pay for starting it.
 const CHUNK: usize = 1 << 14;
 
-/// `out = a + b`.
+/// Computes `out = a + b`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -22,14 +22,14 @@ pub fn add<E: Element>(a: &[E], b: &[E], out: &mut [E]) {
     );
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
         let range = i * CHUNK..i * CHUNK + out.len();
-        let sum = Sum(&a[range.clone()], &b[range], out);
+        let sum = Add(&a[range.clone()], &b[range], out);
         dispatch(Isa::current(), sum);
     });
 }
 
-struct Sum<'a, E>(&'a [E], &'a [E], &'a mut [E]);
+struct Add<'a, E>(&'a [E], &'a [E], &'a mut [E]);
 
-impl<E: Element> Op for Sum<'_, E> {
+impl<E: Element> Op for Add<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -40,11 +40,11 @@ impl<E: Element> Op for Sum<'_, E> {
     }
 }
 
-/// `out = act(x)`.
+/// Computes `out = act(x)`.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
+fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
         let x = &x[i * CHUNK..i * CHUNK + out.len()];
@@ -53,7 +53,7 @@ pub fn activate<E: Element>(x: &[E], act: Activation, out: &mut [E]) {
     });
 }
 
-/// `out = x / (1 + e^-x)`.
+/// Computes `out = x / (1 + e^-x)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -61,11 +61,11 @@ pub fn silu<E: Element>(x: &[E], out: &mut [E]) {
     activate(x, Activation::Silu, out);
 }
 
-/// `out = x`, rounded to the nearest where `out`'s type is the narrower.
+/// Converts `x` to the type of `out`, rounding to the nearest where that is the narrower.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn convert<A: Element, B: Element>(x: &[A], out: &mut [B]) {
+pub(crate) fn convert<A: Element, B: Element>(x: &[A], out: &mut [B]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
     out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
         let x = &x[i * CHUNK..i * CHUNK + out.len()];
@@ -85,15 +85,8 @@ impl<A: Element, B: Element> Op for Convert<'_, A, B> {
     }
 }
 
-/// `x` rounded to bf16.
-pub fn to_bf16(x: &[f32]) -> Vec<bf16> {
-    let mut out = vec![bf16::ZERO; x.len()];
-    convert(x, &mut out);
-    out
-}
-
-/// `x` as `f32`.
-pub fn widen<E: Element>(x: &[E]) -> Vec<f32> {
+/// Converts `x` to `f32`.
+pub(crate) fn to_f32<E: Element>(x: &[E]) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     convert(x, &mut out);
     out
@@ -101,6 +94,8 @@ pub fn widen<E: Element>(x: &[E]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::test::{noise, rounded};
 
@@ -117,8 +112,10 @@ mod tests {
                 let want = Activation::Silu.reference(f64::from(*x));
                 assert!((f64::from(*y) - want).abs() <= 1e-6 * want.abs());
             }
-            assert_eq!(to_bf16(&a), rounded::<bf16>(&a));
-            let back = widen(&to_bf16(&a));
+            let mut narrow = vec![bf16::ZERO; n];
+            convert(&a, &mut narrow);
+            assert_eq!(narrow, rounded::<bf16>(&a));
+            let back = to_f32(&narrow);
             assert_eq!(
                 back,
                 rounded::<bf16>(&a)

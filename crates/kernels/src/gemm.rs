@@ -29,13 +29,14 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::disjoint::DisjointOut;
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math::{Activation, gelu};
 use crate::panels::Panels;
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
-use crate::stop::Stop;
-use crate::tile::{Bytes, Dot, Kernel, Operand, Pairs, Single, tile};
+use crate::simd::{MAX_PANEL, Op, Simd, prefetch_write};
+use crate::stop::StopFlag;
+use crate::tile::{Bf16Bf16, F32, F32Bf16, Kernel, Operand, U8I8, tile};
 use crate::weights::WeightFormat;
 
 /// The operations on the sums before they are written to the output.
@@ -50,14 +51,14 @@ pub(crate) struct Epilogue<'a, E> {
     pub(crate) residual: Option<&'a [E]>,
     /// The panel's left half times the gelu of its right half; `bias` has both halves.
     pub(crate) geglu: bool,
-    /// The place that each output row goes to, if not in order; the other members count these
-    /// places.
-    pub(crate) place: Option<&'a (dyn Fn(usize) -> usize + Sync)>,
+    /// Maps a row of the product to the row of the output that it becomes; `None` keeps the
+    /// order. The other members count rows of the output.
+    pub(crate) output_row: Option<&'a (dyn Fn(usize) -> usize + Sync)>,
 }
 
 impl<'a, E> Epilogue<'a, E> {
-    /// The same, but that this is added, to an output of its type.
-    pub(crate) fn adding<'b, F>(&self, residual: Option<&'b [F]>) -> Epilogue<'b, F>
+    /// Returns the same operations with another residual, for an output of its type.
+    pub(crate) fn with_residual<'b, F>(&self, residual: Option<&'b [F]>) -> Epilogue<'b, F>
     where
         'a: 'b,
     {
@@ -68,27 +69,27 @@ impl<'a, E> Epilogue<'a, E> {
             activation: self.activation,
             residual,
             geglu: self.geglu,
-            place: self.place,
+            output_row: self.output_row,
         }
     }
 
-    /// The place of an output row.
+    /// Returns the row of the output that a row of the product becomes.
     #[inline(always)]
-    fn place(&self, row: usize) -> usize {
-        match self.place {
-            Some(place) => place(row),
+    fn output_row(&self, row: usize) -> usize {
+        match self.output_row {
+            Some(output_row) => output_row(row),
             None => row,
         }
     }
 
-    /// Outputs that a full panel makes.
+    /// Returns the number of outputs that a full panel makes.
     fn columns(&self, w: &Panels) -> usize {
         if self.geglu { w.width / 2 } else { w.width }
     }
 }
 
-/// A tile to compute; see [`tile`](crate::tile::tile).
-struct Tile<'a, K: Kernel, const NV: usize> {
+/// Computes a tile: see [`tile`].
+struct TileOp<'a, K: Kernel, const NV: usize> {
     rows: &'a [*const K::A],
     offset: usize,
     len: usize,
@@ -97,7 +98,7 @@ struct Tile<'a, K: Kernel, const NV: usize> {
     out: &'a mut [f32],
 }
 
-impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
+impl<K: Kernel, const NV: usize> Op for TileOp<'_, K, NV> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -120,17 +121,17 @@ impl<K: Kernel, const NV: usize> Op for Tile<'_, K, NV> {
     }
 }
 
-/// A part of the sum along `k`: of some segments, the same piece of each.
-struct Block {
+/// A block of the sum along `k`: the same range of elements of some segments.
+struct KBlock {
     first_segment: usize,
     segments: usize,
     offset: usize,
     len: usize,
-    /// Padded values of `k` before this block.
+    /// Values of `k` before this block, with padding.
     k: usize,
 }
 
-fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
+fn k_blocks(w: &Panels, max_len: usize) -> Vec<KBlock> {
     let mut out = Vec::new();
     let padded = w.segment_len.next_multiple_of(w.format.depth());
     // Bytes are padded on both sides.
@@ -138,14 +139,14 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
         WeightFormat::Int8 => padded,
         _ => w.segment_len,
     };
-    if padded > longest {
+    if padded > max_len {
         for segment in 0..w.segments {
-            for offset in (0..segment_len).step_by(longest) {
-                out.push(Block {
+            for offset in (0..segment_len).step_by(max_len) {
+                out.push(KBlock {
                     first_segment: segment,
                     segments: 1,
                     offset,
-                    len: longest.min(segment_len - offset),
+                    len: max_len.min(segment_len - offset),
                     k: segment * padded + offset,
                 });
             }
@@ -153,10 +154,10 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
         return out;
     }
     // As many whole segments as fit, evenly.
-    let parts = w.segments.div_ceil(longest / padded);
+    let parts = w.segments.div_ceil(max_len / padded);
     let each = w.segments.div_ceil(parts);
     for first_segment in (0..w.segments).step_by(each) {
-        out.push(Block {
+        out.push(KBlock {
             first_segment,
             segments: each.min(w.segments - first_segment),
             offset: 0,
@@ -167,17 +168,17 @@ fn blocks(w: &Panels, longest: usize) -> Vec<Block> {
     out
 }
 
-/// Sums of one tile over one block of `k`, with the kernel for activations `A` and these
-/// weights.
+/// Computes the sums of one tile over one block of `k`, with the kernel for activations `A` and
+/// these weights.
 ///
 /// # Safety
-/// As for [`tile`](crate::tile::tile): `rows` point to elements of the block's segments; `w` is
+/// As for [`tile`]: `rows` point to elements of the block's segments; `w` is
 /// the weights of the block in a panel of `vectors` vectors.
 unsafe fn multiply<A: Operand>(
     weights: &Panels,
     vectors: usize,
     rows: &[*const A],
-    block: &Block,
+    block: &KBlock,
     w: *const u8,
     add: bool,
     out: &mut [f32],
@@ -186,7 +187,7 @@ unsafe fn multiply<A: Operand>(
         isa: Isa,
         vectors: usize,
         rows: &[*const A],
-        block: &Block,
+        block: &KBlock,
         w: *const u8,
         add: bool,
         out: &mut [f32],
@@ -199,7 +200,7 @@ unsafe fn multiply<A: Operand>(
             ($vectors:literal) => {
                 dispatch(
                     isa,
-                    Tile::<K, $vectors> {
+                    TileOp::<K, $vectors> {
                         rows,
                         offset,
                         len,
@@ -219,28 +220,28 @@ unsafe fn multiply<A: Operand>(
         }
     }
     let run = match weights.format {
-        WeightFormat::F32 => with::<A, Single<f32>>,
-        WeightFormat::F16 => with::<A, Single<f16>>,
-        WeightFormat::Bf16 if TypeId::of::<A>() == TypeId::of::<f32>() => with::<A, Pairs>,
-        WeightFormat::Bf16 => with::<A, Dot>,
-        WeightFormat::Int8 => with::<A, Bytes>,
+        WeightFormat::F32 => with::<A, F32<f32>>,
+        WeightFormat::F16 => with::<A, F32<f16>>,
+        WeightFormat::Bf16 if TypeId::of::<A>() == TypeId::of::<f32>() => with::<A, F32Bf16>,
+        WeightFormat::Bf16 => with::<A, Bf16Bf16>,
+        WeightFormat::Int8 => with::<A, U8I8>,
     };
     run(weights.isa, vectors, rows, block, w, add, out);
 }
 
 /// Finds the elements of a row: `source(row, pointers)` sets, for each segment, where they
 /// begin.
-pub(crate) type Source<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
+type RowSource<'a, A> = dyn Fn(usize, &mut [*const A]) + Sync + 'a;
 
-/// `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
+/// Computes `out[row, ..] = epilogue(source(row) · Wᵀ)` for `rows` rows of `outputs`.
 ///
 /// # Safety
-/// `source` must set pointers to `segment_len` readable elements. If the epilogue places
-/// rows, different ones must go to different places within `out`.
+/// `source` must set pointers to `segment_len` readable elements. If the epilogue maps rows, it
+/// must map different ones to different rows within `out`.
 pub(crate) unsafe fn product<A: Operand, E: Element>(
     rows: usize,
     w: &Panels,
-    source: &Source<A>,
+    source: &RowSource<A>,
     epilogue: &Epilogue<E>,
     outputs: usize,
     out: &mut [E],
@@ -249,12 +250,12 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
     assert_eq!(outputs.div_ceil(columns), w.count(), "outputs of a row");
     assert!(out.len() >= rows * outputs, "length of the output");
     // Half a megabyte of the panel at a time, and for f32 sums of bounded error.
-    let longest = if TypeId::of::<A>() == TypeId::of::<f32>() {
+    let max_len = if TypeId::of::<A>() == TypeId::of::<f32>() {
         512
     } else {
         8192 / size_of::<A>()
     };
-    let blocks = blocks(w, longest);
+    let blocks = k_blocks(w, max_len);
 
     // Tasks: a group of panels times a chunk of rows. The chunks of a group follow each
     // other, so that a thread meets each panel's weights once.
@@ -264,13 +265,13 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
     let group = if chunks >= 16 { 8 } else { 1 }.min(panels);
     let groups = panels.div_ceil(group);
     let shared = DisjointOut::new(out);
-    let stop = Stop::here();
+    let stop = StopFlag::current();
     (0..groups * chunks).into_par_iter().for_each(|task| {
-        if stop.raised() {
+        if stop.is_raised() {
             return;
         }
         let (g, c) = (task / chunks, task % chunks);
-        let task = Task {
+        let task = RowChunk {
             w,
             blocks: &blocks,
             epilogue,
@@ -278,7 +279,7 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
             out: &shared,
             outputs,
         };
-        let table = task.table(source);
+        let table = task.row_pointers(source);
         for panel in g * group..panels.min((g + 1) * group) {
             // SAFETY: the caller's promise about the rows.
             unsafe { task.panel(&table, panel) }
@@ -286,20 +287,20 @@ pub(crate) unsafe fn product<A: Operand, E: Element>(
     });
 }
 
-/// A chunk of rows.
-struct Task<'a, E> {
+/// The product of a chunk of rows.
+struct RowChunk<'a, E> {
     w: &'a Panels,
-    blocks: &'a [Block],
+    blocks: &'a [KBlock],
     epilogue: &'a Epilogue<'a, E>,
     rows: Range<usize>,
     out: &'a DisjointOut<'a, E>,
     outputs: usize,
 }
 
-impl<E: Element> Task<'_, E> {
-    /// The row pointers: for each tile, for each segment, those of its rows. The rows
+impl<E: Element> RowChunk<'_, E> {
+    /// Lists the row pointers: for each tile, for each segment, those of its rows. The rows
     /// missing from the last tile repeat the last row.
-    fn table<A: Operand>(&self, source: &Source<A>) -> Vec<*const A> {
+    fn row_pointers<A: Operand>(&self, source: &RowSource<A>) -> Vec<*const A> {
         let (segments, height) = (self.w.segments, self.w.tile_rows);
         let tiles = self.rows.len().div_ceil(height);
         let mut table = vec![std::ptr::null(); tiles * segments * height];
@@ -323,12 +324,14 @@ impl<E: Element> Task<'_, E> {
         let first = self.rows.start + tile * self.w.tile_rows;
         for row in first..self.rows.end.min(first + self.w.tile_rows) {
             for column in (0..width).step_by(64 / size_of::<E>()) {
-                let at = self.epilogue.place(row) * self.outputs + panel * width + column;
+                let at = self.epilogue.output_row(row) * self.outputs + panel * width + column;
                 prefetch_write(self.out.address(at));
             }
         }
     }
 
+    /// Computes the product of the chunk with a panel and writes it.
+    ///
     /// # Safety
     /// The pointers in `table` must be to whole segments.
     unsafe fn panel<A: Operand>(&self, table: &[*const A], panel: usize) {
@@ -352,7 +355,7 @@ impl<E: Element> Task<'_, E> {
                 unsafe { multiply(self.w, vectors, rows, block, w, b > 0, sums) }
                 if b + 1 == self.blocks.len() {
                     let first = self.rows.start + t * height;
-                    let finish = Finish {
+                    let finish = FinishTile {
                         task: self,
                         rows: first..self.rows.end.min(first + height),
                         panel,
@@ -366,14 +369,14 @@ impl<E: Element> Task<'_, E> {
 }
 
 /// Writes a tile to the output.
-struct Finish<'a, E> {
-    task: &'a Task<'a, E>,
+struct FinishTile<'a, E> {
+    task: &'a RowChunk<'a, E>,
     rows: Range<usize>,
     panel: usize,
     sums: &'a [f32],
 }
 
-impl<E: Element> Op for Finish<'_, E> {
+impl<E: Element> Op for FinishTile<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -386,22 +389,22 @@ impl<E: Element> Op for Finish<'_, E> {
         let columns = self.panel * columns..outputs.min((self.panel + 1) * columns);
         if epilogue.geglu {
             if columns.len() == full / 2 {
-                self.geglu(s, columns, full / 2);
+                self.write_geglu(s, columns, full / 2);
             } else {
                 let count = columns.len();
-                self.geglu(s, columns, count);
+                self.write_geglu(s, columns, count);
             }
         } else if columns.len() == full {
-            self.activated(s, columns, full);
+            self.write_activated(s, columns, full);
         } else {
             let count = columns.len();
-            self.activated(s, columns, count);
+            self.write_activated(s, columns, count);
         }
     }
 }
 
-impl<'a, E: Element> Finish<'a, E> {
-    /// The given columns of an output row.
+impl<'a, E: Element> FinishTile<'a, E> {
+    /// Returns the given columns of an output row.
     #[inline(always)]
     fn out(&self, row: usize, columns: &Range<usize>) -> &'a mut [E] {
         let at = row * self.task.outputs + columns.start;
@@ -410,7 +413,7 @@ impl<'a, E: Element> Finish<'a, E> {
         unsafe { self.task.out.part(at, columns.len()) }
     }
 
-    /// The sums of a row as floats: those of int8 are integers, in which the activations'
+    /// Returns the sums of a row as `f32`: those of int8 are integers, in which the activations'
     /// offset of 128 has to be taken back and the scales applied.
     #[inline(always)]
     fn dequantised<'b, S: Simd>(
@@ -418,7 +421,7 @@ impl<'a, E: Element> Finish<'a, E> {
         s: S,
         row: usize,
         sums: &'b [f32],
-        floats: &'b mut [f32; MAX_PANEL],
+        f32s: &'b mut [f32; MAX_PANEL],
     ) -> &'b [f32] {
         let Some((scales, rows)) = self.task.epilogue.input_scales else {
             return sums;
@@ -428,25 +431,25 @@ impl<'a, E: Element> Finish<'a, E> {
         let columns = self.panel * w.width..self.panel * w.width + sums.len();
         let (scales, offsets) = (&w.scales[columns.clone()], &w.offsets[columns]);
         for i in (0..sums.len()).step_by(S::LANES) {
-            let sum = s.float_of_difference(s.read(sums, i), s.read(offsets, i));
-            s.write(floats, i, s.mul(sum, s.mul(row_scale, s.read(scales, i))));
+            let sum = s.sub_int_to_f32(s.read(sums, i), s.read(offsets, i));
+            s.write(f32s, i, s.mul(sum, s.mul(row_scale, s.read(scales, i))));
         }
-        &floats[..sums.len()]
+        &f32s[..sums.len()]
     }
 
     #[inline(always)]
-    fn activated<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
+    fn write_activated<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
         // One loop for each activation, so that it is not chosen for every vector.
         match self.task.epilogue.activation {
-            Activation::None => self.plain(s, columns, count, Activation::None),
-            Activation::Silu => self.plain(s, columns, count, Activation::Silu),
-            Activation::Gelu => self.plain(s, columns, count, Activation::Gelu),
-            Activation::QuickGelu => self.plain(s, columns, count, Activation::QuickGelu),
+            Activation::None => self.write(s, columns, count, Activation::None),
+            Activation::Silu => self.write(s, columns, count, Activation::Silu),
+            Activation::Gelu => self.write(s, columns, count, Activation::Gelu),
+            Activation::QuickGelu => self.write(s, columns, count, Activation::QuickGelu),
         }
     }
 
     #[inline(always)]
-    fn plain<S: Simd>(&self, s: S, columns: Range<usize>, count: usize, activation: Activation) {
+    fn write<S: Simd>(&self, s: S, columns: Range<usize>, count: usize, activation: Activation) {
         let epilogue = self.task.epilogue;
         let outputs = self.task.outputs;
         let width = self.task.w.panel_vectors(self.panel) * S::LANES;
@@ -457,7 +460,7 @@ impl<'a, E: Element> Finish<'a, E> {
             bias[..count].copy_from_slice(&b[columns.clone()]);
         }
         for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(width)) {
-            let row = epilogue.place(row);
+            let row = epilogue.output_row(row);
             if let Some((b, rows)) = epilogue.sample_bias
                 && row / rows != sample
             {
@@ -467,8 +470,8 @@ impl<'a, E: Element> Finish<'a, E> {
                     *bias = epilogue.bias.map_or(0.0, |b| b[columns.start + i]) + b[i];
                 }
             }
-            let mut floats = [0f32; MAX_PANEL];
-            let sums = self.dequantised(s, row, sums, &mut floats);
+            let mut f32s = [0f32; MAX_PANEL];
+            let sums = self.dequantised(s, row, sums, &mut f32s);
             let out = &mut self.out(row, &columns)[..count];
             let residual = epilogue
                 .residual
@@ -485,7 +488,7 @@ impl<'a, E: Element> Finish<'a, E> {
     }
 
     #[inline(always)]
-    fn geglu<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
+    fn write_geglu<S: Simd>(&self, s: S, columns: Range<usize>, count: usize) {
         let half = S::LANES * S::PANEL_VECTORS / 2;
         let mut bias = [0f32; MAX_PANEL];
         if let Some(b) = self.task.epilogue.bias {
@@ -494,9 +497,9 @@ impl<'a, E: Element> Finish<'a, E> {
             bias[half..half + count].copy_from_slice(&gate[columns.clone()]);
         }
         for (row, sums) in self.rows.clone().zip(self.sums.chunks_exact(2 * half)) {
-            let row = self.task.epilogue.place(row);
-            let mut floats = [0f32; MAX_PANEL];
-            let sums = self.dequantised(s, row, sums, &mut floats);
+            let row = self.task.epilogue.output_row(row);
+            let mut f32s = [0f32; MAX_PANEL];
+            let sums = self.dequantised(s, row, sums, &mut f32s);
             let out = &mut self.out(row, &columns)[..count];
             for i in (0..count).step_by(S::LANES) {
                 let hidden = s.add(s.read(sums, i), s.read(&bias, i));

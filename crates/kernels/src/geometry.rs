@@ -24,7 +24,7 @@ pub struct ConvGeometry {
 }
 
 impl ConvGeometry {
-    /// The geometry of a 3x3 convolution of stride 1 whose padding keeps the images' size.
+    /// Returns the geometry of a 3x3 convolution of stride 1 whose padding keeps the images' size.
     pub fn same(batch: usize, height: usize, width: usize) -> ConvGeometry {
         ConvGeometry {
             batch,
@@ -39,7 +39,7 @@ impl ConvGeometry {
         }
     }
 
-    /// Height and width of the output for a kernel of `kh` by `kw`.
+    /// Returns the height and width of the output for a kernel of `kh` by `kw`.
     ///
     /// # Panics
     /// If the padded input is smaller than the kernel, or the stride is zero.
@@ -52,7 +52,7 @@ impl ConvGeometry {
         )
     }
 
-    /// Height and width of the input after it is enlarged.
+    /// Returns the height and width of the input after it is enlarged.
     pub(crate) fn enlarged(&self) -> (usize, usize) {
         let factor = if self.upsample { 2 } else { 1 };
         (self.height * factor, self.width * factor)

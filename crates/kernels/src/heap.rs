@@ -1,17 +1,18 @@
-//! The allocator's setting for large buffers: whether it takes them from the system or its heap.
+//! The allocator's threshold between buffers of its heap and buffers mapped from the system.
 
 #![allow(unsafe_code)]
 
-/// Makes the memory of large buffers go back to the system as soon as they are dropped.
+/// Fixes the size from which buffers are mapped from the system, and so go back to it as soon as
+/// they are dropped, at 256 KiB.
 ///
-/// The C library of Linux does so by itself at first. But whenever a large buffer is dropped it
-/// learns to keep buffers of that size, up to 32 MiB, in its heap, between whose other pieces they
-/// leave gaps: a run of eight pictures took a fifth more memory than it had in use. Buffers that are
-/// worth keeping are kept by those who know it (tensors, and what kernels work in).
+/// The C library of Linux (glibc) begins like this, with 128 KiB. But whenever a mapped buffer is
+/// dropped it raises its threshold to that buffer's size, up to 32 MiB; from then on such buffers
+/// lie in its heap, and leave gaps between its other pieces when they are dropped: a run of eight
+/// pictures took a fifth more memory than it had in use. Buffers that are worth keeping for the
+/// next use are kept elsewhere (by tensors, and by kernels for their intermediate results).
 ///
-/// For programs to call once, before they start threads; elsewhere than on Linux with glibc it does
-/// nothing.
-pub fn give_back_large_buffers() {
+/// A program calls this once, before it starts threads. Without glibc it does nothing.
+pub fn fix_mmap_threshold() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
@@ -36,8 +37,8 @@ mod tests {
     }
 
     #[test]
-    fn dropped_buffers_are_given_back() {
-        give_back_large_buffers();
+    fn dropped_buffers_return_to_the_system() {
+        fix_mmap_threshold();
         const SIZE: usize = 24 << 20;
         // The first would have made the allocator keep the others.
         drop(vec![1u8; SIZE]);

@@ -1,22 +1,23 @@
-//! Activations as bytes, for weights of [`WeightFormat::Int8`](crate::WeightFormat).
+//! Activations rounded to bytes, for weights of [`WeightFormat::Int8`](crate::WeightFormat).
 //!
 //! A row of a matrix, or the image of a convolution (whose taps mix the pixels' rows), gets
 //! the scale that makes its largest value 127, is rounded to integers and offset by 128,
 //! because the instruction multiplies unsigned bytes with signed ones. The integer sums are
-//! exact; what the offset added is known from the weights and taken back before they are
-//! scaled.
+//! exact. The offset adds 128 times the sum of an output's weights, which is known when they are
+//! packed; it is subtracted before the sums are scaled.
 
 use rayon::prelude::*;
 
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::scratch::Scratch;
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 use crate::weights::Weights;
 use crate::workspace::Workspace;
 
-/// The byte that stands for zero.
-pub(crate) const ZERO: u8 = 128;
+/// The byte that a value of zero becomes.
+pub(crate) const ZERO_POINT: u8 = 128;
 
 /// Quantised activations.
 pub(crate) struct Quantised {
@@ -28,23 +29,28 @@ pub(crate) struct Quantised {
 }
 
 impl Quantised {
-    /// Quantises `x`, rows of `len` elements, `together` rows with the same scale.
-    pub(crate) fn new<E: Element>(isa: Isa, x: &[E], len: usize, together: usize) -> Quantised {
+    /// Quantises `x`, rows of `len` elements, `rows_per_scale` rows with the same scale.
+    pub(crate) fn new<E: Element>(
+        isa: Isa,
+        x: &[E],
+        len: usize,
+        rows_per_scale: usize,
+    ) -> Quantised {
         let stride = len.next_multiple_of(4);
         let rows = x.len() / len;
         let mut memory = Scratch::new((rows * stride).div_ceil(4));
-        let mut scales = vec![0f32; rows.div_ceil(together)];
-        let group = stride * together;
+        let mut scales = vec![0f32; rows.div_ceil(rows_per_scale)];
+        let group = stride * rows_per_scale;
         // A task has at least 16 rows.
         bytemuck::cast_slice_mut::<f32, u8>(&mut memory)[..rows * stride]
             .par_chunks_mut(group)
-            .with_min_len(16usize.div_ceil(together))
-            .zip(x.par_chunks(len * together))
+            .with_min_len(16usize.div_ceil(rows_per_scale))
+            .zip(x.par_chunks(len * rows_per_scale))
             .zip(&mut scales)
             .for_each(|((out, x), scale)| {
                 let mut largest = 0f32;
                 for x in x.chunks_exact(len) {
-                    largest = largest.max(dispatch(isa, Largest(x)));
+                    largest = largest.max(dispatch(isa, MaxAbs(x)));
                 }
                 *scale = (largest / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
                 let factor = 1.0 / *scale;
@@ -59,22 +65,22 @@ impl Quantised {
         }
     }
 
-    /// The memory of [`Self::new`] for `rows` of `len` elements.
-    pub(crate) fn workspace(rows: usize, len: usize, together: usize) -> Workspace {
+    /// Gives the memory of [`Self::new`] for `rows` of `len` elements.
+    pub(crate) fn workspace(rows: usize, len: usize, rows_per_scale: usize) -> Workspace {
         Workspace {
-            temporary: rows.div_ceil(together) * size_of::<f32>(),
+            temporary: rows.div_ceil(rows_per_scale) * size_of::<f32>(),
             scratch: vec![rows * len.next_multiple_of(4)],
         }
     }
 
-    /// Rows of `stride` bytes; those that pad a row are arbitrary.
+    /// Returns the rows of `stride` bytes; those that pad a row are arbitrary.
     pub(crate) fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.memory)
     }
 }
 
-/// The bytes and scales, one a row, that `n` rows of weights get when they are packed as
-/// [`WeightFormat::Int8`](crate::WeightFormat): to be kept and packed another time as
+/// Gives the bytes and scales, one a row, that `n` rows of weights get when they are packed as
+/// [`WeightFormat::Int8`](crate::WeightFormat): to be stored, and packed later as
 /// [`Weights::Int8`].
 ///
 /// # Panics
@@ -103,10 +109,10 @@ pub fn quantise_rows(w: Weights, n: usize) -> (Vec<i8>, Vec<f32>) {
     (bytes, scales)
 }
 
-/// The largest absolute value.
-struct Largest<'a, E>(&'a [E]);
+/// Finds the largest absolute value.
+struct MaxAbs<'a, E>(&'a [E]);
 
-impl<E: Element> Op for Largest<'_, E> {
+impl<E: Element> Op for MaxAbs<'_, E> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
@@ -114,10 +120,11 @@ impl<E: Element> Op for Largest<'_, E> {
         for i in (0..self.0.len()).step_by(S::LANES) {
             largest = s.max(largest, s.abs(s.read(self.0, i)));
         }
-        s.largest(largest)
+        s.reduce_max(largest)
     }
 }
 
+/// Rounds a row to bytes.
 struct Quantise<'a, E> {
     x: &'a [E],
     factor: f32,
@@ -131,7 +138,7 @@ impl<E: Element> Op for Quantise<'_, E> {
         for i in (0..self.x.len()).step_by(S::LANES) {
             let y = s.round(s.mul(s.read(self.x, i), s.splat(self.factor)));
             let y = s.min(s.max(y, s.splat(-127.0)), s.splat(127.0));
-            s.write_bytes(self.out, i, s.add(y, s.splat(f32::from(ZERO))));
+            s.write_bytes(self.out, i, s.add(y, s.splat(f32::from(ZERO_POINT))));
         }
     }
 }
@@ -156,7 +163,7 @@ mod tests {
                 }
             }
             let zero = Quantised::new(isa, &[0f32; 5], 5, 1);
-            assert_eq!(zero.bytes()[..5], [ZERO; 5]);
+            assert_eq!(zero.bytes()[..5], [ZERO_POINT; 5]);
         }
     }
 }

@@ -21,7 +21,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The instruction set in use: the best one the machine has, or the lower one that
+    /// Returns the instruction set in use: the best one the machine has, or the lower one that
     /// the environment variable `SDXL_ISA` names (`portable`, `avx2`, `avx512` or
     /// `avx512bf16`). The variable only ever lowers the choice; a name that is not known
     /// is ignored. Decided at the first call.
@@ -40,7 +40,7 @@ impl Isa {
     /// Every instruction set, from the least to the most capable.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
-    /// Every instruction set this machine can run.
+    /// Returns every instruction set this machine can run.
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Isa> {
         let best = Isa::detect();

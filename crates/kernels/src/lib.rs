@@ -8,9 +8,12 @@
 //!
 //! A slice of the wrong length is a programming error: every function panics on it.
 
+#![warn(unreachable_pub)]
+
 mod attention;
 mod conv;
 mod disjoint;
+mod dispatch;
 mod element;
 mod elementwise;
 mod gemm;
@@ -35,11 +38,11 @@ mod winograd;
 mod workspace;
 
 pub use attention::{AttentionShape, attention, attention_workspace, masked_attention};
-pub use conv::{conv2d, conv2d_workspace, normed_conv2d, norms_on_the_way};
+pub use conv::{can_fuse_norm, conv2d, conv2d_workspace, normed_conv2d};
 pub use element::Element;
-pub use elementwise::{activate, add, convert, silu, to_bf16, widen};
+pub use elementwise::{add, silu};
 pub use geometry::ConvGeometry;
-pub use heap::give_back_large_buffers;
+pub use heap::fix_mmap_threshold;
 pub use int8::quantise_rows;
 pub use isa::Isa;
 pub use linear::{linear, linear_geglu, linear_workspace};

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::element::Element;
-use crate::elementwise::{convert, widen};
+use crate::elementwise::{convert, to_f32};
 use crate::gemm::{self, Epilogue};
 use crate::int8::Quantised;
 use crate::math::Activation;
@@ -11,7 +11,7 @@ use crate::pack::{MatrixLayout, PackedMatrix};
 use crate::weights::WeightFormat;
 use crate::workspace::Workspace;
 
-/// `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
+/// Computes `out[r, n] = act(x[r, k] · Wᵀ + bias) (+ residual)`; `out` and `residual` are
 /// `[rows, n]`.
 ///
 /// # Panics
@@ -31,18 +31,15 @@ pub fn linear<E: Element>(
         assert_eq!(residual.len(), rows * w.n(), "length of the residual");
     }
     let epilogue = Epilogue {
-        input_scales: None,
         bias,
-        sample_bias: None,
         activation: act,
         residual,
-        geglu: false,
-        place: None,
+        ..Epilogue::default()
     };
     product(x, rows, w, epilogue, out);
 }
 
-/// The gated layer of diffusers' transformer blocks: `W` is `[2 * inner, k]`, packed with
+/// Computes the gated layer of diffusers' transformer blocks: `W` is `[2 * inner, k]`, packed with
 /// [`PackedMatrix::pack_geglu`], its first half `hidden`, its second half `gate`;
 /// `out[r, inner] = hidden * gelu(gate)`. `bias` is `[2 * inner]`.
 ///
@@ -58,13 +55,9 @@ pub fn linear_geglu<E: Element>(
     assert!(w.geglu, "weights not packed for GEGLU");
     check_bias(bias, w);
     let epilogue = Epilogue {
-        input_scales: None,
         bias,
-        sample_bias: None,
-        activation: Activation::None,
-        residual: None,
         geglu: true,
-        place: None,
+        ..Epilogue::default()
     };
     product(x, rows, w, epilogue, out);
 }
@@ -76,7 +69,7 @@ pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace 
         return Quantised::workspace(rows, w.k(), 1);
     }
     Workspace {
-        temporary: match widens::<E>(format) {
+        temporary: match computes_in_f32::<E>(format) {
             true => rows * (w.k() + w.n()) * size_of::<f32>(),
             false => 0,
         },
@@ -84,9 +77,9 @@ pub fn linear_workspace<E: Element>(rows: usize, w: &MatrixLayout) -> Workspace 
     }
 }
 
-/// Whether activations are made `f32` for weights of this format: not a combination anyone
-/// chooses.
-pub(crate) fn widens<E: Element>(format: WeightFormat) -> bool {
+/// Tells whether activations are converted to `f32` for weights of this format, for which no kernel
+/// takes bf16. No network is loaded so; it is there so that every combination works.
+pub(crate) fn computes_in_f32<E: Element>(format: WeightFormat) -> bool {
     E::IS_BF16 && !matches!(format, WeightFormat::Bf16 | WeightFormat::Int8)
 }
 
@@ -119,11 +112,11 @@ fn product<E: Element>(
         unsafe { gemm::product(rows, &w.panels, &source, &epilogue, outputs, out) }
         return;
     }
-    if widens::<E>(w.panels.format) {
-        let residual = epilogue.residual.map(widen);
+    if computes_in_f32::<E>(w.panels.format) {
+        let residual = epilogue.residual.map(to_f32);
         let mut y = vec![0f32; out.len()];
-        let epilogue = epilogue.adding(residual.as_deref());
-        product(&widen(x), rows, w, epilogue, &mut y);
+        let epilogue = epilogue.with_residual(residual.as_deref());
+        product(&to_f32(x), rows, w, epilogue, &mut y);
         convert(&y, out);
         return;
     }

@@ -7,7 +7,7 @@
 use crate::element::Element;
 use crate::simd::{Op, Simd};
 
-/// `e^x`. Zero below -104, infinite above 88.73; NaN is not preserved.
+/// Computes `e^x`. Zero below -104, infinite above 88.73; NaN is not preserved.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2. ln 2 in two parts keeps r
@@ -24,15 +24,15 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.scale2(e, n)
 }
 
-/// `2^x` for `x <= 1`, however small; results below the normal numbers may be zero. With
-/// `rough`, right to 4e-6 only.
+/// Computes `2^x` for any `x <= 1`; results below the normal numbers may be zero. With
+/// `approx`, right to 4e-6 only.
 #[inline(always)]
-pub(crate) fn exp2<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
+pub(crate) fn exp2<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
     // 2^x = 2^n 2^r, |r| <= 1/2; polynomials fitted at Chebyshev nodes.
     let n = s.round(x);
     let r = s.sub(x, n);
     let mut p;
-    if rough {
+    if approx {
         p = s.splat(9.666_369e-3);
         for c in [0.055_921_976, 0.240_223_5, 0.693_121_1, 1.0] {
             p = s.fma(p, r, s.splat(c));
@@ -53,33 +53,33 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
     s.scale2_flush(p, n)
 }
 
-/// `x / (1 + 2^-t)`, which all activations here are for their `t`; right to 1e-4.
+/// Computes `x / (1 + 2^-t)`, right to 1e-4. SiLU and GELU are of this form, each with its own `t`.
 #[inline(always)]
-fn rough_gate<S: Simd>(s: S, x: S::V, t: S::V) -> S::V {
+fn approx_gate<S: Simd>(s: S, x: S::V, t: S::V) -> S::V {
     let e = exp2(s, s.min(s.sub(s.zero(), t), s.splat(126.0)), true);
-    s.mul(x, s.rough_reciprocal(s.add(s.splat(1.0), e)))
+    s.mul(x, s.approx_recip(s.add(s.splat(1.0), e)))
 }
 
-/// `x / (1 + e^-x)`; with `rough`, right to 1e-4 only, which is enough for bf16.
+/// Computes `x / (1 + e^-x)`; with `approx`, right to 1e-4 only, which is enough for bf16.
 #[inline(always)]
-pub(crate) fn silu<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
-    if rough {
-        return rough_gate(s, x, s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+pub(crate) fn silu<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
+    if approx {
+        return approx_gate(s, x, s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     }
     let e = exp(s, s.sub(s.zero(), x));
     s.div(x, s.add(s.splat(1.0), e))
 }
 
-/// `x / (1 + e^(-1.702 x))`, the activation of OpenAI's CLIP.
+/// Computes `x / (1 + e^(-1.702 x))`, the activation of OpenAI's CLIP.
 #[inline(always)]
-pub(crate) fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
+fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let e = exp(s, s.mul(x, s.splat(-1.702)));
     s.div(x, s.add(s.splat(1.0), e))
 }
 
-/// `1 - erf(z)` for `z >= 0`.
+/// Computes `1 - erf(z)` for `z >= 0`.
 #[inline(always)]
-pub(crate) fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
+fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
     // erfc(z) = t exp(-z^2 + p(t)) with t = 1 / (1 + 0.4 z), p of degree 9 fitted at
     // Chebyshev nodes for z in 0..14: 8e-8.
     let one = s.splat(1.0);
@@ -102,12 +102,12 @@ pub(crate) fn erfc<S: Simd>(s: S, z: S::V) -> S::V {
     s.mul(t, e)
 }
 
-/// `x (1 + erf(x / sqrt 2)) / 2`. Written with `erfc`, so that negative `x` lose nothing
-/// to cancellation. With `rough`, off by up to 1e-4 of the value or 1e-5, whichever is more,
+/// Computes `x (1 + erf(x / sqrt 2)) / 2`. Written with `erfc`, so that negative `x` lose nothing
+/// to cancellation. With `approx`, off by up to 1e-4 of the value or 1e-5, whichever is more,
 /// which is enough for bf16.
 #[inline(always)]
-pub(crate) fn gelu<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
-    if rough {
+pub(crate) fn gelu<S: Simd>(s: S, x: S::V, approx: bool) -> S::V {
+    if approx {
         // The logit of the normal distribution, in powers of two, is x times a polynomial
         // in x^2, fitted for |x| <= 4.5 with errors weighted as they count in the end.
         let square = s.min(s.mul(x, x), s.splat(4.5 * 4.5));
@@ -115,7 +115,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V, rough: bool) -> S::V {
         for c in [-6.688_826e-5, -4.961_821e-4, 0.105_509_4, 2.301_905] {
             p = s.fma(p, square, s.splat(c));
         }
-        return rough_gate(s, x, s.mul(x, p));
+        return approx_gate(s, x, s.mul(x, p));
     }
     let z = s.mul(s.abs(x), s.splat(std::f32::consts::FRAC_1_SQRT_2));
     let tail = s.mul(s.splat(0.5), erfc(s, z));
@@ -138,18 +138,18 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// With `rough`, as exact as bf16 needs.
+    /// Applies it; with `approx`, as exactly as bf16 needs.
     #[inline(always)]
-    pub(crate) fn apply<S: Simd>(self, s: S, x: S::V, rough: bool) -> S::V {
+    pub(crate) fn apply<S: Simd>(self, s: S, x: S::V, approx: bool) -> S::V {
         match self {
             Activation::None => x,
-            Activation::Silu => silu(s, x, rough),
-            Activation::Gelu => gelu(s, x, rough),
+            Activation::Silu => silu(s, x, approx),
+            Activation::Gelu => gelu(s, x, approx),
             Activation::QuickGelu => quick_gelu(s, x),
         }
     }
 
-    /// The definition, in `f64`.
+    /// Computes the definition in `f64`.
     #[cfg(test)]
     pub(crate) fn reference(self, x: f64) -> f64 {
         match self {
@@ -184,8 +184,8 @@ impl<E: Element> Op for Map<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::dispatch;
     use crate::isa::Isa;
-    use crate::simd::dispatch;
 
     /// erfc in f64: the Taylor series of erf near zero, a continued fraction beyond.
     pub(super) fn erfc_reference(x: f64) -> f64 {
@@ -228,11 +228,11 @@ mod tests {
         }
     }
     struct Exp2 {
-        rough: bool,
+        approx: bool,
     }
     impl Function for Exp2 {
         fn call<S: Simd>(&self, s: S, x: S::V) -> S::V {
-            exp2(s, x, self.rough)
+            exp2(s, x, self.approx)
         }
     }
     struct Erfc;
@@ -246,8 +246,8 @@ mod tests {
             self.apply(s, x, false)
         }
     }
-    struct Rough(Activation);
-    impl Function for Rough {
+    struct Approx(Activation);
+    impl Function for Approx {
         fn call<S: Simd>(&self, s: S, x: S::V) -> S::V {
             self.0.apply(s, x, true)
         }
@@ -294,11 +294,11 @@ mod tests {
     #[test]
     fn exp2_is_within_its_bound() {
         for isa in Isa::available() {
-            for (rough, bound) in [(false, 2e-7), (true, 4e-6)] {
+            for (approx, bound) in [(false, 2e-7), (true, 4e-6)] {
                 let x = grid(-125.0, 1.0);
-                let e = worst(isa, Exp2 { rough }, &x, f64::exp2, |_, y| y);
-                assert!(e <= bound, "{isa}: rough {rough}: {e}");
-                let ends = dispatch(isa, Eval(Exp2 { rough }, &[-1e30, -200.0, 0.0, 1.0]));
+                let e = worst(isa, Exp2 { approx }, &x, f64::exp2, |_, y| y);
+                assert!(e <= bound, "{isa}: approx {approx}: {e}");
+                let ends = dispatch(isa, Eval(Exp2 { approx }, &[-1e30, -200.0, 0.0, 1.0]));
                 assert_eq!(ends, [0.0, 0.0, 1.0, 2.0]);
             }
         }
@@ -327,10 +327,10 @@ mod tests {
             // Enough for bf16, whose rounding is off by up to 4e-3.
             for activation in [Activation::Silu, Activation::Gelu] {
                 let f = |x| activation.reference(x);
-                let e = worst(isa, Rough(activation), &grid(-200.0, 200.0), f, |_, y| {
+                let e = worst(isa, Approx(activation), &grid(-200.0, 200.0), f, |_, y| {
                     y.abs().max(0.1)
                 });
-                assert!(e <= 1.5e-4, "{isa}: rough {activation:?} {e}");
+                assert!(e <= 1.5e-4, "{isa}: approx {activation:?} {e}");
             }
         }
     }

@@ -9,11 +9,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::math;
-use crate::simd::{Op, Simd, dispatch};
-use crate::stop::Stop;
+use crate::simd::{Op, Simd};
+use crate::stop::StopFlag;
 
 /// Elements of a part.
 const PART: usize = 1 << 15;
@@ -43,8 +44,8 @@ impl Moments {
     }
 }
 
-/// A group norm of some images whose statistics are known, as a map of each of their channels:
-/// `x * scale + shift`, and perhaps silu.
+/// A group norm with the statistics of some images: for each channel of each image
+/// `x * scale + shift`, then SiLU if it was asked for.
 pub struct GroupNorm {
     isa: Isa,
     /// For each image, for each channel.
@@ -56,13 +57,13 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// The group norm that brings, in each image of `x`, `[b, hw, c]`, each group of `c / groups`
-    /// channels to mean 0 and variance 1 over its channels and all `hw` pixels, then scales by
-    /// `gamma` and shifts by `beta`, both `[c]`; with `silu`, followed by that.
+    /// Computes the statistics of `x`, `[b, hw, c]`, for a group norm: in each image it brings each
+    /// group of `c / groups` channels to mean 0 and variance 1 over its channels and all `hw`
+    /// pixels, then scales by `gamma` and shifts by `beta`, both `[c]`; with `silu`, SiLU follows.
     ///
     /// # Panics
     /// If a slice has not the length its shape says, or `groups` does not divide `c`.
-    pub fn of<E: Element>(
+    pub fn new<E: Element>(
         x: &[E],
         [b, hw, c, groups]: [usize; 4],
         eps: f32,
@@ -71,10 +72,10 @@ impl GroupNorm {
         silu: bool,
     ) -> GroupNorm {
         let isa = Isa::current();
-        GroupNorm::on(isa, x, [b, hw, c, groups], eps, gamma, beta, silu)
+        GroupNorm::new_for(isa, x, [b, hw, c, groups], eps, gamma, beta, silu)
     }
 
-    pub(crate) fn on<E: Element>(
+    pub(crate) fn new_for<E: Element>(
         isa: Isa,
         x: &[E],
         [b, hw, c, groups]: [usize; 4],
@@ -93,11 +94,11 @@ impl GroupNorm {
             "{groups} groups of {c} channels"
         );
         let parts = hw.div_ceil(pixels_of_part(c));
-        let stop = Stop::here();
+        let stop = StopFlag::current();
         let moments: Vec<Vec<Moments>> = (0..b * parts)
             .into_par_iter()
             .map(|i| {
-                if stop.raised() {
+                if stop.is_raised() {
                     return vec![Moments::default(); groups];
                 }
                 let x = &x[part(i / parts, i % parts, hw, c)];
@@ -129,17 +130,18 @@ impl GroupNorm {
         }
     }
 
-    /// Bytes that [`Self::of`] works in, and those of its result.
+    /// Gives the bytes that [`Self::new`] works in, and those of its result, for a shape
+    /// `[b, hw, c, groups]`.
     pub fn workspace([b, hw, c, groups]: [usize; 4]) -> usize {
         let parts = b * hw.div_ceil(pixels_of_part(c));
         let moments = size_of::<Vec<Moments>>() + groups * size_of::<Moments>();
         parts * moments + b * c * size_of::<[f32; 2]>()
     }
 
-    /// Applies it to `x`, of the shape it was made from.
+    /// Applies it to `x`, of the shape whose statistics it has.
     ///
     /// # Panics
-    /// If the slices have not the same length, or one of no whole images.
+    /// If the slices have not the same length, or it is not one of whole images.
     pub fn apply<E: Element>(&self, x: &[E], out: &mut [E]) {
         assert_eq!(out.len(), x.len(), "length of the output");
         if x.is_empty() {
@@ -149,7 +151,7 @@ impl GroupNorm {
         let hw = x.len() / self.scale.len();
         assert_eq!(x.len(), images * hw * self.c, "length of the input");
         let pixels = pixels_of_part(self.c);
-        let stop = Stop::here();
+        let stop = StopFlag::current();
         out.par_chunks_mut(hw * self.c)
             .enumerate()
             .for_each(|(image, out)| {
@@ -157,7 +159,7 @@ impl GroupNorm {
                 out.par_chunks_mut(pixels * self.c)
                     .enumerate()
                     .for_each(|(i, out)| {
-                        if stop.raised() {
+                        if stop.is_raised() {
                             return;
                         }
                         let x = &x[part(image, i, hw, self.c)];
@@ -174,7 +176,7 @@ impl GroupNorm {
             });
     }
 
-    /// Scale and shift of the channels of an image.
+    /// Returns the scale and shift of the channels of an image.
     fn of_image(&self, image: usize) -> (&[f32], &[f32]) {
         let channels = image * self.c..(image + 1) * self.c;
         (&self.scale[channels.clone()], &self.shift[channels])
@@ -182,40 +184,40 @@ impl GroupNorm {
 
     /// Applies it to the channels from `i` on of a pixel of an image, as [`Self::apply`] does.
     #[inline(always)]
-    pub(crate) fn at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
-        self.with(s, self.factors(s, image, i), x, false)
+    pub(crate) fn apply_at<S: Simd>(&self, s: S, image: usize, i: usize, x: S::V) -> S::V {
+        self.apply_factors(s, self.factors(s, image, i), x, false)
     }
 
-    /// Scale and shift of the channels from `i` on.
+    /// Returns the scale and shift of the channels from `i` on.
     #[inline(always)]
     pub(crate) fn factors<S: Simd>(&self, s: S, image: usize, i: usize) -> [S::V; 2] {
         let (scale, shift) = self.of_image(image);
         [s.read(scale, i), s.read(shift, i)]
     }
 
-    /// Applies it to channels with these [`Self::factors`]; with `rough`, as exact as bf16 needs.
+    /// Applies it to channels with these [`Self::factors`]; with `approx`, as exact as bf16 needs.
     #[inline(always)]
-    pub(crate) fn with<S: Simd>(
+    pub(crate) fn apply_factors<S: Simd>(
         &self,
         s: S,
         [scale, shift]: [S::V; 2],
         x: S::V,
-        rough: bool,
+        approx: bool,
     ) -> S::V {
         let y = s.fma(x, scale, shift);
         if self.silu {
-            return math::silu(s, y, rough);
+            return math::silu(s, y, approx);
         }
         y
     }
 
-    /// Images and channels it is of.
+    /// Returns the number of images and of channels.
     pub(crate) fn shape(&self) -> [usize; 2] {
         [self.scale.len() / self.c, self.c]
     }
 }
 
-/// Pixels of a part.
+/// Returns the number of pixels of a part.
 fn pixels_of_part(c: usize) -> usize {
     (PART / c).max(1)
 }
@@ -227,10 +229,10 @@ fn part(image: usize, part: usize, hw: usize, c: usize) -> Range<usize> {
     (image * hw + first) * c..(image * hw + end) * c
 }
 
-/// [`GroupNorm`] of `x`, `[b, hw, c]`, applied to it.
+/// Computes the [`GroupNorm`] of `x`, `[b, hw, c]`, and applies it to `x`.
 ///
 /// # Panics
-/// As [`GroupNorm::of`], or if `out` has not the length of `x`.
+/// As [`GroupNorm::new`], or if `out` has not the length of `x`.
 #[allow(clippy::too_many_arguments)]
 pub fn group_norm<E: Element>(
     x: &[E],
@@ -244,7 +246,7 @@ pub fn group_norm<E: Element>(
     silu: bool,
     out: &mut [E],
 ) {
-    GroupNorm::of(x, [b, hw, c, groups], eps, gamma, beta, silu).apply(x, out);
+    GroupNorm::new(x, [b, hw, c, groups], eps, gamma, beta, silu).apply(x, out);
 }
 
 /// Moments of each group over some pixels.
@@ -283,7 +285,7 @@ impl<E: Element> Op for GroupMoments<'_, E> {
 }
 
 impl<E: Element> GroupMoments<'_, E> {
-    /// For each channel, the sum of its values, or of their squared differences from `mean`.
+    /// Sums, for each channel, its values, or their squared differences from `mean`.
     #[inline(always)]
     fn sums<S: Simd>(&self, s: S, mean: Option<&[f32]>, out: &mut [f32]) {
         // Some vectors of channels at a time, whose sums stay in registers.
@@ -332,7 +334,7 @@ impl<E: Element> GroupMoments<'_, E> {
     }
 }
 
-/// `out = x * scale + shift` per channel, then perhaps silu.
+/// `out = x * scale + shift` per channel, then SiLU if it was asked for.
 struct Affine<'a, E> {
     x: &'a [E],
     scale: &'a [f32],
@@ -370,7 +372,7 @@ impl<E: Element> Affine<'_, E> {
     }
 }
 
-/// Layer normalisation of each of the rows of `x`, `[rows, c]`, to mean 0 and variance 1,
+/// Normalises each of the rows of `x`, `[rows, c]`, to mean 0 and variance 1 (layer norm),
 /// then scaled by `gamma` and shifted by `beta`, both `[c]`.
 ///
 /// # Panics
@@ -384,10 +386,10 @@ pub fn layer_norm<E: Element>(
     beta: &[f32],
     out: &mut [E],
 ) {
-    layer_norm_on(Isa::current(), x, [rows, c], eps, gamma, beta, out);
+    layer_norm_for(Isa::current(), x, [rows, c], eps, gamma, beta, out);
 }
 
-fn layer_norm_on<E: Element>(
+fn layer_norm_for<E: Element>(
     isa: Isa,
     x: &[E],
     [rows, c]: [usize; 2],
@@ -421,6 +423,7 @@ fn layer_norm_on<E: Element>(
     });
 }
 
+/// Norms some rows.
 struct LayerNorm<'a, E> {
     x: &'a [E],
     eps: f32,
@@ -435,7 +438,8 @@ impl<E: Element> Op for LayerNorm<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let c = self.gamma.len();
-        /// Sums that are taken side by side, so that none waits for the one before.
+        /// Partial sums that are taken side by side, so that an addition need not wait for the
+        /// one before.
         const SUMS: usize = 4;
         let whole = c - c % S::LANES;
         let unrolled = c - c % (SUMS * S::LANES);
@@ -450,7 +454,7 @@ impl<E: Element> Op for LayerNorm<'_, E> {
                 sum[0] = s.add(sum[0], s.read(x, i));
             }
             let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
-            let mean = s.sum(sum) / c as f32;
+            let mean = s.reduce_sum(sum) / c as f32;
             let mut squares = [s.zero(); SUMS];
             for part in x[..unrolled].chunks_exact(SUMS * S::LANES) {
                 for (v, squares) in squares.iter_mut().enumerate() {
@@ -464,7 +468,7 @@ impl<E: Element> Op for LayerNorm<'_, E> {
             }
             let squares = s.add(s.add(squares[0], squares[1]), s.add(squares[2], squares[3]));
             let rest: f32 = x[whole..].iter().map(|v| (v.to_f32() - mean).powi(2)).sum();
-            let variance = (s.sum(squares) + rest) / c as f32;
+            let variance = (s.reduce_sum(squares) + rest) / c as f32;
             let factor = s.splat(1.0 / (variance + self.eps).sqrt());
             for i in (0..c).step_by(S::LANES) {
                 let d = s.mul(s.sub(s.read(x, i), s.splat(mean)), factor);
@@ -522,7 +526,7 @@ mod tests {
             }
         }
         let mut out = vec![E::default(); x.len()];
-        GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu).apply(&x, &mut out);
+        GroupNorm::new_for(isa, &x, shape, 1e-5, &gamma, &beta, silu).apply(&x, &mut out);
         // Subtracting a mean larger than the spread costs f32 its share of digits.
         let tolerance = if E::IS_BF16 {
             4e-3
@@ -566,7 +570,7 @@ mod tests {
             want.extend(row.map(|(i, y)| y * f64::from(gamma[i]) + f64::from(beta[i])));
         }
         let mut out = vec![E::default(); x.len()];
-        layer_norm_on(isa, &x, [rows, c], 1e-5, &gamma, &beta, &mut out);
+        layer_norm_for(isa, &x, [rows, c], 1e-5, &gamma, &beta, &mut out);
         let tolerance = if E::IS_BF16 { 4e-3 } else { 1e-6 };
         assert_close(&out, &want, tolerance, &format!("{isa} {rows}x{c}"));
     }

@@ -4,10 +4,10 @@ use std::ops::{Deref, Range};
 
 use rayon::prelude::*;
 
+use crate::dispatch::tile_shape;
 use crate::geometry::ConvGeometry;
 use crate::isa::Isa;
 use crate::panels::{PanelLayout, Panels};
-use crate::simd::tile_shape;
 use crate::weights::{WeightFormat, Weights};
 
 /// Order and sizes of a packed matrix: everything about a [`PackedMatrix`] but its values.
@@ -19,23 +19,24 @@ pub struct MatrixLayout {
 }
 
 impl MatrixLayout {
-    /// The layout that [`PackedMatrix::pack`] gives `n` rows of `k` weights.
+    /// Returns the layout that [`PackedMatrix::pack`] gives `n` rows of `k` weights.
     ///
     /// # Panics
     /// If there are none.
     pub fn new(n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
-        MatrixLayout::on(Isa::current(), n, k, format)
+        MatrixLayout::new_for(Isa::current(), n, k, format)
     }
 
-    /// The layout that [`PackedMatrix::pack_geglu`] gives two times `inner` rows of `k` weights.
+    /// Returns the layout that [`PackedMatrix::pack_geglu`] gives two times `inner` rows of `k`
+    /// weights.
     ///
     /// # Panics
     /// If there are none.
     pub fn geglu(inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
-        MatrixLayout::geglu_on(Isa::current(), inner, k, format)
+        MatrixLayout::geglu_for(Isa::current(), inner, k, format)
     }
 
-    fn on(isa: Isa, n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+    fn new_for(isa: Isa, n: usize, k: usize, format: WeightFormat) -> MatrixLayout {
         assert!(n > 0 && k > 0, "an empty matrix");
         MatrixLayout {
             panel_layout: PanelLayout::new(isa, format, n, 1, k),
@@ -44,7 +45,7 @@ impl MatrixLayout {
         }
     }
 
-    fn geglu_on(isa: Isa, inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
+    fn geglu_for(isa: Isa, inner: usize, k: usize, format: WeightFormat) -> MatrixLayout {
         assert!(inner > 0 && k > 0, "an empty matrix");
         // The left half of each panel is hidden, the right half the gate of the same
         // outputs, so that one tile holds both.
@@ -57,24 +58,24 @@ impl MatrixLayout {
         }
     }
 
-    /// Rows of the matrix as given: outputs, or for GEGLU twice the outputs.
+    /// Returns the rows of the matrix as given: outputs, or for GEGLU twice the outputs.
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Length of an input row.
+    /// Returns the length of an input row.
     pub fn k(&self) -> usize {
         self.panel_layout.segment_len
     }
 
-    /// Memory the packed weights take.
+    /// Returns the bytes of the packed weights.
     pub fn bytes(&self) -> usize {
         self.panel_layout.bytes()
     }
 }
 
 /// A matrix `[n, k]` of a linear layer (torch's order: outputs first), packed for
-/// [`linear`](crate::linear) or, by [`PackedMatrix::pack_geglu`], for
+/// [`linear`](fn@crate::linear) or, by [`PackedMatrix::pack_geglu`], for
 /// [`linear_geglu`](crate::linear_geglu).
 pub struct PackedMatrix {
     layout: MatrixLayout,
@@ -114,7 +115,7 @@ impl PackedMatrix {
         format: WeightFormat,
     ) -> PackedMatrix {
         assert_eq!(w.len(), n * k, "weights of a {n} x {k} matrix");
-        let layout = MatrixLayout::on(isa, n, k, format);
+        let layout = MatrixLayout::new_for(isa, n, k, format);
         let row_of = |column| (column < n).then_some(column);
         PackedMatrix {
             layout,
@@ -130,7 +131,7 @@ impl PackedMatrix {
         format: WeightFormat,
     ) -> PackedMatrix {
         assert_eq!(w.len(), 2 * inner * k, "weights of a GEGLU layer");
-        let layout = MatrixLayout::geglu_on(isa, inner, k, format);
+        let layout = MatrixLayout::geglu_for(isa, inner, k, format);
         let width = layout.panel_layout.width;
         let half = width / 2;
         let row_of = |column: usize| {
@@ -149,22 +150,23 @@ impl PackedMatrix {
     }
 }
 
-/// The meaning of the segments of a convolution's panels.
+/// A way to pack the weights of a convolution: the meaning of the segments of its panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// The taps of the convolution.
-    Taps,
-    /// The four taps of each phase of an enlarged input: see [`PackedConv::pack_upsampled`].
-    Phases,
-    /// The values of the transformed taps at the points of `winograd_bf16.rs`.
-    Points,
+pub(crate) enum ConvPacking {
+    /// A segment for each tap of the kernel.
+    Direct,
+    /// For an input of doubled size, four sets of panels (phases: even and odd rows and columns of
+    /// the output), each with a segment for each of four taps: see [`PackedConv::pack_upsampled`].
+    Doubled,
+    /// A segment for each point of `winograd/bf16.rs`: the transformed weights.
+    Winograd,
 }
 
 /// Order and sizes of the packed weights of a convolution: everything about a [`PackedConv`] but
 /// their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvLayout {
-    pub(crate) form: Form,
+    pub(crate) packing: ConvPacking,
     /// The layout of its panels: of one set of them, or of each phase's.
     pub(crate) panel_layout: PanelLayout,
     pub(crate) c_out: usize,
@@ -174,27 +176,27 @@ pub struct ConvLayout {
 }
 
 impl ConvLayout {
-    /// The layout that [`PackedConv::pack`] gives weights `[c_out, c_in, kh, kw]`.
+    /// Returns the layout that [`PackedConv::pack`] gives weights `[c_out, c_in, kh, kw]`.
     pub fn new(shape: [usize; 4], format: WeightFormat) -> ConvLayout {
-        ConvLayout::on(Isa::current(), shape, format)
+        ConvLayout::new_for(Isa::current(), shape, format)
     }
 
-    /// The layout that [`PackedConv::pack_winograd`] gives weights `[c_out, c_in, 3, 3]`.
+    /// Returns the layout that [`PackedConv::pack_winograd`] gives weights `[c_out, c_in, 3, 3]`.
     pub fn winograd(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
         match format {
-            WeightFormat::Bf16 => ConvLayout::winograd_on(Isa::current(), [c_out, c_in]),
+            WeightFormat::Bf16 => ConvLayout::winograd_for(Isa::current(), [c_out, c_in]),
             _ => ConvLayout::new([c_out, c_in, 3, 3], format),
         }
     }
 
-    /// The layout that [`PackedConv::pack_upsampled`] gives weights `[c_out, c_in, 3, 3]`.
+    /// Returns the layout that [`PackedConv::pack_upsampled`] gives weights `[c_out, c_in, 3, 3]`.
     pub fn upsampled(c_out: usize, c_in: usize, format: WeightFormat) -> ConvLayout {
-        ConvLayout::upsampled_on(Isa::current(), [c_out, c_in], format)
+        ConvLayout::upsampled_for(Isa::current(), [c_out, c_in], format)
     }
 
-    fn on(isa: Isa, [c_out, c_in, kh, kw]: [usize; 4], format: WeightFormat) -> ConvLayout {
+    fn new_for(isa: Isa, [c_out, c_in, kh, kw]: [usize; 4], format: WeightFormat) -> ConvLayout {
         ConvLayout {
-            form: Form::Taps,
+            packing: ConvPacking::Direct,
             panel_layout: PanelLayout::new(isa, format, c_out, kh * kw, c_in),
             c_out,
             c_in,
@@ -203,10 +205,10 @@ impl ConvLayout {
         }
     }
 
-    fn winograd_on(isa: Isa, [c_out, c_in]: [usize; 2]) -> ConvLayout {
+    fn winograd_for(isa: Isa, [c_out, c_in]: [usize; 2]) -> ConvLayout {
         ConvLayout {
-            form: Form::Points,
-            panel_layout: PanelLayout::of_points(isa, c_out, c_in),
+            packing: ConvPacking::Winograd,
+            panel_layout: PanelLayout::winograd(isa, c_out, c_in),
             c_out,
             c_in,
             kh: 3,
@@ -214,12 +216,12 @@ impl ConvLayout {
         }
     }
 
-    fn upsampled_on(isa: Isa, [c_out, c_in]: [usize; 2], format: WeightFormat) -> ConvLayout {
+    fn upsampled_for(isa: Isa, [c_out, c_in]: [usize; 2], format: WeightFormat) -> ConvLayout {
         if matches!(format, WeightFormat::F32 | WeightFormat::F16) {
-            return ConvLayout::on(isa, [c_out, c_in, 3, 3], format);
+            return ConvLayout::new_for(isa, [c_out, c_in, 3, 3], format);
         }
         ConvLayout {
-            form: Form::Phases,
+            packing: ConvPacking::Doubled,
             panel_layout: PanelLayout::new(isa, format, c_out, 4, c_in),
             c_out,
             c_in,
@@ -228,17 +230,17 @@ impl ConvLayout {
         }
     }
 
-    /// Output channels.
+    /// Returns the number of output channels.
     pub fn c_out(&self) -> usize {
         self.c_out
     }
 
-    /// Input channels.
+    /// Returns the number of input channels.
     pub fn c_in(&self) -> usize {
         self.c_in
     }
 
-    /// Height and width of the output.
+    /// Returns the height and width of the output.
     ///
     /// # Panics
     /// As [`ConvGeometry::output_size`].
@@ -246,18 +248,23 @@ impl ConvLayout {
         g.output_size(self.kh, self.kw)
     }
 
-    /// Memory the packed weights take.
+    /// Returns the bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        let phases = if self.form == Form::Phases { 4 } else { 1 };
+        let phases = if self.packing == ConvPacking::Doubled {
+            4
+        } else {
+            1
+        };
         phases * self.panel_layout.bytes()
     }
 
-    /// Bytes that packing works in, beside the weights as given and as packed.
+    /// Returns the bytes that packing works in, beside the weights that are given and those that
+    /// are packed.
     pub fn packing_bytes(&self) -> usize {
-        match self.form {
-            // The sums of a phase.
-            Form::Phases => self.c_out * self.c_in * 4 * size_of::<f32>(),
-            Form::Taps | Form::Points => 0,
+        match self.packing {
+            // The weights of a phase.
+            ConvPacking::Doubled => self.c_out * self.c_in * 4 * size_of::<f32>(),
+            ConvPacking::Direct | ConvPacking::Winograd => 0,
         }
     }
 }
@@ -265,7 +272,7 @@ impl ConvLayout {
 /// The weights of a convolution, packed for [`conv2d`](crate::conv2d).
 pub struct PackedConv {
     layout: ConvLayout,
-    /// One, or one for each phase.
+    /// One set; of [`ConvPacking::Doubled`] one for each phase.
     pub(crate) panels: Vec<Panels>,
 }
 
@@ -300,7 +307,7 @@ impl PackedConv {
     ) -> PackedConv {
         assert_eq!(w.len(), c_out * c_in * kh * kw, "weights of a convolution");
         assert!(!w.is_empty(), "an empty convolution");
-        let layout = ConvLayout::on(isa, [c_out, c_in, kh, kw], format);
+        let layout = ConvLayout::new_for(isa, [c_out, c_in, kh, kw], format);
         let row_of = |column| (column < c_out).then_some(column);
         PackedConv {
             layout,
@@ -309,7 +316,7 @@ impl PackedConv {
     }
 
     /// Packs `w`, `[c_out, c_in, 3, 3]` in row-major order, for a convolution with a stride of 1 of
-    /// bf16 images by 4/9 of the multiplications (see `winograd_bf16.rs`), for 16/9 of the memory.
+    /// bf16 images by 4/9 of the multiplications (see `winograd/bf16.rs`), for 16/9 of the memory.
     /// In another format than [`WeightFormat::Bf16`] this is the same as [`PackedConv::pack`].
     ///
     /// # Panics
@@ -329,10 +336,10 @@ impl PackedConv {
     pub(crate) fn pack_winograd_for(isa: Isa, w: Weights, [c_out, c_in]: [usize; 2]) -> PackedConv {
         assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
         assert!(!w.is_empty(), "an empty convolution");
-        let layout = ConvLayout::winograd_on(isa, [c_out, c_in]);
+        let layout = ConvLayout::winograd_for(isa, [c_out, c_in]);
         PackedConv {
             layout,
-            panels: vec![Panels::pack_points(layout.panel_layout, w)],
+            panels: vec![Panels::pack_winograd(layout.panel_layout, w)],
         }
     }
 
@@ -363,8 +370,8 @@ impl PackedConv {
         [c_out, c_in]: [usize; 2],
         format: WeightFormat,
     ) -> PackedConv {
-        let layout = ConvLayout::upsampled_on(isa, [c_out, c_in], format);
-        if layout.form != Form::Phases {
+        let layout = ConvLayout::upsampled_for(isa, [c_out, c_in], format);
+        if layout.packing != ConvPacking::Doubled {
             return PackedConv::pack_for(isa, w, [c_out, c_in, 3, 3], format);
         }
         assert_eq!(w.len(), c_out * c_in * 9, "weights of a convolution");
@@ -391,15 +398,23 @@ impl PackedConv {
         }
     }
 
-    /// The panels of a convolution whose segments are its taps.
-    pub(crate) fn plain(&self) -> &Panels {
-        assert_eq!(self.form, Form::Taps, "what the weights were packed for");
+    /// Returns the panels of [`ConvPacking::Direct`].
+    pub(crate) fn direct_panels(&self) -> &Panels {
+        assert_eq!(
+            self.packing,
+            ConvPacking::Direct,
+            "the way that the weights are packed"
+        );
         &self.panels[0]
     }
 
-    /// The panels of a convolution whose segments are points.
-    pub(crate) fn points(&self) -> &Panels {
-        assert_eq!(self.form, Form::Points, "what the weights were packed for");
+    /// Returns the panels of [`ConvPacking::Winograd`].
+    pub(crate) fn winograd_panels(&self) -> &Panels {
+        assert_eq!(
+            self.packing,
+            ConvPacking::Winograd,
+            "the way that the weights are packed"
+        );
         &self.panels[0]
     }
 }

@@ -3,7 +3,8 @@
 //! A matrix `[n, k]` becomes panels of as many output columns as a kernel's tile has (64
 //! for AVX-512, 16 otherwise); a panel lists, for each step along `k`, the weights of its
 //! columns. A step is one `k` for `f32` and `f16`, a pair of them for `bf16` and four for
-//! `int8`, because that is what the dot products take. The last panel is as many vectors wide as it needs.
+//! `int8`, because that is what the dot products take. The last panel is only as many vectors wide
+//! as it needs.
 //! A convolution is a matrix whose `k` runs over the taps (kernel positions) and within a
 //! tap over the input channels: each tap is a *segment*, padded to whole steps.
 
@@ -15,9 +16,10 @@ use half::{bf16, f16};
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
-use crate::int8::ZERO;
+use crate::dispatch::{TileShape, dispatch, tile_shape};
+use crate::int8::ZERO_POINT;
 use crate::isa::Isa;
-use crate::simd::{Op, Simd, TileShape, dispatch, tile_shape};
+use crate::simd::{Op, Simd};
 use crate::weights::{WeightFormat, Weights};
 use crate::winograd::points::{POINTS, kernel_points};
 
@@ -74,13 +76,13 @@ impl PanelLayout {
         }
     }
 
-    /// The layout of the `n` kernels of 3 x 3 taps of a convolution, whose values at the points
-    /// of `winograd_bf16.rs` become the segments.
-    pub(crate) fn of_points(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
+    /// Returns the layout of the `n` kernels of a 3 x 3 convolution, transformed for
+    /// `winograd/bf16.rs`: a segment for each point.
+    pub(crate) fn winograd(isa: Isa, n: usize, c_in: usize) -> PanelLayout {
         PanelLayout::new(isa, WeightFormat::Bf16, n, POINTS, c_in)
     }
 
-    /// Length of `k` with every segment padded to whole steps.
+    /// Returns the length of `k` with every segment padded to whole steps.
     fn padded_k(&self) -> usize {
         self.segments * self.segment_len.next_multiple_of(self.format.depth())
     }
@@ -89,29 +91,29 @@ impl PanelLayout {
         self.n.div_ceil(self.width)
     }
 
-    /// Columns of a panel, a multiple of the vector.
+    /// Returns the columns of a panel, with padding to whole vectors.
     fn panel_width(&self, panel: usize) -> usize {
         let left = self.n - panel * self.width;
         left.min(self.width).next_multiple_of(self.lanes)
     }
 
-    /// Vectors side by side in a panel.
+    /// Returns the number of vectors side by side in a panel.
     pub(crate) fn panel_vectors(&self, panel: usize) -> usize {
         self.panel_width(panel) / self.lanes
     }
 
-    /// Bytes of a full panel.
+    /// Returns the bytes of a full panel.
     fn panel_bytes(&self) -> usize {
         self.padded_k() * self.width * self.format.bytes()
     }
 
-    /// Bytes of all panels; the last is as wide as it needs.
+    /// Returns the bytes of all panels; the last is as wide as it needs.
     fn data_bytes(&self) -> usize {
         let last = self.padded_k() * self.panel_width(self.count() - 1) * self.format.bytes();
         (self.count() - 1) * self.panel_bytes() + last
     }
 
-    /// Memory that weights packed so take, with their scales.
+    /// Returns the bytes of the packed weights, with their scales.
     pub(crate) fn bytes(&self) -> usize {
         let scales = match self.format {
             WeightFormat::Int8 => self.count() * self.width * size_of::<[f32; 2]>(),
@@ -140,14 +142,15 @@ impl Panels {
         Panels::pack_segments(layout, layout.segments, row_of, w)
     }
 
-    /// Packs the kernels of 3 x 3 taps of a convolution as the values at its points, by a layout
-    /// that is [`PanelLayout::of_points`].
-    pub(crate) fn pack_points(layout: PanelLayout, w: Weights) -> Panels {
+    /// Transforms and packs the kernels of a 3 x 3 convolution, by a layout that is
+    /// [`PanelLayout::winograd`].
+    pub(crate) fn pack_winograd(layout: PanelLayout, w: Weights) -> Panels {
         let row_of = |column| (column < layout.n).then_some(column);
         Panels::pack_segments(layout, 9, row_of, w)
     }
 
-    /// As [`Panels::pack`], where the rows have `given` segments, which become the layout's.
+    /// Packs like [`Panels::pack`] rows of `given` segments, which are transformed if the layout
+    /// has another number of them.
     fn pack_segments(
         layout: PanelLayout,
         given: usize,
@@ -161,26 +164,26 @@ impl Panels {
         let mut data = MmapMut::map_anon(bytes).expect("memory for packed weights");
         #[cfg(target_os = "linux")]
         let _ = data.advise(memmap2::Advice::HugePage);
-        let mut quantised = vec![Column::default(); layout.count() * width];
+        let mut int8_columns = vec![Int8Column::default(); layout.count() * width];
         data.par_chunks_mut(layout.panel_bytes())
-            .zip(quantised.par_chunks_mut(width))
+            .zip(int8_columns.par_chunks_mut(width))
             .enumerate()
-            .for_each(|(panel, (out, quantised))| {
+            .for_each(|(panel, (out, int8_columns))| {
                 let columns = 0..layout.panel_width(panel);
                 let pack = PackPanel {
                     layout: &layout,
                     given,
                     rows: columns.map(|c| row_of(panel * width + c)).collect(),
                     w,
-                    quantised,
+                    int8_columns,
                     out,
                 };
                 dispatch(layout.isa, pack);
             });
         let (mut scales, mut offsets) = (Vec::new(), Vec::new());
         if layout.format == WeightFormat::Int8 {
-            scales = quantised.iter().map(|c| c.scale).collect();
-            offsets = quantised.iter().map(|c| c.offset()).collect();
+            scales = int8_columns.iter().map(|c| c.scale).collect();
+            offsets = int8_columns.iter().map(|c| c.offset()).collect();
         }
         Panels {
             layout,
@@ -190,7 +193,7 @@ impl Panels {
         }
     }
 
-    /// The weights of a panel from padded `k` on.
+    /// Returns the weights of a panel from padded `k` on.
     pub(crate) fn panel(&self, panel: usize, k: usize) -> *const u8 {
         let at = panel * self.padded_k() * self.width + k * self.panel_width(panel);
         let at = at * self.format.bytes();
@@ -205,27 +208,27 @@ impl Panels {
 
 /// The scale of a column of int8 weights and the sum of its bytes.
 #[derive(Clone, Copy, Default)]
-struct Column {
+struct Int8Column {
     scale: f32,
     sum: i32,
 }
 
-impl Column {
+impl Int8Column {
     /// Gives the integer that the activations' offset adds to the sum, as the bits of an `f32`.
     fn offset(self) -> f32 {
-        f32::from_bits((i32::from(ZERO) * self.sum) as u32)
+        f32::from_bits((i32::from(ZERO_POINT) * self.sum) as u32)
     }
 }
 
-/// Packing a panel: blocks of each row are converted with vectors, then transposed.
+/// Packs a panel: blocks of each row are converted with vectors, then transposed.
 struct PackPanel<'a> {
     layout: &'a PanelLayout,
-    /// Segments of a row: as many as the panel has, or the taps that its points are made of.
+    /// Segments of a row: as many as the panel has, or the nine taps that are transformed.
     given: usize,
     /// The rows that become columns.
     rows: Vec<Option<usize>>,
     w: Weights<'a>,
-    quantised: &'a mut [Column],
+    int8_columns: &'a mut [Int8Column],
     out: &'a mut [u8],
 }
 
@@ -265,7 +268,7 @@ impl Op for PackPanel<'_> {
                     self.w.widen_into(s, from, &mut values[..len]);
                     values[len..].fill(0.0);
                     let to = &mut block[column * block_bytes..][..block_bytes];
-                    encode(s, panels.format, values, &mut self.quantised[column], to);
+                    encode(s, panels.format, values, &mut self.int8_columns[column], to);
                     continue;
                 }
                 self.w.widen_into(s, from, &mut wide[..len * given]);
@@ -290,7 +293,7 @@ impl Op for PackPanel<'_> {
                     }
                     let at = (segment * columns + column) * block_bytes;
                     let to = &mut block[at..at + block_bytes];
-                    encode(s, panels.format, values, &mut self.quantised[column], to);
+                    encode(s, panels.format, values, &mut self.int8_columns[column], to);
                 }
             }
             for segment in 0..segments {
@@ -308,16 +311,17 @@ impl Op for PackPanel<'_> {
 }
 
 impl PackPanel<'_> {
-    /// The scales that make the largest weight of each column 127.
+    /// Finds the scales that make the largest weight of each column 127.
     #[inline(always)]
     fn find_scales<S: Simd>(&mut self, s: S) {
         const PIECE: usize = 512;
         let k = self.layout.segments * self.layout.segment_len;
         let mut wide = [0f32; PIECE];
-        for (row, column) in self.rows.iter().zip(self.quantised.iter_mut()) {
+        for (row, column) in self.rows.iter().zip(self.int8_columns.iter_mut()) {
             let Some(row) = row else { continue };
             if let Weights::Int8 { scales, .. } = self.w {
-                // They have theirs. Found again, it could differ in the last bit.
+                // These weights bring their scales; computed again, one could differ in its last
+                // bit.
                 column.scale = scales[*row].clamp(f32::MIN_POSITIVE, f32::MAX);
                 continue;
             }
@@ -330,14 +334,20 @@ impl PackPanel<'_> {
                 }
             }
             // A scale that is zero or not finite would make every sum so.
-            column.scale = (s.largest(largest) / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
+            column.scale = (s.reduce_max(largest) / 127.0).clamp(f32::MIN_POSITIVE, f32::MAX);
         }
     }
 }
 
-/// Values in the format of the panel, as many as fill `to`.
+/// Writes values to `to` in the format of the panel.
 #[inline(always)]
-fn encode<S: Simd>(s: S, format: WeightFormat, values: &[f32], column: &mut Column, to: &mut [u8]) {
+fn encode<S: Simd>(
+    s: S,
+    format: WeightFormat,
+    values: &[f32],
+    column: &mut Int8Column,
+    to: &mut [u8],
+) {
     match format {
         WeightFormat::F32 => {
             for (to, value) in to.as_chunks_mut().0.iter_mut().zip(values) {
@@ -364,23 +374,23 @@ fn encode<S: Simd>(s: S, format: WeightFormat, values: &[f32], column: &mut Colu
             for i in (0..values.len()).step_by(S::LANES) {
                 let y = s.round(s.mul(s.read(values, i), factor));
                 let y = s.min(s.max(y, s.splat(-127.0)), s.splat(127.0));
-                s.write_bytes(&mut bytes, i, s.add(y, s.splat(f32::from(ZERO))));
+                s.write_bytes(&mut bytes, i, s.add(y, s.splat(f32::from(ZERO_POINT))));
             }
             for (to, byte) in to.iter_mut().zip(bytes) {
-                // Without the offset, which only serves to write an unsigned byte.
-                *to = byte.wrapping_sub(ZERO);
+                // The offset only serves to write an unsigned byte; it is taken back.
+                *to = byte.wrapping_sub(ZERO_POINT);
                 column.sum += i32::from(*to as i8);
             }
         }
     }
 }
 
-/// From `steps` steps of `N` bytes for each column to the columns of each step.
+/// Transposes `[columns, steps]` elements of `N` bytes to `[steps, columns]`.
 #[inline(always)]
 fn transpose<const N: usize>(from: &[u8], steps: usize, to: &mut [u8]) {
     let (from, to) = (from.as_chunks::<N>().0, to.as_chunks_mut::<N>().0);
-    // Steps at a time: a cache line of each column. All of a step would be lines a power of two
-    // apart, of which the cache holds few.
+    // So many steps at a time are a cache line of each column. One step at a time would read lines
+    // that are a power of two apart, of which the cache holds few.
     const STEPS: usize = 16;
     let columns = to.len() / steps;
     for (i, to) in to.chunks_mut(STEPS * columns).enumerate() {
@@ -453,13 +463,13 @@ mod tests {
         for isa in Isa::available() {
             for (n, segments, len) in [(3, 1, 1), (70, 1, 667), (65, 9, 35), (130, 4, 64)] {
                 let w = noise(2, n * segments * len);
-                let halves: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
-                let wide: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+                let f16s: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
+                let wide: Vec<f32> = f16s.iter().map(|v| v.to_f32()).collect();
                 for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16] {
                     let row_of = |column| (column < n).then_some(column);
                     let layout = PanelLayout::new(isa, format, n, segments, len);
                     let pack = |w| Panels::pack(layout, row_of, w);
-                    let (a, b) = (pack(Weights::F16(&halves)), pack(Weights::F32(&wide)));
+                    let (a, b) = (pack(Weights::F16(&f16s)), pack(Weights::F32(&wide)));
                     assert!(a.data() == b.data(), "{isa} {n} {segments} {len}");
                 }
             }

@@ -3,10 +3,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::dispatch::dispatch;
 use crate::isa::Isa;
-use crate::simd::{Op, Simd, dispatch};
+use crate::simd::{Op, Simd};
 
-/// A kind of multiplication.
+/// A number type that is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
     /// `f32` products and sums.
@@ -17,27 +18,28 @@ pub enum Arithmetic {
     Int8,
 }
 
-/// Operations (a product and a sum are two) per second of all threads of the current pool
-/// together, at this kind of arithmetic, with all operands in registers.
+/// Measures the operations (a product and a sum are two) per second of all threads of the current
+/// pool together, at this kind of arithmetic, with all operands in registers.
 pub fn peak_flops(arithmetic: Arithmetic) -> f64 {
     let mut best = 0f64;
     for _ in 0..10 {
         let start = Instant::now();
         let done = rayon::broadcast(|_| {
             let rounds = black_box(2_000_000);
-            dispatch(Isa::current(), Multiply { arithmetic, rounds })
+            dispatch(Isa::current(), MultiplyRegisters { arithmetic, rounds })
         });
         best = best.max(done.iter().sum::<f64>() / start.elapsed().as_secs_f64());
     }
     best
 }
 
-struct Multiply {
+/// Multiplies numbers in registers.
+struct MultiplyRegisters {
     arithmetic: Arithmetic,
     rounds: usize,
 }
 
-impl Op for Multiply {
+impl Op for MultiplyRegisters {
     type Output = f64;
 
     #[inline(always)]
@@ -58,7 +60,7 @@ impl Op for Multiply {
             Arithmetic::Bf16 => {
                 for _ in 0..self.rounds {
                     for sum in &mut sums {
-                        *sum = s.dot(*sum, a, b);
+                        *sum = s.dot_bf16(*sum, a, b);
                     }
                 }
                 4
@@ -68,7 +70,7 @@ impl Op for Multiply {
                     // Not the same in each round, or a part would be computed only once.
                     let bytes = bytes + round as u32;
                     for sum in &mut sums {
-                        *sum = s.dot_bytes(*sum, bytes, b);
+                        *sum = s.dot_u8i8(*sum, bytes, b);
                     }
                 }
                 8
@@ -78,7 +80,7 @@ impl Op for Multiply {
         for sum in sums {
             total = s.add(total, sum);
         }
-        black_box(s.sum(total));
+        black_box(s.reduce_sum(total));
         (self.rounds * SUMS * S::LANES * per_lane) as f64
     }
 }

@@ -4,13 +4,13 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-/// Buffers nobody uses now.
-static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+/// Buffers that are not in use.
+static FREE_BUFFERS: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Buffers that are kept at most.
-const KEPT: usize = 64;
+/// The most buffers that are kept.
+const MAX_FREE_BUFFERS: usize = 64;
 
-/// A slice of `f32` whose contents are arbitrary numbers at first.
+/// A slice of `f32` that holds arbitrary numbers at first.
 pub(crate) struct Scratch {
     memory: Vec<f32>,
     len: usize,
@@ -18,7 +18,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(len: usize) -> Scratch {
-        let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
+        let mut free = FREE_BUFFERS.lock().unwrap_or_else(|e| e.into_inner());
         // The smallest that is large enough, else the largest.
         let best = (0..free.len()).min_by_key(|i| {
             let size = free[*i].len();
@@ -39,13 +39,16 @@ impl Scratch {
 
 /// Gives back to the system the memory that kernels keep between calls.
 pub fn release_scratch() {
-    FREE.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    FREE_BUFFERS
+        .lock()
+        .unwrap_or_else(|e| e.into_inner())
+        .clear();
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
-        if free.len() < KEPT {
+        let mut free = FREE_BUFFERS.lock().unwrap_or_else(|e| e.into_inner());
+        if free.len() < MAX_FREE_BUFFERS {
             free.push(std::mem::take(&mut self.memory));
         }
     }

@@ -1,19 +1,17 @@
-//! Vectors of `f32`, one implementation per instruction set, and the dispatch that
-//! compiles a generic function once for each of them.
+//! Vectors of `f32`, one implementation per instruction set.
 //!
 //! A value of a type that implements [`Simd`] is the proof that the machine has the
-//! instructions; [`dispatch`] is the only place that makes one.
+//! instructions; [`dispatch`](crate::dispatch::dispatch) is the only place that makes one.
 
 #![allow(unsafe_code)]
 
 use half::{bf16, f16};
 
 use crate::element::Element;
-use crate::isa::Isa;
 
-mod portable;
+pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 
 /// Columns of the widest weight panel: four AVX-512 vectors.
 pub(crate) const MAX_PANEL: usize = 64;
@@ -47,23 +45,23 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `1 / a` to 1e-4.
-    fn rough_reciprocal(self, a: Self::V) -> Self::V;
-    /// `a * b + c`, rounded once where the machine can.
+    /// Computes `1 / a` to 1e-4.
+    fn approx_recip(self, a: Self::V) -> Self::V;
+    /// Computes `a * b + c`, rounded once where the machine can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     fn abs(self, a: Self::V) -> Self::V;
-    /// The nearest integer, ties to even; `|a| < 2^22`.
+    /// Rounds to the nearest integer, ties to even; `|a| < 2^22`.
     fn round(self, a: Self::V) -> Self::V;
-    /// `a * 2^n` for integral `n` in -252..=254.
+    /// Computes `a * 2^n` for integral `n` in -252..=254.
     fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
-    /// As `scale2` for any `n` up to 127; where `n` is below -126 it may be zero.
+    /// Computes `a * 2^n` for any `n` up to 127; where `n` is below -126 the result may be zero.
     fn scale2_flush(self, a: Self::V, n: Self::V) -> Self::V;
-    /// `a` where `x` is below zero, else `b`.
+    /// Selects `a` where `x` is below zero, else `b`.
     fn if_negative(self, x: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    fn sum(self, a: Self::V) -> f32;
-    fn largest(self, a: Self::V) -> f32;
+    fn reduce_sum(self, a: Self::V) -> f32;
+    fn reduce_max(self, a: Self::V) -> f32;
 
     unsafe fn load(self, from: *const f32) -> Self::V;
     unsafe fn store(self, to: *mut f32, a: Self::V);
@@ -71,28 +69,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
     unsafe fn store_bf16(self, to: *mut bf16, a: Self::V);
 
-    // A vector can also hold LANES pairs of bf16, the first of a pair in the low half.
-    /// The same pair in every lane.
+    // The vectors of the next four hold LANES pairs of bf16, the first of a pair in the low half.
+    /// Puts the same pair in every lane.
     fn splat_pair(self, pair: u32) -> Self::V;
-    /// The first of each pair.
+    /// Returns the first of each pair.
     fn even(self, pairs: Self::V) -> Self::V;
-    /// The second of each pair.
+    /// Returns the second of each pair.
     fn odd(self, pairs: Self::V) -> Self::V;
-    /// `acc + a.even * b.even + a.odd * b.odd` of two vectors of pairs.
+    /// Computes `acc + a.even * b.even + a.odd * b.odd` of two vectors of pairs.
     #[inline(always)]
-    fn dot(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+    fn dot_bf16(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         let acc = self.fma(self.even(a), self.even(b), acc);
         self.fma(self.odd(a), self.odd(b), acc)
     }
 
-    // A vector can also hold LANES 32-bit integers, or as many groups of four bytes.
-    /// `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes` (the
-    /// same four in every lane) and the signed bytes of `weights`.
-    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
-    /// `a + b` in integers.
+    // The vectors of the next three hold LANES 32-bit integers, or as many groups of four bytes.
+    /// Computes `acc + b₀c₀ + b₁c₁ + b₂c₂ + b₃c₃` in integers, of the unsigned bytes of `bytes`
+    /// (the same four in every lane) and the signed bytes of `weights`.
+    fn dot_u8i8(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V;
+    /// Computes `a + b` in integers.
     fn add_int(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a - b` in integers, as floats.
-    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Computes `a - b` in integers, as floats.
+    fn sub_int_to_f32(self, a: Self::V, b: Self::V) -> Self::V;
     /// Writes integral numbers in 0..=255 as bytes.
     unsafe fn store_bytes(self, to: *mut u8, a: Self::V);
 
@@ -101,7 +99,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self.splat(0.0)
     }
 
-    /// The elements of `x` from index `at` on; lanes past the end of `x` are zero.
+    /// Returns the elements of `x` from index `at` on; lanes past the end of `x` are zero.
     #[inline(always)]
     fn read<E: Element>(self, x: &[E], at: usize) -> Self::V {
         let left = x.len() - at;
@@ -175,35 +173,16 @@ pub(crate) trait WithRows<S> {
 
 /// A computation written once for every instruction set.
 ///
-/// `run` and all it calls on vectors must be `#[inline(always)]`: only then are they
-/// compiled with the instructions of the function that [`dispatch`] enters. Closures cannot
-/// be, so there is none that takes a vector.
+/// `run` and all that it calls on vectors must be `#[inline(always)]`: only then are they
+/// compiled with the instructions of the function that
+/// [`dispatch`](crate::dispatch::dispatch) enters. Closures cannot be, so none of them may take a
+/// vector.
 pub(crate) trait Op {
     type Output;
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// Runs `op` with the instructions of `isa`, which must be available.
-pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
-    match isa {
-        Isa::Portable => op.run(portable::Portable::<6>),
-        #[cfg(test)]
-        Isa::FourRows => op.run(portable::Portable::<4>),
-        // SAFETY: an `Isa` above `Portable` comes only from detection on this machine.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { x86::run_avx2(op) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86::run_avx512(op) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { x86::run_avx512_bf16(op) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => op.run(portable::Portable::<6>),
-    }
-}
-
-/// Asks for the cache line at `from`, to be read soon.
+/// Prefetches the cache line at `from`, to be read soon.
 #[inline(always)]
 pub(crate) fn prefetch_read<T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -216,7 +195,7 @@ pub(crate) fn prefetch_read<T>(from: *const T) {
     let _ = from;
 }
 
-/// Asks for the cache line at `from`, to be read later, into the L2 cache.
+/// Prefetches the cache line at `from` into the L2 cache, to be read later.
 #[inline(always)]
 pub(crate) fn prefetch_read_l2<T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -229,7 +208,7 @@ pub(crate) fn prefetch_read_l2<T>(from: *const T) {
     let _ = from;
 }
 
-/// Asks for the cache line at `to`, to be written soon.
+/// Prefetches the cache line at `to`, to be written soon.
 #[inline(always)]
 pub(crate) fn prefetch_write<T>(to: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -242,38 +221,11 @@ pub(crate) fn prefetch_write<T>(to: *const T) {
     let _ = to;
 }
 
-/// The sizes that an instruction set's kernels work in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TileShape {
-    /// Rows of a tile: [`Simd::ROWS`].
-    pub(crate) rows: usize,
-    /// Columns of a full panel of packed weights.
-    pub(crate) columns: usize,
-    /// Lanes of a vector.
-    pub(crate) lanes: usize,
-}
-
-/// Tells the sizes that the kernels of this instruction set work in.
-pub(crate) fn tile_shape(isa: Isa) -> TileShape {
-    struct Shape;
-    impl Op for Shape {
-        type Output = TileShape;
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> TileShape {
-            const { assert!(S::ROWS > 0 && S::ROWS <= MAX_ROWS) }
-            TileShape {
-                rows: S::ROWS,
-                columns: S::LANES * S::PANEL_VECTORS,
-                lanes: S::LANES,
-            }
-        }
-    }
-    dispatch(isa, Shape)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::dispatch;
+    use crate::isa::Isa;
 
     struct Check;
     impl Op for Check {
@@ -295,7 +247,7 @@ mod tests {
             assert_eq!(get(s.sub(vx, vy)), map(&|a, b| a - b));
             assert_eq!(get(s.mul(vx, vy)), map(&|a, b| a * b));
             assert_eq!(get(s.div(vx, vy)), map(&|a, b| a / b));
-            for (got, x) in get(s.rough_reciprocal(vx)).iter().zip(&x) {
+            for (got, x) in get(s.approx_recip(vx)).iter().zip(&x) {
                 assert!((got * x - 1.0).abs() <= 1e-4);
             }
             assert_eq!(get(s.max(vx, vy)), map(&f32::max));
@@ -319,23 +271,23 @@ mod tests {
                 assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0));
             }
             let sum: f32 = x.iter().sum();
-            assert!((s.sum(vx) - sum).abs() < 1e-4);
-            assert_eq!(s.largest(vx), x.iter().copied().fold(f32::MIN, f32::max));
+            assert!((s.reduce_sum(vx) - sum).abs() < 1e-4);
+            assert_eq!(s.reduce_max(vx), x.iter().copied().fold(f32::MIN, f32::max));
 
-            let half: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
+            let f16s: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
             // SAFETY: `half` holds LANES elements.
-            let widened = unsafe { s.load_f16(half.as_ptr()) };
+            let widened = unsafe { s.load_f16(f16s.as_ptr()) };
             assert_eq!(
                 get(widened),
-                half.iter().map(|v| v.to_f32()).collect::<Vec<_>>()
+                f16s.iter().map(|v| v.to_f32()).collect::<Vec<_>>()
             );
             let wide: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.7).sin()).collect();
-            let brain: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
-            let back: Vec<f32> = brain.iter().map(|v| v.to_f32()).collect();
-            // SAFETY: `brain` holds 2 * LANES elements.
-            let pairs = unsafe { s.load(brain.as_ptr().cast()) };
+            let bf16s: Vec<bf16> = wide.iter().map(|v| bf16::from_f32(*v)).collect();
+            let back: Vec<f32> = bf16s.iter().map(|v| v.to_f32()).collect();
+            // SAFETY: `bf16s` holds 2 * LANES elements.
+            let pairs = unsafe { s.load(bf16s.as_ptr().cast()) };
             let (even, odd) = (s.even(pairs), s.odd(pairs));
-            let dot = get(s.dot(vx, pairs, pairs));
+            let dot = get(s.dot_bf16(vx, pairs, pairs));
             for (i, got) in dot.into_iter().enumerate() {
                 let want = x[i] + back[2 * i].powi(2) + back[2 * i + 1].powi(2);
                 assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0));
@@ -351,10 +303,10 @@ mod tests {
                 get(odd),
                 back.iter().copied().skip(1).step_by(2).collect::<Vec<_>>()
             );
-            assert_eq!(get(s.read(&brain, 1)), back[1..=n]);
+            assert_eq!(get(s.read(&bf16s, 1)), back[1..=n]);
             let mut out = vec![bf16::ZERO; n + 1];
             s.write(&mut out, 1, s.read(&wide, 0));
-            assert_eq!(out[1..], brain[..n]);
+            assert_eq!(out[1..], bf16s[..n]);
             // Rounding: ties to even, overflow to infinity, NaN stays NaN.
             for value in [
                 1.003_906_3,
@@ -378,8 +330,8 @@ mod tests {
             // SAFETY: `quads` holds LANES groups of four bytes.
             let weights = unsafe { s.load(quads.as_ptr().cast()) };
             let bytes = [255u8, 3, 128, 200];
-            let sums = s.dot_bytes(s.read(&bits, 0), u32::from_le_bytes(bytes), weights);
-            let sums = s.float_of_difference(s.add_int(sums, s.read(&bits, 0)), s.read(&bits, 0));
+            let sums = s.dot_u8i8(s.read(&bits, 0), u32::from_le_bytes(bytes), weights);
+            let sums = s.sub_int_to_f32(s.add_int(sums, s.read(&bits, 0)), s.read(&bits, 0));
             for (i, got) in get(sums).into_iter().enumerate() {
                 let products = (0..4).map(|j| i32::from(bytes[j]) * i32::from(quads[4 * i + j]));
                 assert_eq!(got, (products.sum::<i32>() + i as i32 * 1000) as f32);
@@ -401,18 +353,6 @@ mod tests {
             s.write(&mut short, 1, vx);
             assert_eq!(short, [7.0, x[0], x[1]]);
         }
-    }
-
-    #[test]
-    fn tiles_have_the_height_that_their_instruction_set_says() {
-        for isa in Isa::available() {
-            let shape = tile_shape(isa);
-            assert!(shape.columns <= MAX_PANEL && shape.lanes <= MAX_LANES);
-            assert_eq!(shape.columns % shape.lanes, 0, "{isa}");
-        }
-        // Another height than the others': every kernel's test goes through it.
-        assert_eq!(tile_shape(Isa::FourRows).rows, 4);
-        assert_eq!(tile_shape(Isa::Portable).rows, 6);
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //!
 //! A flag belongs to the thread that runs [`stoppable`]. The kernels that take long (products,
 //! convolutions, attention, group norms) look at it once when they are called on this thread, and
-//! before each of their tasks, wherever those run. When it is raised, the tasks that are left are
-//! left out and the kernel returns as usual.
+//! before each of their tasks, wherever those run. When it is raised, the remaining tasks are
+//! skipped and the kernel returns as usual.
 //!
 //! The contract: after a stop the output is unspecified, though initialised, memory. The caller
 //! asks [`is_stopped`] before it uses a result, and throws it away where the answer is yes. A flag
-//! is never lowered while it is installed, so an answer of no means that nothing was left out.
+//! is never lowered while it is installed, so an answer of no means that nothing was skipped.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ thread_local! {
 }
 
 /// The flag that was installed before, to be put back, also when what runs meanwhile panics.
-struct Before(Option<Arc<AtomicBool>>);
+struct RestoreFlag(Option<Arc<AtomicBool>>);
 
-impl Drop for Before {
+impl Drop for RestoreFlag {
     fn drop(&mut self) {
         INSTALLED.set(self.0.take());
     }
@@ -32,7 +32,7 @@ impl Drop for Before {
 /// The flag counts on the calling thread, for the kernels called there. Inside of another
 /// `stoppable` this flag alone is looked at, until it returns or panics.
 pub fn stoppable<R>(flag: &Arc<AtomicBool>, run: impl FnOnce() -> R) -> R {
-    let _before = Before(INSTALLED.replace(Some(Arc::clone(flag))));
+    let _before = RestoreFlag(INSTALLED.replace(Some(Arc::clone(flag))));
     run()
 }
 
@@ -48,17 +48,17 @@ fn is_raised(flag: &Arc<AtomicBool>) -> bool {
     flag.load(Ordering::Relaxed)
 }
 
-/// The flag of one call of a kernel, for its tasks on other threads.
-pub(crate) struct Stop(Option<Arc<AtomicBool>>);
+/// The flag that one call of a kernel hands to its tasks on other threads.
+pub(crate) struct StopFlag(Option<Arc<AtomicBool>>);
 
-impl Stop {
-    /// The flag of the calling thread, if there is one.
-    pub(crate) fn here() -> Stop {
-        Stop(INSTALLED.with_borrow(Clone::clone))
+impl StopFlag {
+    /// Returns the flag of the calling thread, if there is one.
+    pub(crate) fn current() -> StopFlag {
+        StopFlag(INSTALLED.with_borrow(Clone::clone))
     }
 
-    /// Whether what is left of the work is to be left out.
-    pub(crate) fn raised(&self) -> bool {
+    /// Whether the rest of the work is to be skipped.
+    pub(crate) fn is_raised(&self) -> bool {
         self.0.as_ref().is_some_and(is_raised)
     }
 }
@@ -129,20 +129,6 @@ mod tests {
         assert!(stopped, "{what} ran to its end, or did nothing");
     }
 
-    fn square(batch: usize, side: usize) -> ConvGeometry {
-        ConvGeometry {
-            batch,
-            height: side,
-            width: side,
-            stride: 1,
-            pad_top: 1,
-            pad_left: 1,
-            pad_bottom: 1,
-            pad_right: 1,
-            upsample: false,
-        }
-    }
-
     fn heads(queries: usize, keys: usize) -> AttentionShape {
         AttentionShape {
             batch: 1,
@@ -186,7 +172,7 @@ mod tests {
         let w = Weights::F32(&noise(2, c_out * c_in * 9)[..]);
         // The smaller ones are products, the larger ones Winograd's in `f32`.
         for side in [7, 32] {
-            let g = square(2, side);
+            let g = ConvGeometry::same(2, side, side);
             let len = g.batch * side * side * c_out;
             let x = noise(1, g.batch * side * side * c_in);
             let narrow: Vec<bf16> = rounded(&x);
@@ -223,7 +209,7 @@ mod tests {
         check::<bf16>("attention", q.len(), |out| {
             attention(&q16, &kv16, &kv16, &s, out);
         });
-        let norm = GroupNorm::of(&q, [1, 300, 128, 8], 1e-5, &[1.0; 128], &[0.5; 128], true);
+        let norm = GroupNorm::new(&q, [1, 300, 128, 8], 1e-5, &[1.0; 128], &[0.5; 128], true);
         check::<f32>("group norm", q.len(), |out| norm.apply(&q, out));
     }
 
@@ -240,7 +226,15 @@ mod tests {
         let (x, w) = (noise(1, side * side * c), noise(2, c * c * 9));
         let packed = PackedConv::pack(Weights::F32(&w), c, c, 3, 3, WeightFormat::F32);
         check_midway("conv2d", x.len(), |out| {
-            conv2d(&x, &square(1, side), &packed, None, None, None, out);
+            conv2d(
+                &x,
+                &ConvGeometry::same(1, side, side),
+                &packed,
+                None,
+                None,
+                None,
+                out,
+            );
         });
 
         let tokens = 6000;

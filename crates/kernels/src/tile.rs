@@ -1,4 +1,4 @@
-//! Products of some rows with one panel of weights, the inner loop of everything heavy.
+//! Products of some rows with one panel of weights: the inner loop of all heavy kernels.
 //!
 //! The sums stay in registers: with AVX-512 6 x 64 of them are 24, and four vectors of
 //! weights and a broadcast activation fill the 32; with AVX2 6 x 16 take 12 of 16. So the
@@ -13,63 +13,57 @@ use half::{bf16, f16};
 
 use crate::simd::{Simd, WithRows};
 
-/// A value that is multiplied with weights: an [`Element`], or bytes made from one.
+/// A value that is multiplied with weights: an [`Element`](crate::Element), or bytes made from one.
 pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {}
 impl<T: Copy + Default + Send + Sync + 'static> Operand for T {}
 
-/// One kind of multiplication: what activations and weights are.
+/// A kind of multiplication, named after the types of its activations and its weights.
+///
+/// Its functions must be `#[inline(always)]`, as [`Op::run`](crate::simd::Op::run).
 pub(crate) trait Kernel {
     /// Activations.
     type A: Operand;
     /// Weights.
     type W;
-    /// Values of `k` in a step.
+    /// An activation, or as many as are multiplied at once, in every lane.
+    type Broadcast<S: Simd>: Copy;
+    /// Values of `k` in a step of the panel.
     const DEPTH: usize;
+    /// Multiplications that a step takes, of as many values of `k` each.
+    const PARTS: usize = 1;
     /// Whether the sums are integers.
     const INTEGER: bool = false;
 
-    /// Adds the products of a step, `k..k + DEPTH`, to the sums.
+    /// Loads vector `v` of a part of the step of weights at `step`.
     ///
     /// # Safety
-    /// Each row must have these elements, and `w` a step of `NV` vectors.
-    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const Self::A; ROWS],
-        k: usize,
-        w: *const Self::W,
-    );
+    /// The step must have this vector.
+    unsafe fn load_weights<S: Simd>(s: S, step: *const Self::W, v: usize, part: usize) -> S::V;
 
-    /// As `step`, when only `k` is left of a step of two.
+    /// Loads the activations of a part of a step; with `last`, the one that is left where a row
+    /// ends in the middle of a step of two.
     ///
     /// # Safety
-    /// As for `step`, with one element in each row.
-    #[inline(always)]
-    unsafe fn last<S: Simd, const NV: usize, const ROWS: usize>(
-        _: S,
-        _: &mut [[S::V; NV]; ROWS],
-        _: &[*const Self::A; ROWS],
-        _: usize,
-        _: *const Self::W,
-    ) {
-        unreachable!("kernels of two values a step have their own");
-    }
+    /// `DEPTH / PARTS` activations must be there; with `last`, one.
+    unsafe fn broadcast<S: Simd>(s: S, from: *const Self::A, last: bool) -> Self::Broadcast<S>;
+
+    /// Computes `sum + a * w`, or the sum of as many products as are multiplied at once.
+    fn multiply_add<S: Simd>(s: S, sum: S::V, a: Self::Broadcast<S>, w: S::V) -> S::V;
 }
 
 /// `f32` activations with weights that are widened one by one: `f32` or `f16`.
-pub(crate) struct Single<W>(PhantomData<W>);
+pub(crate) struct F32<W>(PhantomData<W>);
 
-/// `f32` activations with pairs of `bf16`.
-pub(crate) struct Pairs;
-
-/// Pairs of `bf16` on both sides.
-pub(crate) struct Dot;
-
-pub(crate) trait SingleWeight: Copy {
+/// Weights that are loaded as vectors of `f32`.
+trait LoadAsF32: Copy {
+    /// Loads a vector.
+    ///
+    /// # Safety
+    /// As for [`Simd::load`].
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
 }
 
-impl SingleWeight for f32 {
+impl LoadAsF32 for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const f32) -> S::V {
         // SAFETY: the caller's promise.
@@ -77,7 +71,7 @@ impl SingleWeight for f32 {
     }
 }
 
-impl SingleWeight for f16 {
+impl LoadAsF32 for f16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const f16) -> S::V {
         // SAFETY: the caller's promise.
@@ -85,170 +79,157 @@ impl SingleWeight for f16 {
     }
 }
 
-impl<W: SingleWeight> Kernel for Single<W> {
+impl<W: LoadAsF32> Kernel for F32<W> {
     type A = f32;
     type W = W;
+    type Broadcast<S: Simd> = S::V;
     const DEPTH: usize = 1;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const f32; ROWS],
-        k: usize,
-        w: *const W,
-    ) {
-        let mut weights = [s.zero(); NV];
-        for (v, weight) in weights.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            *weight = unsafe { W::load(s, w.add(v * S::LANES)) };
-        }
-        for r in 0..ROWS {
-            // SAFETY: the caller's promise.
-            let a = s.splat(unsafe { *rows[r].add(k) });
-            for v in 0..NV {
-                sums[r][v] = s.fma(a, weights[v], sums[r][v]);
-            }
-        }
+    unsafe fn load_weights<S: Simd>(s: S, step: *const W, v: usize, _: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { W::load(s, step.add(v * S::LANES)) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast<S: Simd>(s: S, from: *const f32, _: bool) -> S::V {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { *from })
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, sum: S::V, a: S::V, w: S::V) -> S::V {
+        s.fma(a, w, sum)
     }
 }
 
-impl Kernel for Pairs {
+/// `f32` activations with pairs of `bf16` weights, which are widened: first the first of each
+/// pair, then the second.
+pub(crate) struct F32Bf16;
+
+impl Kernel for F32Bf16 {
     type A = f32;
     type W = bf16;
+    type Broadcast<S: Simd> = S::V;
     const DEPTH: usize = 2;
+    const PARTS: usize = 2;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const f32; ROWS],
-        k: usize,
-        w: *const bf16,
-    ) {
-        for half in 0..2 {
-            let mut weights = [s.zero(); NV];
-            for (v, weight) in weights.iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                let pairs = unsafe { s.load(w.add(2 * v * S::LANES).cast()) };
-                *weight = if half == 0 {
-                    s.even(pairs)
-                } else {
-                    s.odd(pairs)
-                };
-            }
-            for r in 0..ROWS {
-                // SAFETY: the caller's promise.
-                let a = s.splat(unsafe { *rows[r].add(k + half) });
-                for v in 0..NV {
-                    sums[r][v] = s.fma(a, weights[v], sums[r][v]);
-                }
-            }
+    unsafe fn load_weights<S: Simd>(s: S, step: *const bf16, v: usize, part: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        let pairs = unsafe { s.load(step.add(2 * v * S::LANES).cast()) };
+        if part == 0 {
+            s.even(pairs)
+        } else {
+            s.odd(pairs)
         }
     }
 
     #[inline(always)]
-    unsafe fn last<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const f32; ROWS],
-        k: usize,
-        w: *const bf16,
-    ) {
-        for r in 0..ROWS {
-            // SAFETY: the caller's promise.
-            let a = s.splat(unsafe { *rows[r].add(k) });
-            for (v, sum) in sums[r].iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                let pairs = unsafe { s.load(w.add(2 * v * S::LANES).cast()) };
-                *sum = s.fma(a, s.even(pairs), *sum);
-            }
-        }
+    unsafe fn broadcast<S: Simd>(s: S, from: *const f32, _: bool) -> S::V {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { *from })
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, sum: S::V, a: S::V, w: S::V) -> S::V {
+        s.fma(a, w, sum)
     }
 }
 
-impl Kernel for Dot {
+/// Pairs of `bf16` activations with pairs of `bf16` weights.
+pub(crate) struct Bf16Bf16;
+
+impl Kernel for Bf16Bf16 {
     type A = bf16;
     type W = bf16;
+    type Broadcast<S: Simd> = S::V;
     const DEPTH: usize = 2;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const bf16; ROWS],
-        k: usize,
-        w: *const bf16,
-    ) {
-        let mut weights = [s.zero(); NV];
-        for (v, weight) in weights.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            *weight = unsafe { s.load(w.add(2 * v * S::LANES).cast()) };
-        }
-        for r in 0..ROWS {
-            // SAFETY: the caller's promise.
-            let pair = unsafe { rows[r].add(k).cast::<u32>().read_unaligned() };
-            let a = s.splat_pair(u32::from_le(pair));
-            for v in 0..NV {
-                sums[r][v] = s.dot(sums[r][v], a, weights[v]);
-            }
+    unsafe fn load_weights<S: Simd>(s: S, step: *const bf16, v: usize, _: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(step.add(2 * v * S::LANES).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast<S: Simd>(s: S, from: *const bf16, last: bool) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            s.splat_pair(if last {
+                // With a second that is zero.
+                u32::from((*from).to_bits())
+            } else {
+                u32::from_le(from.cast::<u32>().read_unaligned())
+            })
         }
     }
 
     #[inline(always)]
-    unsafe fn last<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const bf16; ROWS],
-        k: usize,
-        w: *const bf16,
-    ) {
-        for r in 0..ROWS {
-            // SAFETY: the caller's promise.
-            let a = s.splat_pair(u32::from(unsafe { (*rows[r].add(k)).to_bits() }));
-            for (v, sum) in sums[r].iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                let weights = unsafe { s.load(w.add(2 * v * S::LANES).cast()) };
-                *sum = s.dot(*sum, a, weights);
-            }
-        }
+    fn multiply_add<S: Simd>(s: S, sum: S::V, a: S::V, w: S::V) -> S::V {
+        s.dot_bf16(sum, a, w)
     }
 }
 
-/// Unsigned bytes with signed ones, to integers.
-pub(crate) struct Bytes;
+/// Groups of four unsigned bytes with groups of four signed ones, to integers.
+pub(crate) struct U8I8;
 
-impl Kernel for Bytes {
+impl Kernel for U8I8 {
     type A = u8;
     type W = i8;
+    type Broadcast<S: Simd> = u32;
     const DEPTH: usize = 4;
     const INTEGER: bool = true;
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const NV: usize, const ROWS: usize>(
-        s: S,
-        sums: &mut [[S::V; NV]; ROWS],
-        rows: &[*const u8; ROWS],
-        k: usize,
-        w: *const i8,
-    ) {
+    unsafe fn load_weights<S: Simd>(s: S, step: *const i8, v: usize, _: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(step.add(4 * v * S::LANES).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast<S: Simd>(_: S, from: *const u8, _: bool) -> u32 {
+        // SAFETY: the caller's promise.
+        u32::from_le(unsafe { from.cast::<u32>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, sum: S::V, a: u32, w: S::V) -> S::V {
+        s.dot_u8i8(sum, a, w)
+    }
+}
+
+/// Adds the products of a step of weights and of the activations at `k` to the sums; with `LAST`,
+/// when of a step of two only the value at `k` is left.
+///
+/// # Safety
+/// Each row must have these elements, and `w` a step of `NV` vectors.
+#[inline(always)]
+unsafe fn add_step<S: Simd, K: Kernel, const NV: usize, const ROWS: usize, const LAST: bool>(
+    s: S,
+    sums: &mut [[S::V; NV]; ROWS],
+    rows: &[*const K::A; ROWS],
+    k: usize,
+    w: *const K::W,
+) {
+    for part in 0..if LAST { 1 } else { K::PARTS } {
         let mut weights = [s.zero(); NV];
         for (v, weight) in weights.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            *weight = unsafe { s.load(w.add(4 * v * S::LANES).cast()) };
+            *weight = unsafe { K::load_weights(s, w, v, part) };
         }
         for r in 0..ROWS {
             // SAFETY: the caller's promise.
-            let bytes = unsafe { rows[r].add(k).cast::<u32>().read_unaligned() };
+            let a = unsafe { K::broadcast(s, rows[r].add(k + part), LAST) };
             for v in 0..NV {
-                sums[r][v] = s.dot_bytes(sums[r][v], u32::from_le(bytes), weights[v]);
+                sums[r][v] = K::multiply_add(s, sums[r][v], a, weights[v]);
             }
         }
     }
 }
 
-/// Sums of one tile of [`Simd::ROWS`] rows over one block of `k`: `out = rows · panel`, or
-/// `out += ...`.
+/// Computes the sums of one tile of [`Simd::ROWS`] rows over one block of `k`: `out = rows ·
+/// panel`, or `out += ...`.
 ///
 /// `rows` lists as many pointers for each segment; of each row the elements
 /// `offset..offset + len` are taken. The sum starts from zero in either case. The rows of
@@ -316,15 +297,19 @@ impl<S: Simd, K: Kernel, const NV: usize> WithRows<S> for TileArgs<'_, K, NV> {
             while k + K::DEPTH <= len {
                 // SAFETY: k + DEPTH <= len, and the caller promises len elements.
                 unsafe {
-                    K::step::<S, NV, ROWS>(s, &mut sums, &a, k, w);
+                    add_step::<S, K, NV, ROWS, false>(s, &mut sums, &a, k, w);
                     w = w.add(K::DEPTH * width);
                 }
                 k += K::DEPTH;
             }
             if k < len {
+                assert!(
+                    K::DEPTH == 2,
+                    "rows end with a whole step, or in the middle of a pair"
+                );
                 // SAFETY: one element is left, and the panel is padded to a whole step.
                 unsafe {
-                    K::last::<S, NV, ROWS>(s, &mut sums, &a, k, w);
+                    add_step::<S, K, NV, ROWS, true>(s, &mut sums, &a, k, w);
                     w = w.add(K::DEPTH * width);
                 }
             }

@@ -15,18 +15,18 @@ pub enum Weights<'a> {
     F16(&'a [f16]),
     /// The upper halves of 32-bit floats.
     Bf16(&'a [bf16]),
-    /// Signed bytes and, for each row, what a unit is worth: packed as [`WeightFormat::Int8`] they
-    /// stay the bytes they are.
+    /// Signed bytes and a scale for each row. Packed as [`WeightFormat::Int8`] they stay these
+    /// bytes.
     Int8 {
         /// Rows of bytes, -127 to 127.
         bytes: &'a [i8],
-        /// As many as there are rows, finite and not negative.
+        /// The value of one unit of a row's bytes, for each row: finite and not negative.
         scales: &'a [f32],
     },
 }
 
 impl Weights<'_> {
-    /// Number of weights.
+    /// Returns the number of weights.
     pub fn len(&self) -> usize {
         match self {
             Weights::F32(w) => w.len(),
@@ -96,13 +96,13 @@ pub enum WeightFormat {
     F16,
     /// The upper halves of 32-bit floats; what the bf16 dot product reads.
     Bf16,
-    /// Signed bytes, for each output a scale that makes the largest weight 127. Activations
-    /// are rounded to bytes too (see `int8.rs`), so this is for layers that bear it.
+    /// Signed bytes, with a scale for each output that makes its largest weight 127. Activations
+    /// are rounded to bytes too (see `int8.rs`), so this is for layers that tolerate it.
     Int8,
 }
 
 impl WeightFormat {
-    /// Bytes of a weight.
+    /// Returns the bytes of a weight.
     pub(crate) fn bytes(self) -> usize {
         match self {
             WeightFormat::F32 => 4,
@@ -111,7 +111,7 @@ impl WeightFormat {
         }
     }
 
-    /// Values of `k` in a step.
+    /// Returns the number of values of `k` in a step.
     pub(crate) fn depth(self) -> usize {
         match self {
             WeightFormat::F32 | WeightFormat::F16 => 1,

@@ -20,6 +20,7 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 
 use crate::disjoint::DisjointOut;
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::gemm::Epilogue;
 use crate::geometry::ConvGeometry;
@@ -27,8 +28,8 @@ use crate::norm::GroupNorm;
 use crate::pack::ConvLayout;
 use crate::panels::PanelLayout;
 use crate::scratch::Scratch;
-use crate::simd::{MAX_ROWS, Op, Simd, dispatch, prefetch_read, prefetch_read_l2, prefetch_write};
-use crate::stop::Stop;
+use crate::simd::{MAX_ROWS, Op, Simd, prefetch_read, prefetch_read_l2, prefetch_write};
+use crate::stop::StopFlag;
 use crate::tile::{Kernel, tile};
 use crate::workspace::Workspace;
 
@@ -60,7 +61,8 @@ trait Algorithm<const IN: usize, const OUT: usize>: Sized {
     /// Transforms the input of a group of tiles.
     fn transform_input<S: Simd>(s: S, task: TransformInput<'_, Self, IN, OUT>);
 
-    /// The outputs from the products at the points, in one direction (Aᵀ in the literature).
+    /// Computes the outputs from the products at the points, in one direction (Aᵀ in the
+    /// literature).
     fn outputs<S: Simd>(s: S, products: [S::V; IN]) -> [S::V; OUT];
 }
 
@@ -78,23 +80,24 @@ fn workspace<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     let tasks = w.panel_layout.count() * at_once.div_ceil(A::TASK_GROUPS);
     let sums = A::POINTS * A::TASK_GROUPS.min(at_once) * tiling.rows * w.panel_layout.width;
     let sums = std::iter::repeat_n(sums, tasks.min(rayon::current_num_threads()));
-    let floats = std::iter::once(floats_of::<A::E>(at_once * tiling.group_len)).chain(sums);
+    let f32s = std::iter::once(f32s_in::<A::E>(at_once * tiling.group_len)).chain(sums);
     Workspace {
         temporary: 0,
-        scratch: floats.map(|n| n * size_of::<f32>()).collect(),
+        scratch: f32s.map(|n| n * size_of::<f32>()).collect(),
     }
 }
 
-/// As many `f32` as have the memory of `len` elements.
-fn floats_of<E>(len: usize) -> usize {
+/// Returns how many `f32` have the memory of `len` elements.
+fn f32s_in<E>(len: usize) -> usize {
     (len * size_of::<E>()).div_ceil(size_of::<f32>())
 }
 
-/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked. `weights`
-/// finds the transformed weights of a panel.
+/// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked.
+/// `weights(panel)` points to the transformed weights of a panel.
 ///
 /// # Safety
-/// They must be as [`tile`] takes them, the panel's `c_in` steps for each point.
+/// For each point, one after the other, these must be weights for `c_in` values of `k` as [`tile`]
+/// takes them, padded to whole steps, each step as wide as the panel.
 unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     x: &[A::E],
     norm: Option<&GroupNorm>,
@@ -107,12 +110,12 @@ unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     let panels = &w.panel_layout;
     let tiling = Tiling::new::<A, IN>(g, w);
     let (group_len, groups, at_once) = (tiling.group_len, tiling.groups(), tiling.at_once);
-    let mut input = Scratch::new(floats_of::<A::E>(at_once * group_len));
+    let mut input = Scratch::new(f32s_in::<A::E>(at_once * group_len));
     let input: &mut [A::E] = bytemuck::cast_slice_mut(&mut input);
     let shared = DisjointOut::new(out);
-    let stop = Stop::here();
+    let stop = StopFlag::current();
     for first in (0..groups).step_by(at_once) {
-        if stop.raised() {
+        if stop.is_raised() {
             return;
         }
         let here = at_once.min(groups - first);
@@ -129,12 +132,12 @@ unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
         let parts = here.div_ceil(A::TASK_GROUPS);
         let tasks = panels.count() * parts;
         (0..tasks).into_par_iter().for_each(|task| {
-            if stop.raised() {
+            if stop.is_raised() {
                 return;
             }
             let (panel, part) = (task / parts, task % parts);
             let groups = part * A::TASK_GROUPS..here.min((part + 1) * A::TASK_GROUPS);
-            let task = Multiply::<A, IN, OUT> {
+            let task = MultiplyPanel::<A, IN, OUT> {
                 tiling: &tiling,
                 panels,
                 panel,
@@ -205,7 +208,7 @@ impl<'a, const OUT: usize> Tiling<'a, OUT> {
         self.tiles().div_ceil(self.rows)
     }
 
-    /// Image, and row and column of the first output of a tile.
+    /// Returns the image of a tile, and the row and column of its first output.
     fn position(&self, tile: usize) -> (usize, usize, usize) {
         let across = self.width.div_ceil(OUT);
         let down = self.height.div_ceil(OUT);
@@ -216,8 +219,8 @@ impl<'a, const OUT: usize> Tiling<'a, OUT> {
         )
     }
 
-    /// The channels of a pixel of `x`, at a row and a column of the padded image; none where that
-    /// is padding.
+    /// Returns the channels of a pixel of `x`, at a row and a column of the padded image; none
+    /// where that is padding.
     #[inline(always)]
     fn pixel<'x, E>(&self, x: &'x [E], image: usize, row: usize, column: usize) -> &'x [E] {
         let g = self.g;
@@ -234,7 +237,7 @@ impl<'a, const OUT: usize> Tiling<'a, OUT> {
     }
 }
 
-/// Rows as columns.
+/// Transposes a matrix.
 #[inline(always)]
 fn transposed<V: Copy, const M: usize, const N: usize>(rows: [[V; N]; M]) -> [[V; M]; N] {
     let mut columns = [[rows[0][0]; M]; N];
@@ -269,7 +272,7 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op
 }
 
 /// Multiplies some groups of tiles with one panel and writes their outputs.
-struct Multiply<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
+struct MultiplyPanel<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
     tiling: &'a Tiling<'a, OUT>,
     panels: &'a PanelLayout,
     panel: usize,
@@ -281,7 +284,9 @@ struct Multiply<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
     out: &'a DisjointOut<'a, A::E>,
 }
 
-impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op for Multiply<'_, A, IN, OUT> {
+impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op
+    for MultiplyPanel<'_, A, IN, OUT>
+{
     type Output = ();
 
     #[inline(always)]
@@ -303,7 +308,7 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op for Multiply<'
     }
 }
 
-impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Multiply<'_, A, IN, OUT> {
+impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> MultiplyPanel<'_, A, IN, OUT> {
     #[inline(always)]
     fn multiply<S: Simd, const NV: usize>(&self, s: S) {
         let tiling = self.tiling;
@@ -343,14 +348,14 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Multiply<'_, A, I
         }
     }
 
-    /// The panel's weights of a point, or of the point after the last, where they end.
+    /// Returns the panel's weights of a point, or of the point after the last, where they end.
     #[inline(always)]
     fn weights(&self, point: usize, width: usize) -> *const Weight<A, IN, OUT> {
         self.weights
             .wrapping_add(point * self.weights_of_point(width))
     }
 
-    /// The number of a point's weights, with padding.
+    /// Returns the number of a point's weights, with padding.
     #[inline(always)]
     fn weights_of_point(&self, width: usize) -> usize {
         self.tiling.c_in.next_multiple_of(A::Kernel::DEPTH) * width

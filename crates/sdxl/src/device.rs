@@ -204,7 +204,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn conv2d(&self, x: &Tensor, conv: &Conv<'_>) -> Storage;
 
     /// Whether [`Device::conv2d`] can apply a group norm and SiLU to such an input as it reads it.
-    fn norms_on_the_way(
+    fn can_fuse_norm(
         &self,
         _dtype: DType,
         _weight: &PackedWeights,
@@ -214,9 +214,9 @@ pub trait Device: fmt::Debug + Send + Sync {
     }
 
     /// Factors of the group norm of `x`, followed by SiLU where asked, for [`Conv::norm`]. Asked for
-    /// only where [`Device::norms_on_the_way`].
+    /// only where [`Device::can_fuse_norm`].
     fn norm_factors(&self, _x: &Tensor, _norm: &Norm, _silu: bool) -> Storage {
-        unimplemented!("{} norms nothing on the way", self.name())
+        unimplemented!("{} cannot compute a norm within a convolution", self.name())
     }
 
     /// Group norm of `[B, .., C]`, followed by SiLU where asked.

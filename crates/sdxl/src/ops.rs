@@ -190,7 +190,7 @@ pub fn norm_conv2d(x: Tensor, norm: &Norm, w: &Conv2d, extras: ConvExtras<'_>) -
     let weight = kernel_of(w);
     let device = w.weight.device();
     let on_the_way =
-        extras.upsample_to.is_none() && device.norms_on_the_way(x.dtype(), &weight, &geometry);
+        extras.upsample_to.is_none() && device.can_fuse_norm(x.dtype(), &weight, &geometry);
     if !on_the_way {
         let normed = group_norm(&x, norm, true);
         drop(x);

@@ -89,13 +89,8 @@ impl Device for Counting {
         Cpu.conv2d(x, conv)
     }
 
-    fn norms_on_the_way(
-        &self,
-        dtype: DType,
-        weight: &PackedWeights,
-        geometry: &ConvGeometry,
-    ) -> bool {
-        Cpu.norms_on_the_way(dtype, weight, geometry)
+    fn can_fuse_norm(&self, dtype: DType, weight: &PackedWeights, geometry: &ConvGeometry) -> bool {
+        Cpu.can_fuse_norm(dtype, weight, geometry)
     }
 
     fn norm_factors(&self, x: &Tensor, norm: &Norm, silu: bool) -> Storage {

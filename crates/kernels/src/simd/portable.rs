@@ -44,7 +44,7 @@ impl<const ROWS: usize> Simd for Portable<ROWS> {
         from_fn(|i| a[i] / b[i])
     }
     #[inline(always)]
-    fn rough_reciprocal(self, a: Self::V) -> Self::V {
+    fn approx_recip(self, a: Self::V) -> Self::V {
         from_fn(|i| 1.0 / a[i])
     }
     #[inline(always)]
@@ -96,12 +96,12 @@ impl<const ROWS: usize> Simd for Portable<ROWS> {
         from_fn(|i| if x[i] < 0.0 { a[i] } else { b[i] })
     }
     #[inline(always)]
-    fn sum(self, a: Self::V) -> f32 {
+    fn reduce_sum(self, a: Self::V) -> f32 {
         let b: [f32; 4] = from_fn(|i| a[i] + a[i + 4]);
         (b[0] + b[2]) + (b[1] + b[3])
     }
     #[inline(always)]
-    fn largest(self, a: Self::V) -> f32 {
+    fn reduce_max(self, a: Self::V) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
@@ -147,7 +147,7 @@ impl<const ROWS: usize> Simd for Portable<ROWS> {
         from_fn(|i| f32::from_bits(pairs[i].to_bits() & 0xffff_0000))
     }
     #[inline(always)]
-    fn dot_bytes(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V {
+    fn dot_u8i8(self, acc: Self::V, bytes: u32, weights: Self::V) -> Self::V {
         let bytes = bytes.to_le_bytes();
         from_fn(|i| {
             let weights = weights[i].to_bits().to_ne_bytes();
@@ -161,7 +161,7 @@ impl<const ROWS: usize> Simd for Portable<ROWS> {
         from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(b[i].to_bits())))
     }
     #[inline(always)]
-    fn float_of_difference(self, a: Self::V, b: Self::V) -> Self::V {
+    fn sub_int_to_f32(self, a: Self::V, b: Self::V) -> Self::V {
         from_fn(|i| a[i].to_bits().wrapping_sub(b[i].to_bits()) as i32 as f32)
     }
     #[inline(always)]

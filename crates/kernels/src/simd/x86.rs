@@ -21,18 +21,18 @@ const AVX512_ROWS: usize = 6;
 pub(crate) struct Avx512<const BF16: bool>(());
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn run_avx2<O: Op>(op: O) -> O::Output {
+pub(crate) fn run_avx2<O: Op>(op: O) -> O::Output {
     op.run(Avx2(()))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-pub(super) fn run_avx512<O: Op>(op: O) -> O::Output {
+pub(crate) fn run_avx512<O: Op>(op: O) -> O::Output {
     op.run(Avx512::<false>(()))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[target_feature(enable = "avx512bf16,avx512vnni")]
-pub(super) fn run_avx512_bf16<O: Op>(op: O) -> O::Output {
+pub(crate) fn run_avx512_bf16<O: Op>(op: O) -> O::Output {
     op.run(Avx512::<true>(()))
 }
 
@@ -68,7 +68,7 @@ impl Simd for Avx2 {
         fn sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
         fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
         fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
-        fn rough_reciprocal(a: __m256) -> __m256 {
+        fn approx_recip(a: __m256) -> __m256 {
             // Right to 3e-4; a step of Newton's method doubles the digits.
             let r = _mm256_rcp_ps(a);
             _mm256_mul_ps(r, _mm256_fnmadd_ps(a, r, _mm256_set1_ps(2.0)))
@@ -100,7 +100,7 @@ impl Simd for Avx2 {
         fn if_negative(x: __m256, a: __m256, b: __m256) -> __m256 {
             _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_setzero_ps()))
         }
-        fn sum(a: __m256) -> f32 {
+        fn reduce_sum(a: __m256) -> f32 {
             let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
@@ -113,7 +113,7 @@ impl Simd for Avx2 {
             let high = _mm256_set1_epi32(-65536);
             _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pairs), high))
         }
-        fn dot_bytes(acc: __m256, bytes: u32, weights: __m256) -> __m256 {
+        fn dot_u8i8(acc: __m256, bytes: u32, weights: __m256) -> __m256 {
             // Products of bytes need 16 bits, sums of two of them 32.
             let (acc, weights) = (_mm256_castps_si256(acc), _mm256_castps_si256(weights));
             let even = _mm256_set1_epi32((bytes & 0x00ff_00ff) as i32);
@@ -126,10 +126,10 @@ impl Simd for Avx2 {
         fn add_int(a: __m256, b: __m256) -> __m256 {
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
         }
-        fn float_of_difference(a: __m256, b: __m256) -> __m256 {
+        fn sub_int_to_f32(a: __m256, b: __m256) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
         }
-        fn largest(a: __m256) -> f32 {
+        fn reduce_max(a: __m256) -> f32 {
             let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
@@ -164,8 +164,8 @@ impl Simd for Avx2 {
         // SAFETY: see the head of this file.
         unsafe {
             let a = _mm256_cvtps_epi32(a);
-            let halves = (_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
-            let words = _mm_packus_epi32(halves.0, halves.1);
+            let (low, high) = (_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+            let words = _mm_packus_epi32(low, high);
             _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
         }
     }
@@ -207,7 +207,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
         fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
         fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
-        fn rough_reciprocal(a: __m512) -> __m512 { _mm512_rcp14_ps(a) }
+        fn approx_recip(a: __m512) -> __m512 { _mm512_rcp14_ps(a) }
         fn fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
         fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
         fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
@@ -221,7 +221,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
             _mm512_mask_blend_ps(below, b, a)
         }
-        fn sum(a: __m512) -> f32 { _mm512_reduce_add_ps(a) }
+        fn reduce_sum(a: __m512) -> f32 { _mm512_reduce_add_ps(a) }
         fn splat_pair(pair: u32) -> __m512 { _mm512_castsi512_ps(_mm512_set1_epi32(pair as i32)) }
         fn even(pairs: __m512) -> __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs)))
@@ -230,7 +230,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let high = _mm512_set1_epi32(-65536);
             _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), high))
         }
-        fn dot_bytes(acc: __m512, bytes: u32, weights: __m512) -> __m512 {
+        fn dot_u8i8(acc: __m512, bytes: u32, weights: __m512) -> __m512 {
             if BF16 {
                 let bytes = _mm512_set1_epi32(bytes as i32);
                 let (acc, weights) = (_mm512_castps_si512(acc), _mm512_castps_si512(weights));
@@ -248,10 +248,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn add_int(a: __m512, b: __m512) -> __m512 {
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
         }
-        fn float_of_difference(a: __m512, b: __m512) -> __m512 {
+        fn sub_int_to_f32(a: __m512, b: __m512) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
         }
-        fn largest(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
+        fn reduce_max(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
     }
 
     #[inline(always)]
@@ -302,7 +302,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    fn dot(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
+    fn dot_bf16(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
         if !BF16 {
             let acc = self.fma(self.even(a), self.even(b), acc);
             return self.fma(self.odd(a), self.odd(b), acc);

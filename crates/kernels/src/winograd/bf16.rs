@@ -1,13 +1,14 @@
 //! F(2 x 2, 3 x 3) of `winograd.rs`, for bf16 images: 4/9 of the multiplications.
 //!
-//! A tile of 2 x 2 outputs depends on 4 x 4 inputs; the points are 0, 1, -1 and infinity: 16 products
-//! of channel vectors instead of 36. Larger tiles save more and cost digits: bf16 has none to lose.
+//! A tile of 2 x 2 outputs depends on 4 x 4 inputs; the points are 0, 1, -1 and infinity: 16
+//! products of channel vectors instead of 36. Larger tiles save more and cost digits: bf16 has none
+//! to lose.
 //!
 //! Rounding error: input and weights are each rounded once, as they are for the plain sum, but
 //! after they are transformed, and the transforms let through 25/9 of the variance of independent
 //! errors: so the sum's error is 1.67 times the one that rounded factors alone cause. That includes
-//! a norm before the convolution, which is computed in `f32` on the way. The output is rounded as
-//! ever.
+//! a norm before the convolution, whose output stays `f32` until it is transformed. The output is
+//! rounded as in the plain sum.
 //!
 //! The weights are transformed when they are packed: 16/9 of the memory, and small maps would not
 //! pay for doing it at every call.
@@ -28,7 +29,7 @@ use crate::geometry::ConvGeometry;
 use crate::norm::GroupNorm;
 use crate::pack::{ConvLayout, PackedConv};
 use crate::simd::{MAX_ROWS, Simd, prefetch_read, prefetch_write};
-use crate::tile::Dot;
+use crate::tile::Bf16Bf16;
 use crate::workspace::Workspace;
 
 /// Outputs of a tile in each direction.
@@ -39,8 +40,8 @@ pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     super::workspace::<F2x2, IN, OUT>(g, w)
 }
 
-/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked, and that `w`
-/// was packed for this.
+/// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked, and
+/// that `w` was packed for this.
 pub(crate) fn conv(
     x: &[bf16],
     norm: Option<&GroupNorm>,
@@ -49,7 +50,7 @@ pub(crate) fn conv(
     epilogue: &Epilogue<bf16>,
     out: &mut [bf16],
 ) {
-    let panels = w.points();
+    let panels = w.winograd_panels();
     let of_panel = |panel: usize| panels.panel(panel, 0).cast();
     // SAFETY: the segments of these panels are the points.
     unsafe { super::conv::<F2x2, IN, OUT>(x, norm, g, w, &of_panel, epilogue, out) }
@@ -60,7 +61,7 @@ struct F2x2;
 
 impl Algorithm<IN, OUT> for F2x2 {
     type E = bf16;
-    type Kernel = Dot;
+    type Kernel = Bf16Bf16;
     // The weights of one point have room in the L2 cache, too.
     const TASK_GROUPS: usize = 32;
     // What the L3 cache holds beside the weights of a panel.
@@ -120,7 +121,7 @@ impl Algorithm<IN, OUT> for F2x2 {
                             if !pixel.is_empty() {
                                 *d = s.read(pixel, c);
                                 if let (Some(norm), Some(factors)) = (task.norm, factors) {
-                                    *d = norm.with(s, factors, *d, true);
+                                    *d = norm.apply_factors(s, factors, *d, true);
                                 }
                             }
                         }
@@ -146,7 +147,8 @@ impl Algorithm<IN, OUT> for F2x2 {
     }
 }
 
-/// The values at the points of the polynomial that is the transpose of multiplying by a kernel.
+/// Computes the values at the points of the polynomial that is the transpose of multiplying by a
+/// kernel.
 #[inline(always)]
 fn input_points<S: Simd>(s: S, d: [S::V; IN]) -> [S::V; IN] {
     [
@@ -279,7 +281,7 @@ mod tests {
             let packed = PackedConv::pack_winograd_for(isa, Weights::Bf16(&w), [c_out, c_in]);
             for silu in [false, true] {
                 let shape = [g.batch, pixels, c_in, 4];
-                let norm = GroupNorm::on(isa, &x, shape, 1e-5, &gamma, &beta, silu);
+                let norm = GroupNorm::new_for(isa, &x, shape, 1e-5, &gamma, &beta, silu);
                 let mut normed = vec![0f32; x.len()];
                 norm.apply(&values(&x), &mut normed);
                 let want = reference(&normed, &g, &values(&w), [c_out, c_in, 3, 3]);

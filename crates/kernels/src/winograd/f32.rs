@@ -22,15 +22,16 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{Algorithm, TransformInput, transposed};
+use crate::dispatch::dispatch;
 use crate::gemm::Epilogue;
 use crate::geometry::ConvGeometry;
 use crate::norm::GroupNorm;
-use crate::pack::{ConvLayout, Form, PackedConv};
+use crate::pack::{ConvLayout, ConvPacking, PackedConv};
 use crate::panels::Panels;
 use crate::scratch::Scratch;
-use crate::simd::{MAX_PANEL, Op, Simd, dispatch, prefetch_write};
-use crate::stop::Stop;
-use crate::tile::Single;
+use crate::simd::{MAX_PANEL, Op, Simd, prefetch_write};
+use crate::stop::StopFlag;
+use crate::tile::F32;
 use crate::weights::WeightFormat;
 use crate::workspace::Workspace;
 
@@ -45,17 +46,17 @@ const WEIGHTS: usize = 16 << 20;
 
 /// Whether this convolution is one of those that are faster this way. The number of images does
 /// not matter: an image's numbers must not depend on what else is in its batch.
-pub(crate) fn suits(g: &ConvGeometry, w: &ConvLayout) -> bool {
+pub(crate) fn is_profitable(g: &ConvGeometry, w: &ConvLayout) -> bool {
     let (height, width) = g.output_size(w.kh, w.kw);
-    fits(g, w)
+    is_possible(g, w)
         && w.c_in.min(w.c_out) >= 32
         && w.c_in * w.c_out * POINTS <= WEIGHTS
         && height * width >= 512
 }
 
 /// Whether this convolution can be computed this way.
-fn fits(g: &ConvGeometry, w: &ConvLayout) -> bool {
-    w.form == Form::Taps
+fn is_possible(g: &ConvGeometry, w: &ConvLayout) -> bool {
+    w.packing == ConvPacking::Direct
         && w.kh == 3
         && w.kw == 3
         && g.stride == 1
@@ -70,13 +71,13 @@ pub(crate) fn workspace(g: &ConvGeometry, w: &ConvLayout) -> Workspace {
     workspace
 }
 
-/// Elements of transformed weights of a panel: for each point, for each input channel, the
-/// outputs.
+/// Returns the number of transformed weights of a panel: for each point, for each input channel,
+/// the outputs.
 fn panel_len(w: &ConvLayout) -> usize {
     POINTS * w.c_in * MAX_PANEL
 }
 
-/// The convolution, of `x` or of what `norm` makes of it; lengths have been checked.
+/// Computes the convolution of `x`, or of `norm` of `x`; lengths have been checked.
 pub(crate) fn conv(
     x: &[f32],
     norm: Option<&GroupNorm>,
@@ -85,10 +86,10 @@ pub(crate) fn conv(
     epilogue: &Epilogue<f32>,
     out: &mut [f32],
 ) {
-    assert!(fits(g, w), "not a 3x3 convolution of stride 1");
-    let (panels, panel_len) = (w.plain(), panel_len(w));
-    let stop = Stop::here();
-    if stop.raised() {
+    assert!(is_possible(g, w), "not a 3x3 convolution of stride 1");
+    let (panels, panel_len) = (w.direct_panels(), panel_len(w));
+    let stop = StopFlag::current();
+    if stop.is_raised() {
         return;
     }
 
@@ -97,7 +98,7 @@ pub(crate) fn conv(
         .par_chunks_mut(panel_len)
         .enumerate()
         .for_each(|(panel, out)| {
-            if stop.raised() {
+            if stop.is_raised() {
                 return;
             }
             dispatch(panels.isa, TransformWeights { panels, panel, out });
@@ -112,7 +113,7 @@ struct F4x4;
 
 impl Algorithm<IN, OUT> for F4x4 {
     type E = f32;
-    type Kernel = Single<f32>;
+    type Kernel = F32<f32>;
     const TASK_GROUPS: usize = 8;
     // What the caches of each thread hold.
     const INPUT: usize = 256 << 10;
@@ -151,7 +152,7 @@ impl Algorithm<IN, OUT> for F4x4 {
                         if !pixel.is_empty() {
                             *d = s.read(pixel, c);
                             if let Some(norm) = task.norm {
-                                *d = norm.at(s, image, c, *d);
+                                *d = norm.apply_at(s, image, c, *d);
                             }
                         }
                     }
@@ -179,7 +180,7 @@ impl Algorithm<IN, OUT> for F4x4 {
     }
 }
 
-/// The values at the points of the polynomial that is the transpose of multiplying by a
+/// Computes the values at the points of the polynomial that is the transpose of multiplying by a
 /// kernel (Bᵀ in the literature).
 #[inline(always)]
 fn input_points<S: Simd>(s: S, d: [S::V; IN]) -> [S::V; IN] {
@@ -198,7 +199,7 @@ fn input_points<S: Simd>(s: S, d: [S::V; IN]) -> [S::V; IN] {
     [v0, v1, v2, v3, v4, v5]
 }
 
-/// The values of a kernel at the points, divided as interpolation needs (G).
+/// Computes the values of a kernel at the points, divided as interpolation needs (G).
 #[inline(always)]
 fn kernel_points<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; IN] {
     let ends = s.add(g[0], g[2]);
@@ -254,7 +255,7 @@ impl Op for TransformWeights<'_> {
                                         s.odd(pairs)
                                     }
                                 }
-                                WeightFormat::Int8 => unreachable!("`fits` excludes it"),
+                                WeightFormat::Int8 => unreachable!("`is_possible` excludes it"),
                             }
                         };
                     }
@@ -359,7 +360,7 @@ mod tests {
         let g = ConvGeometry::same(1, 50, 50);
         let (x, w) = (noise(1, 50 * 50 * 40), noise(2, 72 * 40 * 9));
         let packed = PackedConv::pack(Weights::F32(&w), 72, 40, 3, 3, WeightFormat::F32);
-        assert!(suits(&g, &packed));
+        assert!(is_profitable(&g, &packed));
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let mut out = vec![0f32; 50 * 50 * 72];

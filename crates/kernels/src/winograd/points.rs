@@ -6,8 +6,8 @@ pub(crate) const IN: usize = 4;
 /// Points at which the polynomials of both directions are taken.
 pub(crate) const POINTS: usize = IN * IN;
 
-/// The values of a kernel at the points, divided as interpolation needs: of taps `[y, x]`, points
-/// `[y, x]`.
+/// Computes the values of a kernel at the points, divided as interpolation needs: of taps `[y, x]`,
+/// points `[y, x]`.
 pub(crate) fn kernel_points(g: &[f32; 9]) -> [f32; POINTS] {
     let line = |a: f32, b: f32, c: f32| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
     let rows = [0, 3, 6].map(|i| line(g[i], g[i + 1], g[i + 2]));

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use half::bf16;
 use sdxl_kernels::{
     AttentionShape, Element, GroupNorm, PackedConv, PackedMatrix, Weights,
-    attention as attention_kernel, masked_attention, normed_conv2d, norms_on_the_way,
+    attention as attention_kernel, can_fuse_norm, masked_attention, normed_conv2d,
 };
 
 use super::host::{HostValues, read};
@@ -246,15 +246,10 @@ impl Device for Cpu {
         by_type!(x, typed(x, conv, kernels(conv.weight)))
     }
 
-    fn norms_on_the_way(
-        &self,
-        dtype: DType,
-        weight: &PackedWeights,
-        geometry: &ConvGeometry,
-    ) -> bool {
+    fn can_fuse_norm(&self, dtype: DType, weight: &PackedWeights, geometry: &ConvGeometry) -> bool {
         match dtype {
-            DType::F32 => norms_on_the_way::<f32>(geometry, kernels(weight)),
-            DType::Bf16 => norms_on_the_way::<bf16>(geometry, kernels(weight)),
+            DType::F32 => can_fuse_norm::<f32>(geometry, kernels(weight)),
+            DType::Bf16 => can_fuse_norm::<bf16>(geometry, kernels(weight)),
         }
     }
 
@@ -416,7 +411,7 @@ fn statistics<E: Typed>(x: &Tensor, norm: &Norm, silu: bool) -> GroupNorm {
     let Norm {
         eps, gamma, beta, ..
     } = norm;
-    GroupNorm::of(slice::<E>(x), norm_shape(x, norm), *eps, gamma, beta, silu)
+    GroupNorm::new(slice::<E>(x), norm_shape(x, norm), *eps, gamma, beta, silu)
 }
 
 /// Images, pixels, channels and groups.

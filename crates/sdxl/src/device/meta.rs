@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use half::bf16;
 use sdxl_kernels::{
-    ConvLayout, GroupNorm, MatrixLayout, Workspace, attention_workspace, conv2d_workspace,
-    linear_workspace, norms_on_the_way,
+    ConvLayout, GroupNorm, MatrixLayout, Workspace, attention_workspace, can_fuse_norm,
+    conv2d_workspace, linear_workspace,
 };
 
 use super::cpu::{REUSED_ROWS, cross_attention_shape, norm_shape, self_attention_shape};
@@ -226,13 +226,8 @@ impl Device for Meta {
         self.made(x, g.batch * height * width * w.c_out(), &workspace)
     }
 
-    fn norms_on_the_way(
-        &self,
-        dtype: DType,
-        weight: &PackedWeights,
-        geometry: &ConvGeometry,
-    ) -> bool {
-        by_type!(dtype, norms_on_the_way(geometry, kernels(weight)))
+    fn can_fuse_norm(&self, dtype: DType, weight: &PackedWeights, geometry: &ConvGeometry) -> bool {
+        by_type!(dtype, can_fuse_norm(geometry, kernels(weight)))
     }
 
     fn norm_factors(&self, x: &Tensor, norm: &Norm, _silu: bool) -> Storage {
