@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sdxl::model::config::VAE_FACTOR;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::missing_files;
 use sdxl::{Checkpoint, Family, Part};
@@ -78,8 +79,8 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
             "parts": parts,
             "parameters": total,
             "scheduler": checkpoint.scheduler,
-            "width": 8 * width,
-            "height": 8 * height,
+            "width": VAE_FACTOR * width,
+            "height": VAE_FACTOR * height,
             "force_zeros_for_empty_prompt": checkpoint.force_zeros_for_empty_prompt,
             "problems": problems,
         });
@@ -87,7 +88,11 @@ pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
     } else {
         out!("{}", args.dir.display());
         out!("  family      Stable Diffusion XL, {family}");
-        out!("  pictures    {} x {} by default", 8 * width, 8 * height);
+        out!(
+            "  pictures    {} x {} by default",
+            VAE_FACTOR * width,
+            VAE_FACTOR * height
+        );
         out!("  scheduler   {scheduler}");
         out!("  parameters  {}", count(total));
         for part in &parts {

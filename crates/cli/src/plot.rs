@@ -461,8 +461,8 @@ fn title(shared: &Recipe, axes: &[Axis], cells: &[Cell]) -> Vec<String> {
     {
         settings.push(cell.recipe.scheduler_class.clone());
     }
-    let default = serde_json::to_value(Request::default()).unwrap_or_default();
-    let given = serde_json::to_value(request).unwrap_or_default();
+    let default = serde_json::to_value(Request::default()).expect("a request has string keys only");
+    let given = serde_json::to_value(request).expect("a request has string keys only");
     for (field, value) in given.as_object().into_iter().flatten() {
         let said = ["prompt", "width", "height"].contains(&field.as_str());
         let always = ["seed", "guidance_scale", "steps"].contains(&field.as_str());

@@ -151,7 +151,7 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
     if let Some(written) = written {
         out!(
             "\n{}: prompt_embeds {}, pooled_prompt_embeds {}",
-            written["path"].as_str().unwrap_or_default(),
+            written["path"].as_str().expect("`write` names its file"),
             written["prompt_embeds"],
             written["pooled_prompt_embeds"]
         );

@@ -464,14 +464,10 @@ fn loras_are_in_the_recipe() {
     let dir = TempDir::new().unwrap();
     let at = dir.path();
     let base = golden("base");
-    copy_folder(
-        &golden("lora/kohya.safetensors"),
-        &at.join("one.safetensors"),
-    );
-    copy_folder(
-        &golden("lora/convolution.safetensors"),
-        &at.join("two.safetensors"),
-    );
+    for (name, copy) in [("kohya", "one"), ("convolution", "two")] {
+        let lora = golden(&format!("lora/{name}.safetensors"));
+        fs::copy(lora, at.join(format!("{copy}.safetensors"))).unwrap();
+    }
     let args = [
         "generate",
         "a cat",

@@ -95,7 +95,7 @@ fn difference(one: &Request, other: &Request) -> Option<String> {
     if one == other {
         return None;
     }
-    let fields = |request| serde_json::to_value(request).unwrap_or_default();
+    let fields = |request| serde_json::to_value(request).expect("a request has string keys only");
     let (one, other) = (fields(one), fields(other));
     let differs = |field: &&&'static str| one.get(**field) != other.get(**field);
     let field = Request::fields().iter().find(differs);

@@ -36,7 +36,7 @@ pub fn of_largest_network(checkpoint: &Checkpoint, precision: Precision) -> Resu
         };
         sizes[network] += of_part(checkpoint, part, precision)?;
     }
-    Ok(sizes.into_iter().max().unwrap_or(0))
+    Ok(sizes.into_iter().max().expect("there are three networks"))
 }
 
 /// Bytes of the packed weights of a part that the checkpoint has.

@@ -308,7 +308,7 @@ fn attend_to_self(qkv: &Tensor, heads: usize, causal: bool, seen: Option<&[bool]
 /// Attention of image tokens `q` `[B, N, C]` to text tokens, for each image `[M, 2·C]` of `texts`
 /// (keys and values side by side), to `[B, N, C]`.
 pub fn cross_attention(q: &Tensor, texts: &[&Tensor], heads: usize) -> Tensor {
-    let keys = texts.first().map_or(0, |text| text.rows());
+    let keys = texts.first().expect("a text an image").rows();
     attend("cross_attention", q.channels(), heads, q, keys, || {
         let device = device_of(&[&[q], texts].concat());
         let q = on(&device, q);

@@ -123,8 +123,7 @@ impl Recipe {
 
     /// The recipe as JSON, as it is stored in pictures.
     pub fn to_json(&self) -> String {
-        // A recipe has string keys and finite numbers only, so this cannot fail.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        serde_json::to_string_pretty(self).expect("a recipe has string keys only")
     }
 
     /// Gives the texts that go into a picture's file: the recipe itself, the text that other tools
@@ -169,11 +168,16 @@ impl Recipe {
             .unwrap_or(r.steps);
         let seed = r.seed.get(self.image_index).or(r.seed.first());
         text.push_str(&format!(
-            "\nSteps: {steps}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}",
-            r.guidance_scale,
-            seed.copied().unwrap_or(0),
-            r.picture_size(),
+            "\nSteps: {steps}, Sampler: {sampler}, CFG scale: {}",
+            r.guidance_scale
         ));
+        // A recipe that was written by hand may leave both open.
+        if let Some(seed) = seed {
+            text.push_str(&format!(", Seed: {seed}"));
+        }
+        if let Some(size) = r.decided_size() {
+            text.push_str(&format!(", Size: {size}"));
+        }
         // A checkpoint in one file comes first of all.
         let unet = self.files.iter().find(|f| f.name.starts_with("unet/"));
         if let Some(unet) = unet.or(self.files.first().filter(|f| !f.name.contains('/'))) {

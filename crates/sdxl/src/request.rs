@@ -428,12 +428,22 @@ impl Request {
         }
     }
 
-    /// The size that pictures are made at, once it is decided (see [`crate::Pipeline::prepare`]).
+    /// The size that pictures are made at; `None` until [`crate::Pipeline::prepare`] has decided it,
+    /// where the request leaves it open.
+    pub fn decided_size(&self) -> Option<Size> {
+        Some(Size {
+            width: self.width?,
+            height: self.height?,
+        })
+    }
+
+    /// [`Self::decided_size`] of the request of a run or of a picture.
+    ///
+    /// # Panics
+    /// If it is not decided.
     pub fn picture_size(&self) -> Size {
-        Size {
-            width: self.width.unwrap_or(0),
-            height: self.height.unwrap_or(0),
-        }
+        self.decided_size()
+            .expect("the size is decided when a run is prepared")
     }
 
     /// Number of pictures the request makes.

@@ -77,7 +77,8 @@ pub use config::SchedulerConfig;
 pub use error::SchedulerError;
 pub use inference_steps::{InferenceSteps, Steps};
 pub use info::{Info, OptionInfo, Randomness};
-pub use registry::{all, class, find};
+pub(crate) use registry::class;
+pub use registry::{all, find};
 pub use state::SchedulerState;
 
 /// A scheduler in the middle of a run.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::ValueEnum;
 use sdxl::model::attention::TextKeys;
+use sdxl::model::config::VAE_FACTOR;
 use sdxl::model::unet::UNet;
 use sdxl::model::vae::Vae;
 use sdxl::noise::Generator;
@@ -85,7 +86,7 @@ impl Subject {
         precision: Precision,
     ) -> anyhow::Result<Subject> {
         let checkpoint = Checkpoint::with_random_weights()?;
-        let side = size / 8;
+        let side = size / VAE_FACTOR;
         let mut noise = Generator::new(Rng::TorchCpu, 0);
         let mut normal = |shape: &[usize]| {
             let values = noise.randn(shape.iter().product());

@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use sdxl::model::config::VAE_FACTOR;
 use sdxl::weights::OpenOptions;
-use sdxl::{Checkpoint, Error, Inputs, Offload, Part, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, Error, Inputs, Offload, Part, Pipeline, Precision, Request, Size};
 use sdxl_kit::Model;
 use serde_json::json;
 
@@ -132,7 +133,7 @@ pub fn report(original: &Side, other: &Side, json: bool) -> anyhow::Result<()> {
     let full = pictures(original, "the first model")?;
     let ours = pictures(other, "the second")?;
     let psnr: Vec<Option<f64>> = (full.iter().zip(&ours)).map(|(a, b)| psnr(a, b)).collect();
-    let (width, height) = (request.width.unwrap_or(0), request.height.unwrap_or(0));
+    let Size { width, height } = request.picture_size();
     if json {
         let rows = PROMPTS.iter().zip(&psnr);
         let rows: Vec<_> = rows
@@ -169,8 +170,8 @@ fn request(checkpoint: &Checkpoint) -> Request {
         prompt: PROMPTS.map(String::from).into(),
         seed: vec![1, 2, 3, 4],
         steps: STEPS,
-        width: Some((8 * width).min(SIDE)),
-        height: Some((8 * height).min(SIDE)),
+        width: Some((VAE_FACTOR * width).min(SIDE)),
+        height: Some((VAE_FACTOR * height).min(SIDE)),
         ..Request::default()
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::cancel::{Cancel, OrCancelled};
 use crate::device::{Counted, MemoryKind, Meta};
 use crate::error::Result;
+use crate::model::config::VAE_FACTOR;
 use crate::model::unet::UNet;
 use crate::model::vae::Vae;
 use crate::precision::Precision;
@@ -196,7 +197,7 @@ impl Rehearsed<Vae> {
 
     /// Encoding a picture of `height` times `width` latents.
     pub fn encode(&self, [height, width]: [usize; 2]) -> WorkCost {
-        self.work(|vae| vae.encode(&self.tensor(&[1, 8 * height, 8 * width, 3])))
+        self.work(|vae| vae.encode(&self.tensor(&[1, VAE_FACTOR * height, VAE_FACTOR * width, 3])))
     }
 
     /// Side of a tile in latents, where nobody asks for another.

@@ -29,7 +29,7 @@ impl TextKeys {
         let blocks = transformers.flat_map(|t| &t.transformer_blocks);
         let keys = blocks.map(|block| {
             let keys = ops::linear(context, &block.attn2_kv, Activation::None, None);
-            // They stay for all steps of a run: none may be incomplete.
+            // Keys are used in all steps of a run: a product that was cut short must not stay.
             cancel::check().map(|()| keys)
         });
         Ok(TextKeys {
@@ -37,7 +37,7 @@ impl TextKeys {
         })
     }
 
-    /// Memory they take.
+    /// Bytes of the keys and values.
     pub fn bytes(&self) -> usize {
         self.blocks.iter().map(Tensor::bytes).sum()
     }
@@ -50,7 +50,7 @@ pub struct Texts<'a> {
 }
 
 impl<'a> Texts<'a> {
-    /// Before the first block.
+    /// The texts before the first block.
     pub fn new(rows: &'a [Arc<TextKeys>]) -> Texts<'a> {
         Texts {
             rows,

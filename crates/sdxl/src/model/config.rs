@@ -6,6 +6,10 @@
 
 use std::path::Path;
 
+/// Pixels of a picture's side for one of its latents: the VAE halves the side three times.
+/// [`VaeConfig::check`] refuses VAEs of another depth.
+pub const VAE_FACTOR: usize = 8;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -402,7 +406,7 @@ impl UNetConfig {
     /// Pixels of the pictures that the network was trained on.
     pub fn native_pixels(&self) -> usize {
         let (height, width) = self.default_latent_size();
-        64 * height * width
+        VAE_FACTOR * height * VAE_FACTOR * width
     }
 }
 

@@ -1,4 +1,4 @@
-//! Numbers to vectors: sinusoidal embeddings of timesteps and sizes, and the small
+//! Embeddings of numbers as vectors: sinusoidal ones of timesteps and sizes, and the small
 //! networks on top of them.
 
 use crate::error::Result;
@@ -49,7 +49,7 @@ pub struct TimestepEmbedding {
 impl TimestepEmbedding {
     /// Reads `linear_1` (`k` to `n`) and `linear_2` (`n` to `n`).
     pub fn load(from: &Loader<'_>, k: usize, n: usize) -> Result<Self> {
-        // A row an image: nothing to gain, and every block depends on it.
+        // With a row an image low precision gains no time here, and every block uses the result.
         let from = &from.keep_bf16();
         Ok(TimestepEmbedding {
             linear_1: from.linear("linear_1", k, n)?,

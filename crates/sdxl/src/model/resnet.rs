@@ -5,7 +5,7 @@ use crate::ops::{self, Activation, Conv2d, ConvExtras, Linear, Norm};
 use crate::tensor::{DType, Tensor};
 use crate::weights::Loader;
 
-/// Norm, SiLU, convolution, twice, plus the input (`ResnetBlock2D`). In the UNet the
+/// A residual block: norm, SiLU, convolution, twice, plus the input (`ResnetBlock2D`). In the UNet the
 /// timestep's embedding is added between the two.
 pub struct ResnetBlock2D {
     norm1: Norm,
@@ -35,10 +35,10 @@ pub struct ResnetSizes {
 impl ResnetBlock2D {
     /// Reads the block at `from`.
     pub fn load(from: &Loader<'_>, s: ResnetSizes) -> Result<Self> {
-        // The shortcut carries what all later blocks add to.
+        // All later blocks add to the sum that this block ends with: what is rounded here stays.
         let from = &from.keep_bf16();
-        // A VAE in `bf16` has no digits to give for speed: its blocks follow each other with nothing
-        // between that would outweigh what their convolutions round.
+        // Winograd convolutions are faster and round more. In the UNet that is small beside the rest;
+        // in a VAE in `bf16`, which is nothing but such blocks, it would show.
         let conv = |name: &str, c_in: usize| match s.time {
             Some(_) => from.conv_winograd(name, c_in, s.c_out),
             None => from.conv3x3(name, c_in, s.c_out),
@@ -60,7 +60,7 @@ impl ResnetBlock2D {
 
     /// `x` `[B, H, W, c_in]`, `emb` `[B, time]` after its SiLU; gives `[B, H, W, c_out]`.
     ///
-    /// `x` is given up as soon as it can be: at a picture's size each map takes up to a gigabyte.
+    /// Drops `x` as soon as it can: at a picture's size each map takes up to a gigabyte.
     pub fn forward(&self, x: Tensor, emb: Option<&Tensor>) -> Tensor {
         let time = match (&self.time_emb_proj, emb) {
             (Some(proj), Some(emb)) => {
@@ -116,7 +116,7 @@ impl Downsample2D {
 /// Repeats pixels, then convolves (`Upsample2D`).
 pub struct Upsample2D {
     conv: Conv2d,
-    /// The same, packed for doubled pixels, where that takes less work.
+    /// The convolution packed for doubled pixels, where that takes less work.
     doubled: Option<Conv2d>,
 }
 

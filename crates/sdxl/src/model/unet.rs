@@ -1,13 +1,16 @@
 //! The denoising network (`UNet2DConditionModel`), for every configuration of the
 //! SDXL family: base, refiner, SSD-1B, Vega.
 
+mod blocks;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use super::attention::{TextKeys, Texts, Transformer2D};
-use super::config::{Middle, UNetConfig};
+use blocks::{BlockInputs, BlockSizes, DownPath, MidBlock, UpPath};
+
+use super::attention::{TextKeys, Texts};
+use super::config::UNetConfig;
 use super::embeddings::{TimestepEmbedding, sinusoidal};
-use super::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
 use crate::cancel::{self, OrCancelled};
 use crate::error::Result;
 use crate::ops::{self, Conv2d, ConvExtras, Norm};
@@ -26,26 +29,6 @@ pub struct UNetConditioning {
     pub time_ids: Tensor,
 }
 
-/// A level on the way down.
-struct DownBlock {
-    resnets: Vec<ResnetBlock2D>,
-    attentions: Vec<Transformer2D>,
-    downsampler: Option<Downsample2D>,
-}
-
-/// The middle: the first resnet, then pairs of attention and resnet.
-struct MidBlock {
-    first: ResnetBlock2D,
-    rest: Vec<(Option<Transformer2D>, ResnetBlock2D)>,
-}
-
-/// A level on the way up; each resnet also sees what was put aside on the way down.
-struct UpBlock {
-    resnets: Vec<ResnetBlock2D>,
-    attentions: Vec<Transformer2D>,
-    upsampler: Option<Upsample2D>,
-}
-
 /// The denoising network with its weights.
 pub struct UNet {
     config: UNetConfig,
@@ -53,9 +36,9 @@ pub struct UNet {
     time_embedding: TimestepEmbedding,
     add_embedding: TimestepEmbedding,
     conv_in: Conv2d,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
-    up_blocks: Vec<UpBlock>,
+    down: DownPath,
+    middle: Option<MidBlock>,
+    up: UpPath,
     conv_norm_out: Norm,
     conv_out: Conv2d,
 }
@@ -64,108 +47,13 @@ impl UNet {
     /// Reads the network; `config_path` is named in errors about its configuration.
     pub fn load(config: &UNetConfig, config_path: &Path, from: &Loader<'_>) -> Result<Self> {
         let levels = config.levels(config_path)?;
-        let first = levels[0].channels;
-        let time = 4 * first;
-        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
-        let sizes = |c_in, c_out| ResnetSizes {
-            c_in,
-            c_out,
-            time: Some(time),
-            groups,
-            eps,
-        };
-        let transformer = |from: &Loader<'_>, level: &super::config::Level, depth| {
-            Transformer2D::load(
-                from,
-                level.channels,
-                level.heads,
-                depth,
-                config.cross_attention_dim,
-                groups,
-            )
-        };
-
-        let mut down_blocks = Vec::new();
-        let mut c_in = first;
-        // Channels of everything put aside, in order.
-        let mut aside = vec![first];
-        for (i, level) in levels.iter().enumerate() {
-            let here = from.at("down_blocks").at(i);
-            let mut block = DownBlock {
-                resnets: Vec::new(),
-                attentions: Vec::new(),
-                downsampler: None,
-            };
-            for j in 0..level.layers {
-                block.resnets.push(ResnetBlock2D::load(
-                    &here.at("resnets").at(j),
-                    sizes(c_in, level.channels),
-                )?);
-                if let Some(&depth) = level.down_transformers.get(j) {
-                    block
-                        .attentions
-                        .push(transformer(&here.at("attentions").at(j), level, depth)?);
-                }
-                c_in = level.channels;
-                aside.push(c_in);
-            }
-            if i + 1 < levels.len() {
-                block.downsampler = Some(Downsample2D::load(
-                    &here.at("downsamplers.0"),
-                    level.channels,
-                    [config.downsample_padding; 4],
-                )?);
-                aside.push(c_in);
-            }
-            down_blocks.push(block);
-        }
-
-        let here = from.at("mid_block");
-        let resnet = |i: usize| ResnetBlock2D::load(&here.at("resnets").at(i), sizes(c_in, c_in));
+        let sizes = BlockSizes::new(config);
+        let (first, time) = (sizes.first(), sizes.time());
         let deepest = &levels[levels.len() - 1];
-        let mid_block = match config.middle(config_path)? {
-            Middle::Absent => None,
-            Middle::Resnet => Some(MidBlock {
-                first: resnet(0)?,
-                rest: Vec::new(),
-            }),
-            Middle::CrossAttention(depth) => Some(MidBlock {
-                first: resnet(0)?,
-                rest: vec![(
-                    Some(transformer(&here.at("attentions.0"), deepest, depth)?),
-                    resnet(1)?,
-                )],
-            }),
-        };
-
-        let mut up_blocks = Vec::new();
-        for (i, level) in levels.iter().rev().enumerate() {
-            let here = from.at("up_blocks").at(i);
-            let mut block = UpBlock {
-                resnets: Vec::new(),
-                attentions: Vec::new(),
-                upsampler: None,
-            };
-            for j in 0..=level.layers {
-                // One skip for each resnet: the lists have equal lengths by construction.
-                let skip = aside.pop().unwrap_or(first);
-                block.resnets.push(ResnetBlock2D::load(
-                    &here.at("resnets").at(j),
-                    sizes(c_in + skip, level.channels),
-                )?);
-                if let Some(&depth) = level.up_transformers.get(j) {
-                    block
-                        .attentions
-                        .push(transformer(&here.at("attentions").at(j), level, depth)?);
-                }
-                c_in = level.channels;
-            }
-            if i + 1 < levels.len() {
-                block.upsampler = Some(Upsample2D::load(&here.at("upsamplers.0"), level.channels)?);
-            }
-            up_blocks.push(block);
-        }
-
+        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
+        let down = DownPath::load(from, &levels, sizes)?;
+        let middle = MidBlock::load(from, config.middle(config_path)?, deepest, sizes)?;
+        let up = UpPath::load(from, &levels, sizes)?;
         Ok(UNet {
             config: config.clone(),
             dtype: from.precision().activations(),
@@ -176,9 +64,9 @@ impl UNet {
                 time,
             )?,
             conv_in: from.conv3x3("conv_in", config.in_channels, first)?,
-            down_blocks,
-            mid_block,
-            up_blocks,
+            down,
+            middle,
+            up,
             conv_norm_out: from.norm("conv_norm_out", first, groups, eps)?,
             conv_out: from.conv3x3("conv_out", first, config.out_channels)?,
         })
@@ -210,12 +98,10 @@ impl UNet {
     /// # Errors
     /// [`crate::Cancelled`].
     pub fn text_keys(&self, context: &Tensor) -> OrCancelled<TextKeys> {
-        let down = self.down_blocks.iter().flat_map(|b| &b.attentions);
-        let middle = self.mid_block.iter().flat_map(|b| &b.rest);
-        let up = self.up_blocks.iter().flat_map(|b| &b.attentions);
-        let all = down
-            .chain(middle.filter_map(|(attention, _)| attention.as_ref()))
-            .chain(up);
+        let middle = self.middle.iter().flat_map(MidBlock::attentions);
+        let all = (self.down.attentions())
+            .chain(middle)
+            .chain(self.up.attentions());
         TextKeys::new(all, &context.to_dtype(self.dtype))
     }
 
@@ -276,77 +162,23 @@ impl UNet {
         observe: &mut dyn FnMut(&str, &Tensor),
     ) -> OrCancelled<Tensor> {
         observe("emb", &emb);
-        // Every resnet starts its use of the embedding with a SiLU.
-        let emb = ops::silu(&emb);
-        let context = Texts::new(texts);
-
-        let mut x = ops::conv2d(
+        let inputs = BlockInputs {
+            // Every resnet starts its use of the embedding with a SiLU.
+            emb: ops::silu(&emb),
+            texts: Texts::new(texts),
+        };
+        let x = ops::conv2d(
             &x.to_dtype(self.dtype),
             &self.conv_in,
             ConvExtras::default(),
         );
         observe("conv_in", &x);
-        let mut aside = vec![x.clone()];
-        for (i, block) in self.down_blocks.iter().enumerate() {
-            for (j, resnet) in block.resnets.iter().enumerate() {
-                x = scope(format_args!("down_blocks.{i}.resnets.{j}"), || {
-                    resnet.forward(x, Some(&emb))
-                })?;
-                if let Some(attention) = block.attentions.get(j) {
-                    x = scope(format_args!("down_blocks.{i}.attentions.{j}"), || {
-                        attention.forward(&x, &context)
-                    })??;
-                }
-                aside.push(x.clone());
-            }
-            if let Some(downsampler) = &block.downsampler {
-                x = scope(format_args!("down_blocks.{i}.downsamplers.0"), || {
-                    downsampler.forward(&x)
-                })?;
-                aside.push(x.clone());
-            }
-            observe(&format!("down_blocks.{i}"), &x);
-        }
-
-        if let Some(mid) = &self.mid_block {
-            x = scope("mid_block.resnets.0", || mid.first.forward(x, Some(&emb)))?;
-            for (j, (attention, resnet)) in mid.rest.iter().enumerate() {
-                if let Some(attention) = attention {
-                    x = scope(format_args!("mid_block.attentions.{j}"), || {
-                        attention.forward(&x, &context)
-                    })??;
-                }
-                x = scope(format_args!("mid_block.resnets.{}", j + 1), || {
-                    resnet.forward(x, Some(&emb))
-                })?;
-            }
-            observe("mid_block", &x);
-        }
-
-        for (i, block) in self.up_blocks.iter().enumerate() {
-            for (j, resnet) in block.resnets.iter().enumerate() {
-                if let Some(skip) = aside.pop() {
-                    x = ops::cat_channels(&x, &skip);
-                }
-                x = scope(format_args!("up_blocks.{i}.resnets.{j}"), || {
-                    resnet.forward(x, Some(&emb))
-                })?;
-                if let Some(attention) = block.attentions.get(j) {
-                    x = scope(format_args!("up_blocks.{i}.attentions.{j}"), || {
-                        attention.forward(&x, &context)
-                    })??;
-                }
-            }
-            if let (Some(upsampler), Some(next)) = (&block.upsampler, aside.last()) {
-                // The size put aside on the way down, not twice the size here: they
-                // differ where a side was odd.
-                x = scope(format_args!("up_blocks.{i}.upsamplers.0"), || {
-                    upsampler.forward(&x, next.dim(1), next.dim(2))
-                })?;
-            }
-            observe(&format!("up_blocks.{i}"), &x);
-        }
-
+        let (x, skips) = self.down.run(x, &inputs, observe)?;
+        let x = match &self.middle {
+            Some(middle) => middle.run(x, &inputs, observe)?,
+            None => x,
+        };
+        let x = self.up.run(x, skips, &inputs, observe)?;
         let x = ops::group_norm(&x, &self.conv_norm_out, true);
         let out = ops::conv2d(&x, &self.conv_out, ConvExtras::default()).to_dtype(DType::F32);
         // The last operators may have been cut short.

@@ -90,7 +90,7 @@ fn resnet(from: &Loader<'_>, c_in: usize, c_out: usize, groups: usize) -> Result
     )
 }
 
-/// `layers` resnets from `c_in` to `c_out` channels.
+/// Reads `layers` resnets from `c_in` to `c_out` channels.
 fn resnets(
     from: &Loader<'_>,
     layers: usize,
@@ -106,7 +106,7 @@ fn resnets(
         .collect()
 }
 
-/// Latents to pictures.
+/// The decoder: latents to pictures.
 struct Decoder {
     post_quant_conv: Option<Linear>,
     conv_in: Conv2d,
@@ -116,7 +116,7 @@ struct Decoder {
     conv_out: Conv2d,
 }
 
-/// Pictures to latents.
+/// The encoder: pictures to latents.
 struct Encoder {
     conv_in: Conv2d,
     down_blocks: Vec<(Vec<ResnetBlock2D>, Option<Downsample2D>)>,
@@ -266,7 +266,7 @@ impl Vae {
     }
 }
 
-/// A result of which the last operators may have been cut short, if they were not.
+/// Gives a result, unless the run was cancelled: then its last operators may have been cut short.
 fn whole(result: Tensor) -> OrCancelled<Tensor> {
     cancel::check()?;
     Ok(result)

@@ -38,7 +38,7 @@ pub fn numpy_log(x: f32) -> f32 {
             .rev()
             .copied()
             .reduce(|sum, c| sum.mul_add(z, c))
-            .unwrap_or(0.0)
+            .expect("a polynomial has coefficients")
     };
     let fraction = polynomial(&NUMERATOR) / polynomial(&DENOMINATOR);
     (exponent as f32).mul_add(std::f32::consts::LN_2, fraction)

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::image::resize::{fit, lanczos};
 use crate::image::{Pixels, mask};
 use crate::inputs::Inputs;
+use crate::model::config::VAE_FACTOR;
 use crate::request::{MAX_SIDE, Margins, Request, ResizeMode, Size};
 
 /// An input picture ready for a run.
@@ -37,8 +38,8 @@ pub(super) fn natural_size(request: &Request, inputs: &Inputs) -> Option<Size> {
     let picture = inputs.init_image.as_ref()?;
     let size = extended(request, picture);
     request.mask_crop_padding.is_none().then_some(Size {
-        width: (size.width / 8 * 8).max(8),
-        height: (size.height / 8 * 8).max(8),
+        width: (size.width / VAE_FACTOR * VAE_FACTOR).max(VAE_FACTOR),
+        height: (size.height / VAE_FACTOR * VAE_FACTOR).max(VAE_FACTOR),
     })
 }
 

@@ -35,8 +35,11 @@ impl Side {
     }
 
     fn at(&self, step: usize) -> &[Weighted] {
-        let last = self.at.last().copied().unwrap_or(0);
-        let variant = self.at.get(step).copied().unwrap_or(last);
+        // Steps beyond the last stay with its variant.
+        let variant = match self.at.as_slice() {
+            [] => 0,
+            [.., last] => self.at.get(step).copied().unwrap_or(*last),
+        };
         &self.variants[variant]
     }
 
@@ -85,7 +88,7 @@ impl PromptPair {
     /// Most predictions that a step of the positive side takes.
     pub(super) fn parts(&self) -> usize {
         let parts = self.positive.variants.iter().map(Vec::len);
-        parts.max().unwrap_or(1)
+        parts.max().expect("a prompt has a conditioning")
     }
 }
 
@@ -254,7 +257,7 @@ pub(super) fn encode(
             .chain(negative.iter().flat_map(Side::all))
             .map(|c| c.tokens(channels))
             .max()
-            .unwrap_or(0);
+            .expect("a prompt has a conditioning");
         positive.pad(text, tokens, &options)?;
         let negative = match negative {
             Some(mut negative) => {

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::vae::latent_grid;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
+use crate::model::config::VAE_FACTOR;
 use crate::request::Size;
 use crate::scheduler::Scheduler;
 
@@ -29,10 +31,10 @@ pub(super) struct Inpainting {
 ///
 /// # Errors
 /// [`Error::Request`] where no latent is masked.
-pub(super) fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
-    let (height, width) = (size.height / 8, size.width / 8);
+pub fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
+    let [height, width] = latent_grid(size);
     let values: Vec<f32> = (0..height * width)
-        .map(|i| pixels[i / width * 8 * width * 8 + i % width * 8])
+        .map(|i| pixels[(i / width * VAE_FACTOR) * size.width + i % width * VAE_FACTOR])
         .map(|masked| f32::from(u8::from(masked)))
         .collect();
     if values.iter().all(|v| *v == 0.0) {

@@ -22,10 +22,11 @@ mod planner;
 use super::conditioning::Prompts;
 use super::offload::Offload;
 use super::stages::{Stage, StageProgress};
-use super::vae::VaeBatching;
+use super::vae::{VaeBatching, latent_grid};
 use crate::error::Error;
 use crate::inputs::Inputs;
 use crate::memory::{Budget, Effort, Speed, bytes};
+use crate::model::config::VAE_FACTOR;
 use crate::precision::Precision;
 use crate::request::{Request, Tiling};
 use crate::warning::{Warning, WarningKind};
@@ -102,7 +103,7 @@ pub struct PlannedPhase {
     pub name: String,
     /// The most memory of the process, in bytes.
     pub peak: u64,
-    /// Work, for its time.
+    /// WorkCost, for its time.
     pub efforts: Vec<Effort>,
 }
 
@@ -162,8 +163,8 @@ impl Plan {
     /// The side in pixels of the tiles by which finished pictures are decoded, where they are.
     pub fn tile_size(&self, request: &Request) -> Option<u32> {
         let size = request.upscaled_size();
-        let passes = VaeBatching::of(self.tile, self.sliced, [size.height / 8, size.width / 8], 1);
-        passes.tile.map(|side| 8 * side as u32)
+        let passes = VaeBatching::of(self.tile, self.sliced, latent_grid(size), 1);
+        passes.tile.map(|side| (VAE_FACTOR * side) as u32)
     }
 
     fn refusal(&self, asked: &PlanInputs<'_>) -> Error {

@@ -14,11 +14,13 @@ use super::job::Job;
 use super::offload::Offload;
 use super::plan::{Plan, PlanInputs};
 use super::stages::{StageProgress, stages};
+use super::vae::latent_grid;
 use super::{Pipeline, Refiner, Run, canvas, conditioning, effect, start};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::latents::Latents;
 use crate::memory::Budget;
+use crate::model::config::VAE_FACTOR;
 use crate::named::Named;
 use crate::request::{Request, aspect};
 use crate::warning::Warning;
@@ -207,7 +209,7 @@ fn decide_size(checkpoint: &Checkpoint, request: &mut Request, inputs: &Inputs) 
         Some(size) => (size.width, size.height),
         None => {
             let (height, width) = checkpoint.unet.default_latent_size();
-            (8 * width, 8 * height)
+            (VAE_FACTOR * width, VAE_FACTOR * height)
         }
     };
     request.width.get_or_insert(width);
@@ -256,7 +258,8 @@ fn check_latents(checkpoint: &Checkpoint, request: &Request, latents: &Latents) 
     let size = request.picture_size();
     let channels = checkpoint.vae.latent_channels;
     let images = request.images();
-    let shape = [images, size.height / 8, size.width / 8, channels];
+    let [height, width] = latent_grid(size);
+    let shape = [images, height, width, channels];
     if latents.shape() == shape {
         return Ok(());
     }

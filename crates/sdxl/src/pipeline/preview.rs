@@ -10,7 +10,7 @@ use super::lazy::Lazy;
 use crate::error::Result;
 use crate::image::Pixels;
 use crate::latents::Latents;
-use crate::model::config::VaeConfig;
+use crate::model::config::{VAE_FACTOR, VaeConfig};
 use crate::model::vae::Vae;
 use crate::noise::{Generator, Rng};
 use crate::tensor::Tensor;
@@ -82,7 +82,10 @@ impl Projection {
                         .map(|v| f64::from(*v))
                         .collect();
                     row.push(1.0);
-                    rows.push((row, patch_mean(&decoded, 8 * side, 8 * x, 8 * y)));
+                    rows.push((
+                        row,
+                        patch_mean(&decoded, VAE_FACTOR * side, VAE_FACTOR * x, VAE_FACTOR * y),
+                    ));
                 }
             }
         }
@@ -112,11 +115,12 @@ impl Projection {
 
 /// The mean of red, green and blue over the 8x8 pixels from (`x`, `y`).
 fn patch_mean(decoded: &[f32], width: usize, x: usize, y: usize) -> [f64; 3] {
+    let pixels = (VAE_FACTOR * VAE_FACTOR) as f64;
     let mut sum = [0.0; 3];
-    for row in y..y + 8 {
-        for column in x..x + 8 {
+    for row in y..y + VAE_FACTOR {
+        for column in x..x + VAE_FACTOR {
             for (colour, sum) in sum.iter_mut().enumerate() {
-                *sum += f64::from(decoded[(row * width + column) * 3 + colour]) / 64.0;
+                *sum += f64::from(decoded[(row * width + column) * 3 + colour]) / pixels;
             }
         }
     }

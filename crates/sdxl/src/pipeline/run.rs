@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::image::{Picture, Pixels};
 use crate::inputs::Inputs;
 use crate::latents::Latents;
+use crate::model::config::VAE_FACTOR;
 use crate::noise::{NoiseSource, PartOfBatch};
 use crate::request::{Request, UpscaleMethod};
 use crate::scheduler::Scheduler;
@@ -487,7 +488,7 @@ impl Run {
         let made = decode(job.last_model(), latents, first, count, mark, batching.tile)?;
         for (offset, rgb) in made.into_iter().enumerate() {
             let image = part.first + first + offset;
-            let pixels = Pixels::new(8 * width, 8 * height, 3, rgb);
+            let pixels = Pixels::new(VAE_FACTOR * width, VAE_FACTOR * height, 3, rgb);
             self.decoded.push_back(Picture {
                 pixels: match &job.canvas {
                     Some(canvas) => canvas.finish(pixels),

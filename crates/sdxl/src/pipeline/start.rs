@@ -11,13 +11,14 @@ use super::inpaint::Inpainting;
 use super::job::Job;
 use super::model::Model;
 use super::stages::{Stage, StartFrom};
-use super::vae::{Posterior, VaeBatching, decode};
+use super::vae::{Posterior, VaeBatching, decode, latent_grid};
 use crate::error::{Error, Result};
 use crate::image::Pixels;
 use crate::image::resize::lanczos;
 use crate::latents::Latents;
+use crate::model::config::VAE_FACTOR;
 use crate::noise::{NoiseError, NoiseSource};
-use crate::request::{Request, Size, UpscaleMethod};
+use crate::request::{Request, UpscaleMethod};
 use crate::scheduler::Scheduler;
 
 /// The latents that stages work on.
@@ -62,11 +63,6 @@ pub(super) fn noise_source(request: &Request) -> Result<NoiseSource> {
     NoiseSource::new(request.rng, &request.seed).map_err(seed_error)
 }
 
-/// Height and width of the latents of pictures of `size`.
-fn grid(size: Size) -> [usize; 2] {
-    [size.height / 8, size.width / 8]
-}
-
 /// As many images as asked for, of which there are fewer in `latents`.
 fn repeated(latents: Latents, images: usize) -> Latents {
     let copies = images / latents.batch();
@@ -76,7 +72,7 @@ fn repeated(latents: Latents, images: usize) -> Latents {
 impl Starting<'_> {
     /// Images, height, width and channels of the latents.
     fn shape(&self) -> [usize; 4] {
-        let [height, width] = grid(self.stage.size);
+        let [height, width] = latent_grid(self.stage.size);
         [self.images, height, width, self.model.latent_channels()]
     }
 
@@ -124,7 +120,7 @@ impl Starting<'_> {
     /// The VAE's distribution for pictures of the stage's size.
     fn posterior(&self, pictures: &[Vec<f32>]) -> Result<Posterior> {
         let (plan, size) = (&self.job.plan, self.stage.size);
-        Posterior::of(self.model, plan.tile, pictures, grid(size))
+        Posterior::of(self.model, plan.tile, pictures, latent_grid(size))
     }
 
     /// The VAE's distribution for one picture, unless it is known.
@@ -247,13 +243,13 @@ impl Starting<'_> {
         let [images, height, width, _] = latents.shape();
         let size = self.stage.size;
         if self.job.request.upscale_method == UpscaleMethod::Latent {
-            return Ok(bilinear(&latents, grid(size)));
+            return Ok(bilinear(&latents, latent_grid(size)));
         }
         let mut pictures = Vec::with_capacity(images);
         let tile = VaeBatching::of(self.job.plan.tile, true, [height, width], 1).tile;
         for i in 0..images {
             for rgb in decode(previous, &latents, i, 1, false, tile)? {
-                let picture = Pixels::new(8 * width, 8 * height, 3, rgb);
+                let picture = Pixels::new(VAE_FACTOR * width, VAE_FACTOR * height, 3, rgb);
                 pictures.push(lanczos(&picture, size.width, size.height).to_signed());
             }
         }

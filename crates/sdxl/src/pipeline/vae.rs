@@ -4,9 +4,16 @@ use super::model::Model;
 use crate::cancel::OrCancelled;
 use crate::error::{Error, Result};
 use crate::latents::Latents;
+use crate::model::config::VAE_FACTOR;
 use crate::profile::scope;
+use crate::request::Size;
 use crate::tensor::{Tensor, release_buffers};
 use crate::watermark;
+
+/// Height and width of the latents of pictures of `size`.
+pub(crate) fn latent_grid(size: Size) -> [usize; 2] {
+    [size.height / VAE_FACTOR, size.width / VAE_FACTOR]
+}
 
 /// The RGB bytes of up to `count` images from `first`, with the invisible watermark where
 /// `watermark` says so. `tile`: by tiles of so many latents a side.
@@ -41,7 +48,7 @@ pub(super) fn decode(
     };
     // What the decoder worked in is more than what follows takes.
     release_buffers();
-    let pixels = 64 * height * width * 3;
+    let pixels = VAE_FACTOR * height * VAE_FACTOR * width * 3;
     let mut bytes = Vec::with_capacity(count);
     for mut values in decoded.iter().map(Tensor::to_f32_vec) {
         if values.iter().any(|v| !v.is_finite()) {
@@ -54,7 +61,7 @@ pub(super) fn decode(
         for picture in values.chunks_exact_mut(pixels) {
             // Before rounding, as the reference does it.
             if watermark {
-                watermark::embed(picture, 8 * width, 8 * height);
+                watermark::embed(picture, VAE_FACTOR * width, VAE_FACTOR * height);
             }
             bytes.push(crate::image::to_u8(picture));
         }
@@ -87,7 +94,8 @@ impl Posterior {
         let (mut mean, mut deviation) = (Vec::new(), Vec::new());
         // One by one: slices of a batch have the same numbers and need less memory.
         for picture in pictures {
-            let x = Tensor::from_f32(vec![1, 8 * height, 8 * width, 3], picture.clone());
+            let shape = vec![1, VAE_FACTOR * height, VAE_FACTOR * width, 3];
+            let x = Tensor::from_f32(shape, picture.clone());
             let moments = scope("vae.encoder", || match tile {
                 Some(tile) => vae.encode_tiled(&x, tile),
                 None => vae.encode(&x),
@@ -159,7 +167,8 @@ impl VaeBatching {
         [height, width]: [usize; 2],
         count: usize,
     ) -> VaeBatching {
-        let together = (TOGETHER / (64 * height * width).max(1)).min(count).max(1);
+        let pixels = VAE_FACTOR * height * VAE_FACTOR * width;
+        let together = (TOGETHER / pixels.max(1)).min(count).max(1);
         VaeBatching {
             group: if sliced { 1 } else { together },
             tile: tile.filter(|tile| height > *tile || width > *tile),

@@ -192,7 +192,7 @@ impl Expansion<'_> {
         Ok(choices
             .iter()
             .rposition(|choice| choice.weight > 0.0)
-            .unwrap_or(0))
+            .expect("the weights have a sum above 0"))
     }
 
     fn file(&mut self, name: &str, depth: usize, out: &mut String) -> Result<()> {

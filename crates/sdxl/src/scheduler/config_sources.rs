@@ -53,7 +53,7 @@ impl SchedulerConfig {
         let class = values.remove(CLASS);
         let name = class.as_ref().and_then(Value::as_str).unwrap_or_default();
         let info = registry::class(name).ok_or_else(|| registry::unknown_name(name))?;
-        // Saved by a pipeline in memory: these keys only spell out defaults of another class.
+        // A pipeline lists here the keys that only spell out the defaults of the class it had.
         if let Some(Value::Array(defaults)) = values.remove("_use_default_values") {
             values.retain(|key, _| !defaults.iter().any(|d| d.as_str() == Some(key)));
         }

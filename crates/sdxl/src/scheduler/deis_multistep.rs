@@ -45,7 +45,7 @@ const OPTIONS: &[OptionInfo] = &[
 pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Built {
     multistep::refuse_other_families(config)?;
     let prediction = prediction(config, &[EPSILON, V, SAMPLE, FLOW])?;
-    // There is one algorithm and one solver type; what other classes have is taken for it.
+    // `algorithm_type` and `solver_type` have one value here; those of other classes are taken for it.
     let alphas = training::alphas_cumprod(config, training::BETA_SCHEDULES, ZeroSnr::No)?;
     let table = SigmaTable::new(&alphas);
     let spaced = |steps| multistep::spaced(config, 0, steps);
@@ -144,12 +144,12 @@ impl UpdateRule for Deis {
     }
 }
 
-/// The integral up to `t` of the polynomial in the logarithm that is 1 at `b` and 0 at `c`.
+/// The integral up to `t` of the linear polynomial in the logarithm that is 1 at `b` and 0 at `c`.
 fn integral2(t: f32, b: f32, c: f32) -> f32 {
     t * (-ln(c) + ln(t) - 1.0) / (ln(b) - ln(c))
 }
 
-/// The same for the polynomial that is 1 at `b` and 0 at `c` and `d`.
+/// The same for the quadratic polynomial that is 1 at `b` and 0 at `c` and `d`.
 ///
 /// In `f32`, as in the reference, differences of these keep few digits where levels lie close: from
 /// about 50 steps on the third order is less accurate than the second.

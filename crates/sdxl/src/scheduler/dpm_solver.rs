@@ -1,6 +1,6 @@
 //! The updates of DPM-Solver and DPM-Solver++ (Lu et al., "DPM-Solver" and "DPM-Solver++", 2022),
-//! which differ between the singlestep and the multistep solver only in where the derivatives come
-//! from.
+//! with which the singlestep and the multistep solver work: they differ only in the evaluations from
+//! which they take the derivatives.
 
 use super::math::exp;
 use super::multistep::{Level, Space};

@@ -77,7 +77,7 @@ pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Bui
     };
     let levels = multistep::levels(config, inference, &table, false, spaced)?;
     let steps = levels.timesteps.len();
-    // The reference lowers the order at the end wherever it must.
+    // The reference lowers the order at the end wherever full steps do not work.
     let lower = config.flag("lower_order_final")? || last == 0.0 || steps % order != 0;
     let rule = DpmSolverSinglestep {
         prediction,
@@ -91,13 +91,13 @@ pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Bui
     Ok((multistep::schedule(levels, last), Box::new(rule)))
 }
 
-/// The place of every evaluation in its step, from 1. `lower` ends with steps of lower order,
-/// `first_last` with an evaluation on its own.
-fn orders(order: usize, evaluations: usize, lower: bool, first_last: bool) -> Vec<usize> {
+/// The place of every evaluation in its step, from 1. With `lower` the last steps are of lower order
+/// where full ones do not fit, with `first_order_last` the last step is one evaluation.
+fn orders(order: usize, evaluations: usize, lower: bool, first_order_last: bool) -> Vec<usize> {
     let cycle = (1..=order).cycle();
     let mut orders: Vec<usize> = cycle.take(evaluations).collect();
-    // A whole number of steps, of which the last would be of full order.
-    if first_last || lower && order > 1 && evaluations.is_multiple_of(order) {
+    // All steps would be of full order: the last evaluation becomes a step of its own.
+    if first_order_last || lower && order > 1 && evaluations.is_multiple_of(order) {
         orders[evaluations - 1] = 1;
     }
     orders
@@ -146,7 +146,7 @@ impl UpdateRule for DpmSolverSinglestep {
 }
 
 impl DpmSolverSinglestep {
-    /// The step from its start at `anchor`, as far as its evaluations so far lead.
+    /// The sample after the evaluations of the step so far, from its start at `anchor`.
     fn update(
         &self,
         position: Position<'_>,

@@ -1,11 +1,11 @@
-//! Why a scheduler cannot be built or used.
+//! The errors of schedulers.
 
 use std::fmt;
 
 use crate::hint::then;
 use crate::noise::NoiseError;
 
-/// Why a scheduler cannot be built or used.
+/// The reason why a scheduler cannot be built or used.
 #[derive(Debug, PartialEq)]
 #[non_exhaustive]
 pub enum SchedulerError {

@@ -65,7 +65,7 @@ impl UpdateRule for EulerAncestral {
         let d = variance_exploding::derivative(step.sample, &denoised, sigma);
         let dt = sigma_down - sigma;
         let next = variance_exploding::euler_step(step.sample, &d, dt);
-        // Drawn in the last step too, where nothing of it is added.
+        // The last step draws too, though its sigma_up is 0: later draws must be the reference's.
         let noise = step.draw()?;
         Ok(variance_exploding::add_noise(&next, &noise, sigma_up))
     }

@@ -37,7 +37,7 @@ pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Bui
         .windows(2)
         .map(|w| variance_exploding::ancestral_step(w[0], w[1]))
         .collect();
-    // Half way to the level below the next one, from which noise leads back up.
+    // The middle between the start of each step and its `sigma_down`.
     let middles = sigmas
         .iter()
         .zip(&splits)

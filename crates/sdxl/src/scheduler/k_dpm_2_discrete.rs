@@ -70,7 +70,7 @@ pub(super) fn levels(
     Ok((table, levels))
 }
 
-/// A step's own timestep and that of its middle in turn.
+/// The schedule with two evaluations a step: at its own timestep and at that of its middle.
 pub(super) fn schedule(
     config: &SchedulerConfig,
     table: &SigmaTable,

@@ -109,7 +109,7 @@ fn coefficient(position: Position<'_>, order: usize, j: usize) -> f64 {
             .map(|k| (x - level(k)) / (level(j) - level(k)))
             .product()
     };
-    // Gauss's rule with two points is exact up to the third degree.
+    // Gauss's rule with two points is exact up to the third degree, the highest there is here.
     let (start, end) = (level(0), f64::from(position.sigma_next()));
     let (middle, half) = ((start + end) / 2.0, (end - start) / 2.0);
     let offset = half / 3f64.sqrt();

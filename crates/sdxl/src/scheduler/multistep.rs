@@ -1,5 +1,5 @@
 //! Samples of the form `alpha * x0 + sigma * noise` at noise levels, as DPM-Solver holds them, and
-//! how the multistep solvers place their steps.
+//! the placing of the multistep solvers' steps.
 
 use super::info::{OptionInfo, option};
 use super::math::ln;
@@ -16,10 +16,10 @@ pub(super) const FLOW_OPTIONS: &[OptionInfo] = &[
     option("flow_shift", "1.0"),
 ];
 
-/// The option for a shift that goes by the size of the picture, of flow models of other families.
+/// The option for a shift by the size of the picture, which flow models of other families have.
 pub(super) const DYNAMIC: &[OptionInfo] = &[option("use_dynamic_shifting", "false")];
 
-/// The option for models that answer with a variance beside the noise, which no UNet here does.
+/// The option for models that predict a variance beside the noise, which no UNet here does.
 pub(super) const VARIANCE: &[OptionInfo] = &[option("variance_type", "null")];
 
 /// Refuses what would change the numbers and is not implemented: see [`DYNAMIC`] and [`VARIANCE`].
@@ -105,7 +105,7 @@ impl Space {
         sigma: f32,
     ) -> Latents {
         let level = self.level(sigma);
-        // A flow prediction goes by the level itself, whatever the space.
+        // A flow prediction is relative to the level itself, in every space.
         let noise = if prediction == Prediction::Flow {
             sigma
         } else {

@@ -61,7 +61,7 @@ pub fn find(name: &str) -> Result<&'static Info, SchedulerError> {
 }
 
 /// The class of exactly that name in diffusers.
-pub fn class(name: &str) -> Option<&'static Info> {
+pub(crate) fn class(name: &str) -> Option<&'static Info> {
     all().find(|info| info.class == name)
 }
 
@@ -133,7 +133,7 @@ pub(super) fn resolve(name: &str) -> Result<(&'static Info, Map<String, Value>),
         };
     for (ending, option) in CURVES {
         if let Some((info, mut options)) = with_ending(ending) {
-            // Instead of the curve that a configuration may already have.
+            // The curve takes the place of one that a configuration may already have.
             let others = CURVES
                 .iter()
                 .filter(|(_, other)| info.option(other).is_some());
@@ -153,7 +153,7 @@ pub(super) fn resolve(name: &str) -> Result<(&'static Info, Map<String, Value>),
 
 /// A normalised name without an ending.
 fn base(name: &str) -> Option<(&'static Info, &'static str)> {
-    // As the samplers of k-diffusion were first called.
+    // The prefix that samplers of k-diffusion had at first.
     let name = name.strip_prefix("k_").unwrap_or(name);
     for info in all() {
         if normalise(info.class) == name || info.names.iter().any(|n| normalise(n) == name) {

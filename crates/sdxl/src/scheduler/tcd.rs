@@ -57,7 +57,8 @@ impl UpdateRule for Tcd {
         let following = step.position.timestep_next();
         // The last step goes to timestep 0.
         let next = following.unwrap_or(0.0);
-        // Eta says how far below the next timestep to go before noise leads back up.
+        // The step goes below the next timestep, the further the larger eta is, and noise leads back
+        // up to it.
         let below = ((1.0 - self.eta) as f32 * next as f32).floor() as i64;
         let mix = self.alphas.mix(step.position.timestep() as i64);
         let (output, sample) = (step.model_output, step.sample);

@@ -74,8 +74,8 @@ pub(super) fn build(config: &SchedulerConfig, inference: &InferenceSteps) -> Bui
     };
     let schedule = schedule(config, inference)?;
     if schedule.sigmas.last() == Some(&0.0) {
-        // The last step in lambda is infinitely long: only the first-order update with x0 has an
-        // end.
+        // The last step in lambda is infinitely long: only the first-order update of the clean image
+        // has a limit there.
         let reason = if !rule.clean {
             "predict_x0 false"
         } else if bh1 {
@@ -179,7 +179,7 @@ fn shifted(config: &SchedulerConfig, sigmas: Vec<f64>) -> Result<Vec<f64>, Sched
             .iter_mut()
             .for_each(|s| *s = 1.0 - (1.0 - *s) / scale);
     }
-    // At a share of one nothing would be left of the image.
+    // A sample whose share of noise is one would hold nothing of the image.
     if (sigmas[0] - 1.0).abs() < 1e-6 {
         sigmas[0] -= 1e-6;
     }

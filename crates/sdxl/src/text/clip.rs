@@ -144,7 +144,8 @@ impl ClipTextModel {
         self.run(ids, seen, skip, &|sequence| self.end_of_text(sequence))
     }
 
-    /// [`Self::forward`] of one sequence, with the pooled vector of the first token that is `eos`.
+    /// [`Self::forward`] of one sequence, with the pooled vector of the first token that is `eos`; where
+    /// there is none that of the first of all, as in the reference.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -232,6 +233,7 @@ impl ClipTextModel {
         } else {
             ids.iter().position(|id| *id == self.config.eos_token_id)
         };
+        // The reference's argmax of nothing.
         found.unwrap_or(0)
     }
 }

@@ -160,11 +160,10 @@ pub(super) fn vae(shapes: Shapes<'_>, path: &Path) -> Result<Value> {
         )
     };
     let mut channels = Vec::new();
-    while let Some(shape) = shapes(&format!(
-        "encoder.down.{}.block.0.conv1.weight",
-        channels.len()
-    )) {
-        channels.push(shape.first().copied().unwrap_or(0));
+    loop {
+        let name = format!("encoder.down.{}.block.0.conv1.weight", channels.len());
+        let Some(shape) = shapes(&name) else { break };
+        channels.push(*shape.first().ok_or_else(|| missing(&name))?);
     }
     if channels.is_empty() {
         return Err(missing("encoder.down.0.block.0.conv1.weight"));

@@ -260,8 +260,10 @@ fn read(given: &InversionFile, widths: Widths) -> Result<Inversion> {
     let [(key, tensor)] = only[..] else {
         return Err(no_inversion(&set, path));
     };
-    let width = tensor.shape().last().copied().unwrap_or(0);
-    if tensor.shape().is_empty() || tensor.shape().len() > 2 || key.ends_with(".weight") {
+    let ([width] | [_, width]) = *tensor.shape() else {
+        return Err(no_inversion(&set, path));
+    };
+    if key.ends_with(".weight") {
         return Err(no_inversion(&set, path));
     }
     let token = named((key != "emb_params").then_some(key));

@@ -43,7 +43,7 @@ pub(super) struct LayerKey {
 
 /// A cache of packed layers, each for as long as a network has it.
 #[derive(Default)]
-pub(super) struct LayerCache {
+pub(crate) struct LayerCache {
     layers: Mutex<HashMap<LayerKey, Weak<dyn Any + Send + Sync>>>,
     reads: AtomicUsize,
 }
@@ -75,7 +75,7 @@ impl LayerCache {
 
     /// Gives the number of layers that were read rather than found in memory.
     #[cfg(test)]
-    pub fn reads(&self) -> usize {
+    pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
     }
 

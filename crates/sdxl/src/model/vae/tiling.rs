@@ -7,6 +7,7 @@
 
 use super::Vae;
 use crate::cancel::OrCancelled;
+use crate::model::config::VAE_FACTOR;
 use crate::tensor::Tensor;
 
 /// The part of a tile that overlaps the next.
@@ -67,14 +68,9 @@ pub fn tiles_of(grid: [usize; 2], tile: usize) -> Vec<([usize; 2], usize)> {
 }
 
 impl Vae {
-    /// Side of a tile in latents, where nobody asks for another.
+    /// Side of a tile in latents, unless a request says another.
     pub fn tile_size(&self) -> usize {
-        (self.config().sample_size.unwrap_or(1024) / self.scale()).max(8)
-    }
-
-    /// Pixels a latent has, in each direction.
-    fn scale(&self) -> usize {
-        1 << (self.config().block_out_channels.len() - 1)
+        (self.config().sample_size.unwrap_or(1024) / VAE_FACTOR).max(8)
     }
 
     /// [`Vae::decode`] of one picture `[1, H, W, C]`, by tiles of `tile` times `tile` latents; a
@@ -83,7 +79,7 @@ impl Vae {
     /// # Errors
     /// As [`Vae::decode`].
     pub fn decode_tiled(&self, latents: &Tensor, tile: usize) -> OrCancelled<Tensor> {
-        let scale = self.scale();
+        let scale = VAE_FACTOR;
         let sizes = Sizes::new(tile, tile * scale);
         let size = [latents.dim(1) * scale, latents.dim(2) * scale];
         tiled(latents, size, 3, &sizes, &|part| self.decode(part))
@@ -94,7 +90,7 @@ impl Vae {
     /// # Errors
     /// As [`Vae::decode`].
     pub fn encode_tiled(&self, picture: &Tensor, tile: usize) -> OrCancelled<Tensor> {
-        let scale = self.scale();
+        let scale = VAE_FACTOR;
         let sizes = Sizes::new(tile * scale, tile);
         let size = [picture.dim(1) / scale, picture.dim(2) / scale];
         let channels = 2 * self.config().latent_channels;
@@ -102,7 +98,7 @@ impl Vae {
     }
 }
 
-/// `network` on every tile of `input` `[1, H, W, C]`, put together to `[1, size.., channels]`.
+/// Runs `network` on every tile of `input` `[1, H, W, C]`, put together to `[1, size.., channels]`.
 fn tiled(
     input: &Tensor,
     [out_height, out_width]: [usize; 2],

@@ -7,6 +7,7 @@ use crate::device::Meta;
 use crate::error::Result;
 use crate::memory::Effort;
 use crate::memory::rehearsal::{self, Rehearsed, WorkCost};
+use crate::model::config::VAE_FACTOR;
 use crate::model::unet::UNet;
 use crate::model::vae::{Vae, tiles_of};
 use crate::pipeline::conditioning::{self, PromptPair};
@@ -15,7 +16,7 @@ use crate::pipeline::guidance::scale_at;
 use crate::pipeline::networks::{Holding, Networks};
 use crate::pipeline::offload::Offload;
 use crate::pipeline::stages::{Network, Stage, StageProgress, StartFrom};
-use crate::pipeline::vae::VaeBatching;
+use crate::pipeline::vae::{VaeBatching, latent_grid};
 use crate::profile;
 use crate::request::{Size, Tiling, UpscaleMethod};
 use crate::warning::Warning;
@@ -80,7 +81,7 @@ type VaePart = (usize, PlannedPhase);
 
 impl<'a> Planner<'a> {
     /// Encodes the prompts without values. `warn` is told of prompts that are cut and the like.
-    pub(super) fn new(asked: &'a PlanInputs<'a>, warn: &mut dyn FnMut(Warning)) -> Result<Self> {
+    pub fn new(asked: &'a PlanInputs<'a>, warn: &mut dyn FnMut(Warning)) -> Result<Self> {
         let mut models: Vec<(&Checkpoint, Arc<Meta>, Networks)> = Vec::new();
         for checkpoint in checkpoints(asked) {
             let meta = Arc::new(Meta::default());
@@ -120,7 +121,7 @@ impl<'a> Planner<'a> {
         let request = self.asked.request;
         let positions = |planned: &PlannedStage<'_>| {
             let rows = planned.rows_of_picture(request.guided());
-            grid(planned.stage.size).iter().product::<usize>() * rows
+            latent_grid(planned.stage.size).iter().product::<usize>() * rows
         };
         let most = self.stages.iter().map(positions).max().unwrap_or(1).max(1);
         (BATCH_POSITIONS / most).clamp(1, MOST_IMAGES.min(request.images()).max(1))
@@ -138,13 +139,13 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether pictures are made in several groups.
-    pub(super) fn has_groups(&self) -> bool {
+    pub fn has_groups(&self) -> bool {
         self.asked.request.images() > self.group(Offload::None)
     }
 
     /// The best that can be done with weights in memory so: what fits, else what takes least.
     /// `last`: with tiles as small as they can be.
-    pub(super) fn arrange(&self, offload: Offload, last: bool) -> Result<Plan> {
+    pub fn arrange(&self, offload: Offload, last: bool) -> Result<Plan> {
         let request = self.asked.request;
         let networks = self.networks(offload == Offload::Sequential)?;
         let limit = self.asked.limit().unwrap_or(u64::MAX);
@@ -270,7 +271,8 @@ impl<'a> Planner<'a> {
         others: &dyn Fn(u64) -> u64,
     ) -> PlannedPhase {
         let weights = networks.iter().map(|n| n.text.0).sum();
-        let work = networks.iter().map(|n| n.text.1).max().unwrap_or(0);
+        let work = networks.iter().map(|n| n.text.1).max();
+        let work = work.expect("a run has a network");
         let (flop, packed) = (self.stages.iter().map(|planned| planned.encoding))
             .fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         PlannedPhase {
@@ -289,7 +291,7 @@ impl<'a> Planner<'a> {
     }
 
     fn latents(&self, planned: &PlannedStage<'_>, group: usize) -> u64 {
-        let [height, width] = grid(planned.stage.size);
+        let [height, width] = latent_grid(planned.stage.size);
         let values = height * width * planned.checkpoint.vae.latent_channels;
         (LATENTS * values * size_of::<f32>() * group) as u64
     }
@@ -336,7 +338,7 @@ impl<'a> Planner<'a> {
         let usual = vae.tile_size();
         let tiles = match (request.vae_tiling, request.vae_tile_size) {
             (Tiling::Off, _) => vec![None],
-            (_, Some(side)) => vec![Some(side as usize / 8)],
+            (_, Some(side)) => vec![Some(side as usize / VAE_FACTOR)],
             (Tiling::On, None) => vec![Some(usual)],
             (Tiling::Auto, None) => {
                 let halves = std::iter::successors(Some(usual / 2), |side| Some(side / 2));
@@ -395,17 +397,17 @@ impl<'a> Planner<'a> {
         // Whole or tile by tile: the works, how often each is done, and the memory of tiles that wait.
         let passes =
             |size: Size, run: &dyn Fn([usize; 2]) -> WorkCost, times: f64, channels: u64| {
-                let tile = tile.filter(|tile| grid(size).iter().any(|side| side > tile));
+                let tile = tile.filter(|tile| latent_grid(size).iter().any(|side| side > tile));
                 let Some(tile) = tile else {
-                    return (vec![(run(grid(size)), times)], 0);
+                    return (vec![(run(latent_grid(size)), times)], 0);
                 };
-                let works = tiles_of(grid(size), tile).into_iter();
+                let works = tiles_of(latent_grid(size), tile).into_iter();
                 let works = works
                     .map(|(grid, count)| (run(grid), times * count as f64))
                     .collect();
                 let step = tile - tile / 4;
-                let row = grid(size)[1].div_ceil(step) * tile * tile;
-                let whole: usize = grid(size).iter().product();
+                let row = latent_grid(size)[1].div_ceil(step) * tile * tile;
+                let whole: usize = latent_grid(size).iter().product();
                 (
                     works,
                     (whole + 2 * row) as u64 * channels * size_of::<f32>() as u64,
@@ -413,7 +415,7 @@ impl<'a> Planner<'a> {
             };
         let base = &networks[0].vae;
         let moments = 2 * self.asked.checkpoint.vae.latent_channels as u64;
-        let pixel_values = 64 * 3;
+        let pixel_values = (VAE_FACTOR * VAE_FACTOR * 3) as u64;
         let mut parts = Vec::new();
         if self.asked.inputs.init_image.is_some() {
             let size = self.stages[0].stage.size;
@@ -446,7 +448,7 @@ impl<'a> Planner<'a> {
             Some(planned) => &networks[model_of(planned.stage)].vae,
             None => base,
         };
-        let group = match VaeBatching::of(tile, sliced, grid(size), images) {
+        let group = match VaeBatching::of(tile, sliced, latent_grid(size), images) {
             VaeBatching { tile: Some(_), .. } => 1,
             VaeBatching { group, .. } => group,
         };
@@ -489,20 +491,20 @@ impl PlannedStage<'_> {
     fn rows_of_picture(&self, guided: bool) -> usize {
         let parts = self.prompts.iter().map(PromptPair::parts).max();
         let composed = self.prompts.iter().any(PromptPair::is_composed);
-        parts.unwrap_or(1) + usize::from(guided || composed)
+        parts.expect("a request has a prompt") + usize::from(guided || composed)
     }
 
     fn evaluation(&self, unet: &Rehearsed<UNet>, rows: usize) -> WorkCost {
         let width = self.checkpoint.unet.cross_attention_dim;
         let tokens = self.prompts.iter().map(|p| p.tokens(width)).max();
-        let tokens = tokens.unwrap_or(0).max(1);
+        let tokens = tokens.expect("a request has a prompt").max(1);
         let all = self.prompts.iter().flat_map(PromptPair::texts);
         let mut texts: Vec<_> = all.map(Arc::as_ptr).collect();
         texts.sort();
         texts.dedup();
         let room = KEPT_KEYS / unet.text_keys(tokens).max(1);
         let texts = texts.len().min(room.max(rows));
-        unet.evaluation(rows, (texts, tokens), grid(self.stage.size))
+        unet.evaluation(rows, (texts, tokens), latent_grid(self.stage.size))
     }
 }
 
@@ -514,11 +516,6 @@ fn checkpoints<'a>(asked: &PlanInputs<'a>) -> impl Iterator<Item = &'a Checkpoin
 /// Which of them a stage runs.
 fn model_of(stage: &Stage) -> usize {
     usize::from(stage.network == Network::Refiner)
-}
-
-/// Height and width of the latents of pictures of `size`.
-fn grid(size: Size) -> [usize; 2] {
-    [size.height / 8, size.width / 8]
 }
 
 fn pixels(size: Size) -> u64 {

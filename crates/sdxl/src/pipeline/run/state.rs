@@ -13,6 +13,7 @@ use crate::noise::NoiseSource;
 use crate::pipeline::Pipeline;
 use crate::pipeline::prepare::Arrangement;
 use crate::pipeline::start::WorkingLatents;
+use crate::pipeline::vae::latent_grid;
 use crate::request::Request;
 use crate::scheduler::SchedulerState;
 
@@ -276,7 +277,8 @@ impl Run {
     fn shape(&self, stage: usize, images: usize) -> [usize; 4] {
         let size = self.job.stages[stage].size;
         let channels = self.job.base.latent_channels();
-        [images, size.height / 8, size.width / 8, channels]
+        let [height, width] = latent_grid(size);
+        [images, height, width, channels]
     }
 
     /// Whether latents are a stage's, with what its inpainting takes.

@@ -216,8 +216,8 @@ impl Factors {
                 if part != Part::UNet {
                     return *base;
                 }
-                let original = names.to_original(module).unwrap_or_default();
-                return block_of(&original)
+                let original = names.to_original(module);
+                return (original.as_deref().and_then(block_of))
                     .map_or(1.0, |block| blocks.get(block).copied().unwrap_or(0.0));
             }
             ByBlock::Named {
@@ -311,8 +311,8 @@ fn listed(weights: &[f32], base: &BaseNetworks<'_>, path: &Path) -> Result<ByBlo
             continue;
         };
         let place = match block.rsplit_once('.') {
-            Some(("input_blocks", number)) => (0, number.parse().unwrap_or(0)),
-            Some((_, number)) => (2, number.parse().unwrap_or(0)),
+            Some(("input_blocks", number)) => (0, number.parse().expect("blocks are numbered")),
+            Some((_, number)) => (2, number.parse().expect("blocks are numbered")),
             None => continue,
         };
         let entry = all.entry(place).or_insert((block.to_string(), false));
@@ -445,7 +445,7 @@ impl Reader<'_> {
                 let side = if side == "down_blocks" { "down" } else { "up" };
                 let blocks = sides.entry(side).or_default();
                 let numbers = blocks.entry(format!("block_{block}")).or_default();
-                numbers.insert(number.parse().unwrap_or(0));
+                numbers.insert(number.parse().expect("attentions are numbered"));
             }
         }
         self.check_names(map, "", &["down", "mid", "up"].map(String::from))?;
