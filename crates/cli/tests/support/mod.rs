@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 /// Runs the program in `folder`, with its caches there too and without the network: no test writes
 /// to its user's.
-pub fn sdxl(folder: &Path, args: &[&str]) -> Output {
+pub(crate) fn sdxl(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sdxl"))
         .args(args)
         .current_dir(folder)
@@ -21,6 +21,6 @@ pub fn sdxl(folder: &Path, args: &[&str]) -> Output {
 }
 
 /// What the program said.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -31,7 +31,7 @@ pub(super) struct Inpainting {
 ///
 /// # Errors
 /// [`Error::Request`] where no latent is masked.
-pub fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
+pub(super) fn latent_mask(pixels: &[bool], size: Size) -> Result<Latents> {
     let [height, width] = latent_grid(size);
     let values: Vec<f32> = (0..height * width)
         .map(|i| pixels[(i / width * VAE_FACTOR) * size.width + i % width * VAE_FACTOR])

@@ -14,17 +14,17 @@ use sha1::Digest;
 
 /// A model of the hub.
 #[derive(Clone, Default)]
-pub struct Model {
-    pub files: BTreeMap<String, Vec<u8>>,
+pub(crate) struct Model {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// Shown to nobody without the token.
-    pub private: bool,
+    pub(crate) private: bool,
     /// Listed, but its files are for those only who agreed.
-    pub gated: bool,
+    pub(crate) gated: bool,
 }
 
 /// What the server does in the place of the right thing, once.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Ends the connection after so many bytes of the body.
     Cut(usize),
     /// Sends so many bytes of the body, and nothing more for a while.
@@ -43,11 +43,11 @@ pub enum Fault {
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub storage: bool,
-    pub method: String,
-    pub path: String,
-    pub headers: BTreeMap<String, String>,
+pub(crate) struct Seen {
+    pub(crate) storage: bool,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -65,14 +65,14 @@ struct State {
 }
 
 /// A hub and its storage.
-pub struct Server {
-    pub endpoint: String,
+pub(crate) struct Server {
+    pub(crate) endpoint: String,
     storage: String,
     state: Arc<State>,
 }
 
 /// The commit that `main` is at while a model has these files.
-pub fn commit(model: &Model) -> String {
+pub(crate) fn commit(model: &Model) -> String {
     let mut sha = sha1::Sha1::new();
     for (name, bytes) in &model.files {
         sha.update(name);
@@ -81,11 +81,11 @@ pub fn commit(model: &Model) -> String {
     hex(&sha.finalize())
 }
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&sha2::Sha256::digest(bytes))
 }
 
-pub fn git_sha1(bytes: &[u8]) -> String {
+pub(crate) fn git_sha1(bytes: &[u8]) -> String {
     let mut sha = sha1::Sha1::new();
     sha.update(format!("blob {}\0", bytes.len()));
     sha.update(bytes);
@@ -101,7 +101,7 @@ fn is_lfs(name: &str) -> bool {
 }
 
 impl Server {
-    pub fn start() -> Server {
+    pub(crate) fn start() -> Server {
         let state = Arc::new(State::default());
         let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (hub, storage) = (listen(), listen());
@@ -127,7 +127,7 @@ impl Server {
     }
 
     /// Puts a model onto the hub, or other files into one.
-    pub fn publish(&self, name: &str, model: Model) -> String {
+    pub(crate) fn publish(&self, name: &str, model: Model) -> String {
         let commit = commit(&model);
         self.state
             .models
@@ -139,7 +139,7 @@ impl Server {
 
     /// The next request whose path contains `path` goes wrong. `storage` before a path means
     /// the storage's.
-    pub fn fail(&self, path: &str, fault: Fault) {
+    pub(crate) fn fail(&self, path: &str, fault: Fault) {
         self.state
             .faults
             .lock()
@@ -148,31 +148,31 @@ impl Server {
     }
 
     /// Faults that have not happened.
-    pub fn faults_left(&self) -> usize {
+    pub(crate) fn faults_left(&self) -> usize {
         self.state.faults.lock().unwrap().len()
     }
 
     /// The token that the hub accepts.
-    pub fn set_token(&self, token: &str) {
+    pub(crate) fn set_token(&self, token: &str) {
         *self.state.token.lock().unwrap() = Some(token.to_string());
     }
 
     /// From now on nothing leads to another address, as with some mirrors.
-    pub fn mirror(&self) {
+    pub(crate) fn mirror(&self) {
         self.state.mirror.store(true, Ordering::SeqCst);
     }
 
-    pub fn set_delay(&self, delay: Duration) {
+    pub(crate) fn set_delay(&self, delay: Duration) {
         *self.state.delay.lock().unwrap() = delay;
     }
 
     /// The requests since the last time this was asked.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.seen.lock().unwrap())
     }
 
     /// The most requests to the storage that were open at the same time.
-    pub fn most_at_once(&self) -> usize {
+    pub(crate) fn most_at_once(&self) -> usize {
         self.state.most_at_once.load(Ordering::SeqCst)
     }
 }

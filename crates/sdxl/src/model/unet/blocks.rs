@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 use crate::weights::Loader;
 
 /// The inputs of every block besides the feature map.
-pub struct BlockInputs<'a> {
+pub(super) struct BlockInputs<'a> {
     /// The embedding of timestep, pooled text and size ids after its SiLU, `[B, 4·C]`.
     pub emb: Tensor,
     /// The texts, a row an image.
@@ -23,23 +23,23 @@ pub struct BlockInputs<'a> {
 
 /// The sizes that the blocks of a network have in common.
 #[derive(Clone, Copy)]
-pub struct BlockSizes<'a> {
+pub(super) struct BlockSizes<'a> {
     config: &'a UNetConfig,
 }
 
 impl<'a> BlockSizes<'a> {
     /// The sizes that a configuration says.
-    pub fn new(config: &'a UNetConfig) -> Self {
+    pub(super) fn new(config: &'a UNetConfig) -> Self {
         BlockSizes { config }
     }
 
     /// Channels of the first convolution's output.
-    pub fn first(self) -> usize {
+    pub(super) fn first(self) -> usize {
         self.config.block_out_channels[0]
     }
 
     /// Length of the timestep's embedding.
-    pub fn time(self) -> usize {
+    pub(super) fn time(self) -> usize {
         4 * self.first()
     }
 
@@ -68,7 +68,7 @@ impl<'a> BlockSizes<'a> {
 
 /// Channels of the skip connections, in the order in which the way down makes them: the first
 /// convolution's output, and those of every resnet and downsampler.
-pub fn skip_channels(levels: &[Level]) -> Vec<usize> {
+pub(super) fn skip_channels(levels: &[Level]) -> Vec<usize> {
     let mut channels = vec![levels[0].channels];
     for (i, level) in levels.iter().enumerate() {
         let downsamplers = usize::from(i + 1 < levels.len());
@@ -127,7 +127,7 @@ struct DownBlock {
 }
 
 /// The way down: level by level to smaller feature maps.
-pub struct DownPath {
+pub(super) struct DownPath {
     blocks: Vec<DownBlock>,
 }
 
@@ -137,7 +137,7 @@ impl DownPath {
     /// # Errors
     /// [`crate::Error::File`] for weights that are missing or have another shape; the same for the other
     /// parts.
-    pub fn load(from: &Loader<'_>, levels: &[Level], sizes: BlockSizes<'_>) -> Result<Self> {
+    pub(super) fn load(from: &Loader<'_>, levels: &[Level], sizes: BlockSizes<'_>) -> Result<Self> {
         let mut blocks = Vec::new();
         let mut c_in = sizes.first();
         for (i, level) in levels.iter().enumerate() {
@@ -164,7 +164,7 @@ impl DownPath {
     }
 
     /// The attentions, in the order they run.
-    pub fn attentions(&self) -> impl Iterator<Item = &Transformer2D> {
+    pub(super) fn attentions(&self) -> impl Iterator<Item = &Transformer2D> {
         let layers = self.blocks.iter().flat_map(|block| &block.layers);
         layers.filter_map(|layer| layer.attention.as_ref())
     }
@@ -174,7 +174,7 @@ impl DownPath {
     ///
     /// # Errors
     /// [`crate::Cancelled`]; the same for the other parts.
-    pub fn run(
+    pub(super) fn run(
         &self,
         mut x: Tensor,
         inputs: &BlockInputs<'_>,
@@ -199,7 +199,7 @@ impl DownPath {
 }
 
 /// The middle: a resnet, and where there is attention that and a second resnet.
-pub struct MidBlock {
+pub(super) struct MidBlock {
     first: ResnetBlock2D,
     attention: Option<(Transformer2D, ResnetBlock2D)>,
 }
@@ -207,7 +207,7 @@ pub struct MidBlock {
 impl MidBlock {
     /// Reads `mid_block` at `from`, where a network of this middle has one; `level` is the last of the
     /// way down.
-    pub fn load(
+    pub(super) fn load(
         from: &Loader<'_>,
         middle: Middle,
         level: &Level,
@@ -235,12 +235,12 @@ impl MidBlock {
     }
 
     /// The attention.
-    pub fn attentions(&self) -> impl Iterator<Item = &Transformer2D> {
+    pub(super) fn attentions(&self) -> impl Iterator<Item = &Transformer2D> {
         self.attention.iter().map(|(attention, _)| attention)
     }
 
     /// Takes the smallest map to one of the same shape.
-    pub fn run(
+    pub(super) fn run(
         &self,
         x: Tensor,
         inputs: &BlockInputs<'_>,
@@ -269,13 +269,13 @@ struct UpBlock {
 }
 
 /// The way up: level by level back to the size of the latents.
-pub struct UpPath {
+pub(super) struct UpPath {
     blocks: Vec<UpBlock>,
 }
 
 impl UpPath {
     /// Reads `up_blocks` at `from`.
-    pub fn load(from: &Loader<'_>, levels: &[Level], sizes: BlockSizes<'_>) -> Result<Self> {
+    pub(super) fn load(from: &Loader<'_>, levels: &[Level], sizes: BlockSizes<'_>) -> Result<Self> {
         let mut blocks = Vec::new();
         let mut skips = skip_channels(levels);
         let mut c_in = levels[levels.len() - 1].channels;
@@ -299,7 +299,7 @@ impl UpPath {
     }
 
     /// The attentions, in the order they run.
-    pub fn attentions(&self) -> impl Iterator<Item = &Transformer2D> {
+    pub(super) fn attentions(&self) -> impl Iterator<Item = &Transformer2D> {
         let layers = self.blocks.iter().flat_map(|block| &block.layers);
         layers.filter_map(|layer| layer.attention.as_ref())
     }
@@ -308,7 +308,7 @@ impl UpPath {
     ///
     /// # Panics
     /// If there are not as many skip connections as [`DownPath::run`] makes.
-    pub fn run(
+    pub(super) fn run(
         &self,
         mut x: Tensor,
         mut skips: Vec<Tensor>,

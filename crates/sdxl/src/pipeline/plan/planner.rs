@@ -81,7 +81,7 @@ type VaePart = (usize, PlannedPhase);
 
 impl<'a> Planner<'a> {
     /// Encodes the prompts without values. `warn` is told of prompts that are cut and the like.
-    pub fn new(asked: &'a PlanInputs<'a>, warn: &mut dyn FnMut(Warning)) -> Result<Self> {
+    pub(super) fn new(asked: &'a PlanInputs<'a>, warn: &mut dyn FnMut(Warning)) -> Result<Self> {
         let mut models: Vec<(&Checkpoint, Arc<Meta>, Networks)> = Vec::new();
         for checkpoint in checkpoints(asked) {
             let meta = Arc::new(Meta::default());
@@ -139,13 +139,13 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether pictures are made in several groups.
-    pub fn has_groups(&self) -> bool {
+    pub(super) fn has_groups(&self) -> bool {
         self.asked.request.images() > self.group(Offload::None)
     }
 
     /// The best that can be done with weights in memory so: what fits, else what takes least.
     /// `last`: with tiles as small as they can be.
-    pub fn arrange(&self, offload: Offload, last: bool) -> Result<Plan> {
+    pub(super) fn arrange(&self, offload: Offload, last: bool) -> Result<Plan> {
         let request = self.asked.request;
         let networks = self.networks(offload == Offload::Sequential)?;
         let limit = self.asked.limit().unwrap_or(u64::MAX);
