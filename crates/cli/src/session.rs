@@ -5,7 +5,7 @@ use std::path::Path;
 use sdxl::{Recipe, Request};
 use sdxl_kit::{Fetch, ModelOptions, Session};
 
-use crate::args::PictureArgs;
+use crate::args::ModelArgs;
 use crate::pulling::Bars;
 
 /// A line for whoever named no checkpoint.
@@ -16,7 +16,7 @@ const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes a
 /// Opens what was typed, and else what the recipe beside it says; with `fetch`, what is on a hub
 /// only is fetched. `requests` are all that will be run, whose prompts may ask for LoRAs.
 pub fn open(
-    args: &PictureArgs,
+    args: &ModelArgs,
     refiner: Option<&Path>,
     replayed: Option<&Recipe>,
     requests: &[&Request],

@@ -8,6 +8,7 @@ use sdxl::image::{Encoding, Format, Texts};
 use sdxl::{Pixels, watermark};
 use sdxl_kit::{destination, files};
 
+use crate::args::names;
 use crate::flags;
 use crate::usage;
 
@@ -36,8 +37,8 @@ enum Command {
         /// The file to write (*.png, *.jpg or *.webp)
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
-        /// png, jpeg or webp [default: what the file's name ends in]
-        #[arg(long)]
+        /// Format of the picture [default: what the file's name ends in]
+        #[arg(long, value_parser = names::<Format>(), ignore_case = true)]
         format: Option<Format>,
         /// Quality of a JPEG, 1 to 100 [default: 90]; makes a WebP lossy
         #[arg(long, value_name = "Q")]

@@ -6,6 +6,7 @@ use sdxl::hub::{Name, Purpose, Want};
 use sdxl::pipeline::default_precision;
 use sdxl_kit::hub;
 
+use crate::args::names;
 use crate::pulling::Bars;
 use crate::usage;
 
@@ -16,7 +17,7 @@ pub struct PullArgs {
     name: String,
     /// The precision of the runs to come: weights of variant fp16 are enough for bf16 and f16
     /// [default: bf16 where the processor has it, else f32]
-    #[arg(long)]
+    #[arg(long, value_parser = names::<Precision>())]
     precision: Option<Precision>,
     /// Take weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]

@@ -1,0 +1,121 @@
+//! The values of flags: how they are read, and how they are put into a request.
+
+use std::str::FromStr;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use sdxl::{Named, Request};
+use serde_json::Value;
+
+/// Gives a parser of the names of `T`, which help lists with a line about each.
+pub fn names<T>() -> impl TypedValueParser<Value = T>
+where
+    T: Named + FromStr<Err = String>,
+{
+    let values = T::ALL.iter().map(|value| {
+        let aliases = value.aliases().iter().copied();
+        PossibleValue::new(value.name())
+            .help(value.about())
+            .aliases(aliases)
+    });
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<T>())
+}
+
+/// Numbers with commas between them, or the name of a list.
+#[derive(Debug, Clone)]
+pub struct Numbers(pub Vec<f64>);
+
+impl Numbers {
+    /// Parses the value of `--timesteps`.
+    pub fn timesteps(text: &str) -> Result<Self, String> {
+        sdxl::request::timesteps(text).map(Numbers)
+    }
+
+    /// Parses the value of `--sigmas`.
+    pub fn sigmas(text: &str) -> Result<Self, String> {
+        sdxl::request::sigmas(text).map(Numbers)
+    }
+}
+
+/// Parses a number from 1 on.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("`{text}` is not a number of evaluations from 1")),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// Parses pixels that are cropped off, `TOP,LEFT`.
+pub fn crop(text: &str) -> Result<[usize; 2], String> {
+    text.split_once(',')
+        .and_then(|(top, left)| Some([top.trim().parse().ok()?, left.trim().parse().ok()?]))
+        .ok_or_else(|| format!("`{text}` is not TOP,LEFT, as in 0,128"))
+}
+
+/// Parses two fractions, `FROM,TO`.
+pub fn interval(text: &str) -> Result<[f64; 2], String> {
+    text.split_once(',')
+        .and_then(|(from, to)| Some([from.trim().parse().ok()?, to.trim().parse().ok()?]))
+        .ok_or_else(|| format!("`{text}` is not FROM,TO, as in 0.2,0.8"))
+}
+
+/// Parses the name of a field of a request, or its flag.
+pub fn field(text: &str) -> Result<&'static str, String> {
+    let name = text.trim().trim_start_matches("--").replace('-', "_");
+    Request::field(&name).map_err(|error| error.to_string())
+}
+
+/// Parses `KEY=VALUE` of `--scheduler-option`; words that are not JSON (`trailing`) are strings.
+pub fn scheduler_option(option: &str) -> anyhow::Result<(String, Value)> {
+    let Some((key, text)) = option.split_once('=') else {
+        return Err(crate::usage(format!(
+            "--scheduler-option {option}: write KEY=VALUE, as in use_karras_sigmas=true"
+        )));
+    };
+    let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+    Ok((key.trim().to_string(), value))
+}
+
+/// Something that was typed or not, for a field of type `F`.
+pub trait Typed<F> {
+    /// Sets the field if it was typed.
+    fn put_into(&self, field: &mut F);
+}
+
+impl<T: Clone> Typed<T> for Option<T> {
+    fn put_into(&self, field: &mut T) {
+        if let Some(value) = self {
+            *field = value.clone();
+        }
+    }
+}
+
+impl<T: Clone> Typed<Option<T>> for Option<T> {
+    fn put_into(&self, field: &mut Option<T>) {
+        if self.is_some() {
+            *field = self.clone();
+        }
+    }
+}
+
+impl<T: Clone> Typed<Vec<T>> for Vec<T> {
+    fn put_into(&self, field: &mut Vec<T>) {
+        if !self.is_empty() {
+            *field = self.clone();
+        }
+    }
+}
+
+/// Sets a field to what was typed, if something was.
+pub fn set<F>(field: &mut F, typed: &impl Typed<F>) {
+    typed.put_into(field);
+}
+
+/// What a flag and its negative say together. The one that comes last counts; the other one is not
+/// there then.
+pub fn switch(on: bool, off: bool) -> Option<bool> {
+    match (on, off) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        (false, false) => None,
+    }
+}
