@@ -24,7 +24,7 @@ use crate::usage;
 pub fn run(own: &GenerateArgs, dry: bool) -> anyhow::Result<()> {
     let (args, own_files) = (&own.picture.output, &own.files);
     // Everything that can be refused is refused before any weights are read.
-    let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
+    let replayed = args.read_recipe()?;
     let base = replayed.as_ref().map(|was| was.request.clone());
     let request = own.request(base.unwrap_or_default())?;
     request.check()?;

@@ -120,6 +120,9 @@ fn command(short_help: bool) -> clap::Command {
         .mut_subcommand("plan", pictures)
         .mut_subcommand("plot", pictures)
         .mut_subcommand("prompt", args::complete)
+        .mut_subcommand("models", |models| {
+            models.mut_subcommand("convert", args::complete)
+        })
 }
 
 fn main() -> ExitCode {

@@ -73,7 +73,7 @@ pub fn run(own: &PlotArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     let args = &own.picture.output;
     // Everything that can be refused is refused before any weights are read.
-    let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
+    let replayed = args.read_recipe()?;
     let (base, axes) = request(own, replayed.as_ref())?;
     check_output(own)?;
     let combined = combinations(&base, &axes)?;

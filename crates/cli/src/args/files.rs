@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use sdxl::Request;
 use sdxl::image::Format;
+use sdxl::{Recipe, Request};
 
 #[cfg(feature = "c2pa")]
 use super::credentials;
 use super::heading;
-use super::values::{at_least_one, field, names, set, switch};
+use super::values::{at_least_one, names, part_of_recipe, set, switch};
 
 /// The files of `sdxl generate`.
 #[derive(Args)]
@@ -58,9 +58,9 @@ pub struct OutputArgs {
     /// picture again; flags given beside it win
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// Take the defaults of these fields in the place of the recipe's, as in mask,upscale
-    #[arg(long, value_name = "FIELD,...", value_delimiter = ',', requires = "recipe",
-          value_parser = field)]
+    /// Leave these flags out of the recipe, as in mask,upscale,lora
+    #[arg(long, value_name = "FLAG,...", value_delimiter = ',', requires = "recipe",
+          value_parser = part_of_recipe)]
     reset: Vec<&'static str>,
     /// Put the invisible watermark into pictures from 256 pixels on
     #[arg(long)]
@@ -85,13 +85,45 @@ impl OutputArgs {
         switch(self.overwrite, self.no_overwrite).unwrap_or(false)
     }
 
-    /// The recipe's request without the fields that were asked to have their defaults.
+    /// Reads the recipe, if there is one, without the models and files that are to be left out.
+    ///
+    /// # Errors
+    /// A file without a recipe.
+    pub fn read_recipe(&self) -> sdxl::Result<Option<Recipe>> {
+        let Some(path) = &self.recipe else {
+            return Ok(None);
+        };
+        let mut was = Recipe::read(path)?;
+        for part in &self.reset {
+            match *part {
+                "variant" => was.variant = None,
+                "vae" => was.vae = None,
+                "unet" => was.unet = None,
+                "lora" => was.loras.clear(),
+                "embedding" => was.embeddings.clear(),
+                "refiner" => was.refiner = None,
+                "latents" => was.latents_sha256 = None,
+                _ => {}
+            }
+        }
+        Ok(Some(was))
+    }
+
+    /// The recipe's request without the fields that are to be left out.
     ///
     /// # Errors
     /// A request that cannot be written as JSON.
     pub fn reset(&self, mut request: Request) -> sdxl::Result<Request> {
-        for field in &self.reset {
-            request.reset(field)?;
+        for part in &self.reset {
+            if *part == "refiner" {
+                // What says where a refiner takes over.
+                request.denoising_end = None;
+                request.denoising_start = None;
+                request.denoising_fraction = None;
+                request.refiner_strength = None;
+            } else if Request::fields().contains(part) {
+                request.reset(part)?;
+            }
         }
         Ok(request)
     }

@@ -58,11 +58,12 @@ pub fn arrange(command: Command, flat: bool) -> Command {
             return arg;
         }
         place += 1;
-        let of_sheet = arg.get_help_heading() == Some(heading::SHEET);
+        if arg.get_help_heading() == Some(heading::SHEET) {
+            return arg.display_order(place);
+        }
         match USUAL.iter().position(|usual| *usual == id) {
-            Some(first) if flat && !of_sheet => arg.help_heading(None).display_order(first),
+            Some(first) if flat => arg.help_heading(None).display_order(first),
             Some(first) => arg.display_order(first),
-            None if of_sheet => arg.display_order(place),
             None => arg.display_order(place).hide_short_help(true),
         }
     });

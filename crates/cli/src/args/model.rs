@@ -28,9 +28,11 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FILE|DIR")]
     pub unet: Option<PathBuf>,
     /// A LoRA (or DoRA, LoHa, LoKr) to add to the checkpoint, scaled (by 1 where nothing is
-    /// said); may be given several times. Scales by block multiply it: diffusers' names
+    /// said); may be given several times
+    ///
+    /// Scales by block multiply it: diffusers' names
     /// (down=0.5,mid=0,up.block_0=1,0.5,0,text_encoder=0.2), or lbw= and the 12 or 20 numbers (or
-    /// a preset, such as OUTD) of A1111's LoRA Block Weight
+    /// a preset, such as OUTD) of A1111's LoRA Block Weight.
     #[arg(long, value_name = "FILE[:SCALE][:BLOCKS]")]
     pub lora: Vec<Lora>,
     /// Folder of the LoRAs that prompts ask for by name (<lora:NAME:0.8> in A1111's language,

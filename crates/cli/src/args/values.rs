@@ -58,10 +58,25 @@ pub fn interval(text: &str) -> Result<[f64; 2], String> {
         .ok_or_else(|| format!("`{text}` is not FROM,TO, as in 0.2,0.8"))
 }
 
-/// Parses the name of a field of a request, or its flag.
-pub fn field(text: &str) -> Result<&'static str, String> {
+/// Parts of a recipe beside its request that `--reset` leaves out, by their flags.
+const BESIDE: [&str; 7] = [
+    "variant",
+    "vae",
+    "unet",
+    "lora",
+    "embedding",
+    "refiner",
+    "latents",
+];
+
+/// Parses the name of a part of a recipe that can be left out: a field of its request, or what is
+/// beside it; or the flag of one.
+pub fn part_of_recipe(text: &str) -> Result<&'static str, String> {
     let name = text.trim().trim_start_matches("--").replace('-', "_");
-    Request::field(&name).map_err(|error| error.to_string())
+    match BESIDE.into_iter().find(|part| *part == name) {
+        Some(part) => Ok(part),
+        None => Request::field(&name).map_err(|error| error.to_string()),
+    }
 }
 
 /// Parses `KEY=VALUE` of `--scheduler-option`; words that are not JSON (`trailing`) are strings.
