@@ -18,7 +18,7 @@ fn words(line: &str) -> Vec<String> {
     line.split(' ').map(place).collect()
 }
 
-/// What `sdxl plan --json` says of a line, in which `@` stands for the folder of golden files.
+/// The answer of `sdxl plan --json` to a line, in which `@` stands for the folder of golden files.
 fn plan(dir: &Path, line: &str) -> Value {
     let words = words(&format!("plan {line} --json"));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();

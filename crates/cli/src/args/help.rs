@@ -30,7 +30,9 @@ const USUAL: [&str; 20] = [
     "recipe",
 ];
 
+/// The end of short help.
 const SHORT: &str = "--help shows all flags, in groups";
+/// The end of long help.
 const LONG: &str = "A flag that switches something on has a negative, as in --no-watermark; of both the last \
      one counts.";
 

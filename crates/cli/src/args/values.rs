@@ -125,8 +125,7 @@ pub fn set<F>(field: &mut F, typed: &impl Typed<F>) {
     typed.put_into(field);
 }
 
-/// What a flag and its negative say together. The one that comes last counts; the other one is not
-/// there then.
+/// Joins a flag and its negative. The one that comes last counts; the other one is not there then.
 pub fn switch(on: bool, off: bool) -> Option<bool> {
     match (on, off) {
         (true, _) => Some(true),
