@@ -12,7 +12,7 @@ const WIDTH: usize = 19;
 
 /// `sdxl aspects`
 #[derive(Args)]
-pub struct AspectsArgs {
+pub(crate) struct AspectsArgs {
     /// Checkpoint whose sizes to list [default: SDXL's, about 1024x1024]
     #[arg(long, value_name = "DIR")]
     model: Option<std::path::PathBuf>,
@@ -22,7 +22,7 @@ pub struct AspectsArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &AspectsArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &AspectsArgs) -> anyhow::Result<()> {
     let native = match &args.model {
         None => 1024 * 1024,
         Some(named) => {

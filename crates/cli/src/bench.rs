@@ -15,12 +15,13 @@ use sdxl::{Precision, Size, memory};
 use sdxl_kernels::{Arithmetic, Isa, WeightFormat, peak_flops};
 use sdxl_kit::files;
 
+use crate::args::names;
 use crate::profile_report;
 use subject::{Subject, Work};
 
 /// `sdxl bench`
 #[derive(Args)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// Work to time
     #[arg(value_enum)]
     what: Work,
@@ -31,9 +32,9 @@ pub struct BenchArgs {
     /// `generate` [default: 2 (a guided picture's) for unet and text, else 1]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
-    /// f32, bf16, f16 or int8 [default: as in a run: f32 for the VAE, else bf16 where the processor
-    /// has it]
-    #[arg(long)]
+    /// Precision of the networks [default: as in a run: f32 for the VAE, else bf16 where the
+    /// processor has it]
+    #[arg(long, value_parser = names::<Precision>())]
     precision: Option<Precision>,
     /// Steps of `generate`
     #[arg(long, value_name = "N", default_value = "4", value_parser = positive)]
@@ -88,7 +89,7 @@ struct Report {
 }
 
 /// Runs the command.
-pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

@@ -1,20 +1,18 @@
 //! The library's hints in this program's words: a field in backticks becomes its flag.
 
 use clap::CommandFactory;
-use sdxl::{Error, Warning};
+use sdxl::{Error, Warning, WarningKind};
 
-/// Knobs whose flag has another name: lists of which one is given at a time, and a flag that
-/// switches off.
-const OTHERS: [(&str, &str); 4] = [
+/// Knobs whose flag has another name: lists of which one is given at a time.
+const OTHERS: [(&str, &str); 3] = [
     ("loras", "lora"),
     ("embeddings", "embedding"),
     ("scheduler_options", "scheduler-option"),
-    ("watermark", "no-watermark"),
 ];
 
 /// An error with whatever was being done, in one line. Where it ends in a hint of the library,
 /// that has flags.
-pub fn of_chain(error: &anyhow::Error) -> String {
+pub(crate) fn of_chain(error: &anyhow::Error) -> String {
     let texts = error.chain().map(|cause| {
         let of_kit = cause.downcast_ref::<sdxl_kit::Error>();
         match (cause.downcast_ref(), of_kit) {
@@ -27,13 +25,18 @@ pub fn of_chain(error: &anyhow::Error) -> String {
 }
 
 /// An error of the library, with flags in its hint.
-pub fn of_error(error: &Error) -> String {
+pub(crate) fn of_error(error: &Error) -> String {
     with_hint(error.to_string(), error.hint().as_deref())
 }
 
-/// A warning of the library as a line, with flags in its hint.
-pub fn of_warning(warning: &Warning) -> String {
-    let text = with_hint(warning.to_string(), warning.hint.as_deref());
+/// A warning of the library as a line, with flags in its hint; one of a field without an effect has
+/// nothing but fields in backticks.
+pub(crate) fn of_warning(warning: &Warning) -> String {
+    let whole = warning.to_string();
+    let text = match warning.kind {
+        WarningKind::NoEffect => named(&whole),
+        _ => with_hint(whole, warning.hint.as_deref()),
+    };
     format!("warning: {text}")
 }
 
@@ -47,7 +50,7 @@ fn with_hint(text: String, hint: Option<&str>) -> String {
 
 /// A hint with flags: `` `offload sequential` `` becomes `--offload sequential`. What is in
 /// backticks and no field of this program stays.
-pub fn named(hint: &str) -> String {
+pub(crate) fn named(hint: &str) -> String {
     let cli = crate::Cli::command();
     let flags: Vec<&str> = (cli.find_subcommand("generate").into_iter())
         .flat_map(|generate| generate.get_arguments())
@@ -69,7 +72,12 @@ pub fn named(hint: &str) -> String {
             Some((knob, value)) => (knob, Some(value)),
             None => (inside, None),
         };
+        let has_negative = flag(&format!("no_{knob}")).is_some();
         match (flag(knob), value) {
+            (Some(flag), Some("true" | "on")) if has_negative => out.push_str(&flag),
+            (Some(_), Some("false" | "off")) if has_negative => {
+                out.push_str(&format!("--no-{}", knob.replace('_', "-")));
+            }
             (Some(flag), Some(value)) => out.push_str(&format!("{flag} {value}")),
             (Some(flag), None) => out.push_str(&flag),
             (None, _) => out.push_str(&format!("`{inside}`")),
@@ -116,13 +124,27 @@ mod tests {
     fn only_fields_in_hints_become_flags() {
         assert_eq!(
             named("use `precision bf16`, f16 or `truncate_long_prompts true`; not `euler` or `a"),
-            "use --precision bf16, f16 or --truncate-long-prompts true; not `euler` or `a"
+            "use --precision bf16, f16 or --truncate-long-prompts; not `euler` or `a"
+        );
+        assert_eq!(
+            named("`vae_slicing off`, `vae_tiling off` or `watermark`"),
+            "--no-vae-slicing, --vae-tiling off or --watermark"
         );
         let error = Error::file("l.safetensors", "it has no tensor `latents`")
             .with_hint("give others with `latents`");
         assert_eq!(
             of_error(&error),
             "l.safetensors: it has no tensor `latents`; give others with --latents"
+        );
+        let warning = Warning::new(
+            WarningKind::NoEffect,
+            "eta",
+            "`eta` has no effect: it is not used",
+        )
+        .with_hint("choose `scheduler ddim`");
+        assert_eq!(
+            of_warning(&warning),
+            "warning: --eta has no effect: it is not used; choose --scheduler ddim"
         );
         let chain = anyhow::Error::from(error).context("picture `1`");
         assert!(of_chain(&chain).starts_with("picture `1`: l.safetensors: "));

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::bail;
-use clap::ArgMatches;
 use sdxl::memory;
 use sdxl::profile::{self, Profile};
 use sdxl::recipe::Recipe;
@@ -12,7 +11,7 @@ use sdxl_kit::{
     Destination, PictureWriter, Session, StateFile, Written, destination, files, replay,
 };
 
-use crate::args::{self, GenerateArgs};
+use crate::args::GenerateArgs;
 use crate::flags;
 use crate::interrupt;
 use crate::plan;
@@ -22,25 +21,31 @@ use crate::session;
 use crate::usage;
 
 /// Runs the command; if `dry`, up to the point where weights would be read.
-pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Result<()> {
-    let args = &own.picture;
+pub(crate) fn run(own: &GenerateArgs, dry: bool) -> anyhow::Result<()> {
+    let (args, own_files) = (&own.picture.output, &own.files);
     // Everything that can be refused is refused before any weights are read.
-    let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
+    let replayed = args.read_recipe()?;
     let base = replayed.as_ref().map(|was| was.request.clone());
-    let request = own.request(base.unwrap_or_default(), matches)?;
+    let request = own.request(base.unwrap_or_default())?;
     request.check()?;
-    let (output, overwrite) = (own.output.as_deref(), args.overwrite);
-    let encoding = destination::encoding(output, own.format, own.quality)?;
+    let (output, overwrite) = (own_files.output.as_deref(), args.overwrites());
+    let encoding = destination::encoding(output, own_files.format, own_files.quality)?;
     #[cfg(feature = "c2pa")]
-    let signer = own.c2pa.signer()?;
+    let signer = own_files.c2pa.signer()?;
     let refiner = own.start.refiner.as_deref();
-    let session = session::open(args, refiner, replayed.as_ref(), &[&request], !dry)?;
+    let session = session::open(
+        &own.picture.model,
+        refiner,
+        replayed.as_ref(),
+        &[&request],
+        !dry,
+    )?;
     let inputs = replay::read_inputs(&request, own.latents.as_deref())?;
     if let Some(was) = &replayed {
-        replay::check_inputs(was, &inputs, &|field| args::given(matches, field))?;
+        replay::check_inputs(was, &inputs, &|field| own.names_file_of(field))?;
     }
     check_files(own)?;
-    let state = own.state.as_deref().filter(|_| !dry);
+    let state = own_files.state.as_deref().filter(|_| !dry);
     let state = state.map(StateFile::new).transpose()?;
     let resumes = state.as_ref().is_some_and(StateFile::exists);
     let mut run = plan::prepare(own, &session, &request, inputs, state.as_ref())?;
@@ -48,7 +53,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
     let (images, done) = images_written(&run, replayed.as_ref());
     if dry {
         Destination::check_only(output, encoding.format(), images, overwrite)?;
-        plan::show(run.plan(), run.request(), own.memory.is_some(), args.json);
+        plan::show(&run, own.memory.is_some(), args.json);
         return Ok(());
     }
     let recipe = session.recipe_of(&run);
@@ -73,11 +78,11 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
         progress: Progress::new(run.evaluations()),
         pictures,
         warnings: Vec::new(),
-        state: state.map(|file| (file, own.state_every)),
+        state: state.map(|file| (file, own_files.state_every.unwrap_or(StateFile::EVERY))),
     };
     making.begin(&session, &run, replayed.as_ref());
     let began = Instant::now();
-    let (result, profile) = match own.profile || own.svg.is_some() {
+    let (result, profile) = match own_files.profile || own_files.svg.is_some() {
         true => {
             let (result, profile) = profile::record(|| making.all(&mut run));
             (result, Some(profile))
@@ -94,7 +99,7 @@ pub fn run(own: &GenerateArgs, matches: &ArgMatches, dry: bool) -> anyhow::Resul
 
 /// Refuses the files beside the pictures that cannot be written.
 fn check_files(own: &GenerateArgs) -> anyhow::Result<()> {
-    let overwrite = own.picture.overwrite;
+    let (own, overwrite) = (&own.files, own.picture.output.overwrites());
     if let Some(path) = &own.output_latents {
         files::check_file("output_latents", path, overwrite)?;
         if own.output.as_ref() == Some(path) {
@@ -223,7 +228,8 @@ impl Making {
         seconds: f64,
         profile: Option<&Profile>,
     ) -> anyhow::Result<()> {
-        let (pictures, overwrite) = (&self.pictures, own.picture.overwrite);
+        let (pictures, output) = (&self.pictures, &own.picture.output);
+        let (own, overwrite) = (&own.files, output.overwrites());
         let planned_peak = run.plan().peak();
         if let Some(path) = &own.output_latents {
             let made = run.output(Vec::new());
@@ -239,7 +245,7 @@ impl Making {
         if let (Some(profile), true) = (profile, own.profile) {
             err!("{}", profile_report::tables(profile).trim_end());
         }
-        if own.picture.json {
+        if output.json {
             let warnings: Vec<String> = self.warnings.iter().map(Warning::to_string).collect();
             let object = serde_json::json!({
                 "images": pictures.written(),

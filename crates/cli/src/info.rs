@@ -15,7 +15,7 @@ use crate::flags;
 
 /// `sdxl info`
 #[derive(Args)]
-pub struct InfoArgs {
+pub(crate) struct InfoArgs {
     /// Checkpoint: the folder that holds model_index.json, a .safetensors file, or `demo`
     pub dir: PathBuf,
     /// Look at the weight files of this variant, such as fp16
@@ -28,7 +28,7 @@ pub struct InfoArgs {
 
 /// The contents of a part of a checkpoint.
 #[derive(Serialize)]
-pub struct PartInfo {
+pub(crate) struct PartInfo {
     /// The part's folder.
     pub name: &'static str,
     /// The names of the files that hold the weights.
@@ -43,7 +43,7 @@ pub struct PartInfo {
 }
 
 /// Runs the command.
-pub fn run(args: &InfoArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &InfoArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.dir))?;
     let checkpoint = match Checkpoint::open(model.path(), args.variant.as_deref()) {
         Ok(checkpoint) => checkpoint,
@@ -127,7 +127,7 @@ fn cannot_open(args: &InfoArgs, error: &sdxl::Error) -> anyhow::Error {
 }
 
 /// Describes a part.
-pub fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
+pub(crate) fn describe(checkpoint: &Checkpoint, part: Part) -> PartInfo {
     let mut info = PartInfo {
         name: part.folder(),
         files: Vec::new(),
@@ -172,7 +172,7 @@ fn names(files: &[String]) -> String {
 }
 
 /// A number of weights, for people to read.
-pub fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.0} k", n as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
@@ -181,7 +181,7 @@ pub fn count(n: u64) -> String {
 }
 
 /// A number of bytes, for people to read.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),

@@ -4,7 +4,7 @@ use anyhow::Context;
 use sdxl::Cancel;
 
 /// A token that Ctrl-C cancels; a second Ctrl-C ends the program at once.
-pub fn token() -> anyhow::Result<Cancel> {
+pub(crate) fn token() -> anyhow::Result<Cancel> {
     let token = Cancel::new();
     let cancelled = token.clone();
     ctrlc::set_handler(move || {

@@ -112,32 +112,43 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(message.into()))
 }
 
+/// The program's command line, with the library's defaults in its help; `short_help`: for `-h`, which
+/// lists the usual flags in their order.
+fn command(short_help: bool) -> clap::Command {
+    let pictures = |command| args::arrange(args::complete(command), short_help);
+    (Cli::command().mut_subcommand("generate", pictures))
+        .mut_subcommand("plan", pictures)
+        .mut_subcommand("plot", pictures)
+        .mut_subcommand("prompt", args::complete)
+        .mut_subcommand("models", |models| {
+            models.mut_subcommand("convert", args::complete)
+        })
+}
+
 fn main() -> ExitCode {
     sdxl_kernels::fix_mmap_threshold();
-    let matches = Cli::command().get_matches();
+    let words = args::in_new_spelling(std::env::args_os());
+    let short_help = words.iter().take_while(|w| *w != "--").any(|w| w == "-h");
+    let matches = command(short_help).get_matches_from(words);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let (json, result) = match (&cli.command, matches.subcommand()) {
-        (Command::Generate(args), Some((_, given))) => {
-            (args.picture.json, generate::run(args, given, args.dry_run))
-        }
-        (Command::Plan(args), Some((_, given))) => {
-            (args.picture.json, generate::run(args, given, true))
-        }
-        (Command::Prompt(args), _) => (args.json, prompt::run(args)),
-        (Command::Plot(args), Some((_, given))) => (args.picture.json, plot::run(args, given)),
-        (Command::Show(args), _) => (args.json, show::run(args)),
-        (Command::Schedulers(args), _) => (args.wants_json(), schedulers::run(args)),
-        (Command::Aspects(args), _) => (args.json, aspects::run(args)),
-        (Command::Info(args), _) => (args.json, info::run(args)),
-        (Command::Watermark(args), _) => (args.wants_json(), watermark::run(args)),
-        (Command::Bench(args), _) => (args.json, bench::run(args)),
-        (Command::Models(args), _) => (args.wants_json(), models::run(args)),
-        (Command::Generate(_) | Command::Plan(_) | Command::Plot(_), None) => {
-            (false, Err(usage("no arguments")))
-        }
+    let (json, result) = match &cli.command {
+        Command::Generate(args) => (
+            args.picture.output.json,
+            generate::run(args, args.files.dry_run),
+        ),
+        Command::Plan(args) => (args.picture.output.json, generate::run(args, true)),
+        Command::Prompt(args) => (args.json, prompt::run(args)),
+        Command::Plot(args) => (args.picture.output.json, plot::run(args)),
+        Command::Show(args) => (args.json, show::run(args)),
+        Command::Schedulers(args) => (args.wants_json(), schedulers::run(args)),
+        Command::Aspects(args) => (args.json, aspects::run(args)),
+        Command::Info(args) => (args.json, info::run(args)),
+        Command::Watermark(args) => (args.wants_json(), watermark::run(args)),
+        Command::Bench(args) => (args.json, bench::run(args)),
+        Command::Models(args) => (args.wants_json(), models::run(args)),
     };
     let Err(error) = result else {
         return ExitCode::SUCCESS;

@@ -17,7 +17,7 @@ use crate::usage;
 
 /// `sdxl models`
 #[derive(Args)]
-pub struct ModelsArgs {
+pub(crate) struct ModelsArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -50,7 +50,7 @@ enum Command {
 
 impl ModelsArgs {
     /// Whether the result is to be one JSON object.
-    pub fn wants_json(&self) -> bool {
+    pub(crate) fn wants_json(&self) -> bool {
         match &self.command {
             Command::Pull(args) => args.json,
             Command::List(args) => args.json,
@@ -64,7 +64,7 @@ impl ModelsArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &ModelsArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ModelsArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Pull(args) => pull::run(args),
         Command::List(args) => cached::list(args),

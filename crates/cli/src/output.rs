@@ -3,6 +3,6 @@
 use std::path::Path;
 
 /// Whether a file's name says that it is of this kind.
-pub fn ends_in(path: &Path, extension: &str) -> bool {
+pub(crate) fn ends_in(path: &Path, extension: &str) -> bool {
     (path.extension()).is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }

@@ -2,18 +2,19 @@
 
 use sdxl::memory::{Speed, bytes};
 use sdxl::pipeline::{Offload, Plan};
-use sdxl::{Inputs, Precision, Request, Run};
+use sdxl::{Inputs, Precision, Request, Run, Warning};
 use sdxl_kit::{Session, StateFile};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
+use crate::flags;
 
 /// Prepares a run, or takes up the one of a state, or says what is wrong: the memory that a smaller
 /// precision would take is only said.
 ///
 /// # Errors
 /// The errors of [`sdxl::Pipeline::prepare`] and [`StateFile::prepare`].
-pub fn prepare(
+pub(crate) fn prepare(
     own: &GenerateArgs,
     session: &Session,
     request: &Request,
@@ -34,7 +35,7 @@ pub fn prepare(
             .prepare(request, inputs.clone())
             .map_err(Into::into),
     };
-    let best = own.picture.offload.unwrap_or(Offload::Model);
+    let best = own.picture.model.offload.unwrap_or(Offload::Model);
     let short = match &run {
         Ok(run) => run.plan().offload > best,
         Err(error) => !error.is_usage() || error.field() == Some("memory"),
@@ -63,11 +64,15 @@ fn networks(offload: Offload) -> &'static str {
     }
 }
 
-/// Prints a plan.
-pub fn show(plan: &Plan, request: &Request, given: bool, json: bool) {
+/// Prints the plan of a run and what there is to warn of; `given`: for a budget that was typed.
+pub(crate) fn show(run: &Run, given: bool, json: bool) {
+    let (plan, request) = (run.plan(), run.request());
     let mut speed = Speed::default();
+    for warning in run.warnings() {
+        err!("{}", flags::of_warning(warning));
+    }
     if json {
-        out!("{}", object(plan, request, &mut speed));
+        out!("{}", object(run, &mut speed));
         return;
     }
     let width = plan.parts.iter().map(|part| part.name.len()).max();
@@ -108,7 +113,9 @@ pub fn show(plan: &Plan, request: &Request, given: bool, json: bool) {
     }
 }
 
-fn object(plan: &Plan, request: &Request, speed: &mut Speed) -> Value {
+fn object(run: &Run, speed: &mut Speed) -> Value {
+    let (plan, request): (&Plan, _) = (run.plan(), run.request());
+    let warnings: Vec<String> = run.warnings().iter().map(Warning::to_string).collect();
     let parts: Vec<Value> = (plan.parts.iter())
         .map(|part| {
             json!({
@@ -129,6 +136,8 @@ fn object(plan: &Plan, request: &Request, speed: &mut Speed) -> Value {
         "sequential_guidance": plan.is_sequential(),
         "vae_tile_size": plan.tile_size(request),
         "parts": parts,
+        "warnings": warnings,
+        "request": request,
     })
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::{ArgMatches, Args};
+use clap::Args;
 use sdxl::files::hash_file;
 use sdxl::image::{Texts, png, xmp};
 use sdxl::recipe::{Recipe, RefinerRecipe};
@@ -20,14 +20,14 @@ use sdxl::{Cancel, Event, Inputs, Pixels, Request, Warning, image};
 use sdxl_kit::{Session, files};
 use sha2::{Digest, Sha256};
 
-use crate::args::PictureArgs;
+use crate::args::{PictureArgs, heading};
 use crate::flags;
 use crate::interrupt;
 use crate::output;
 use crate::progress::Progress;
 use crate::session;
 use crate::usage;
-use axes::Axis;
+use axes::{Axis, AxisArgs};
 use sheet::{Grid, Sheet};
 
 /// Most pictures of a sheet; beyond them a typing error is likelier than a wish.
@@ -37,57 +37,16 @@ const MAX_PIXELS: usize = 1 << 28;
 
 /// `sdxl plot`
 #[derive(Args)]
-pub struct PlotArgs {
-    /// Description of the pictures; given several times, the sheet compares prompts
-    #[arg(
-        long,
-        value_name = "TEXT",
-        required_unless_present = "recipe",
-        help_heading = "Sheet"
-    )]
-    pub prompt: Vec<String>,
-    /// Schedulers to compare: the same as --axis scheduler=NAME,NAME,...
-    #[arg(
-        long,
-        value_name = "NAME,NAME,...",
-        value_delimiter = ',',
-        conflicts_with = "scheduler",
-        help_heading = "Sheet"
-    )]
-    pub schedulers: Vec<String>,
-    /// Numbers of steps to compare
-    #[arg(
-        long,
-        value_name = "N,N,...",
-        value_delimiter = ',',
-        help_heading = "Sheet"
-    )]
-    pub steps: Vec<usize>,
-    /// Seeds to compare; one seed is that of all pictures [default: 0]
-    #[arg(
-        long,
-        value_name = "N,N,...",
-        value_delimiter = ',',
-        help_heading = "Sheet"
-    )]
-    pub seed: Vec<u64>,
-    /// Any field to compare, as in guidance_scale=3,5,7 or
-    /// scheduler_options.timestep_spacing=leading,trailing; values with commas as a JSON list.
-    /// The first of two axes goes down and the second across; for every value of a third there is
-    /// a grid
-    #[arg(long, value_name = "FIELD=V,V,...", help_heading = "Sheet")]
-    pub axis: Vec<String>,
+pub(crate) struct PlotArgs {
+    /// What differs over the sheet.
+    #[command(flatten)]
+    pub axes: AxisArgs,
     /// Longest side of a picture on the sheet, in pixels; beside it they are kept in full size
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Sheet")]
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = heading::SHEET)]
     pub cell_size: usize,
     /// PNG file for the sheet; pictures go into the folder of that name with `.cells`
-    #[arg(
-        long,
-        short,
-        value_name = "FILE",
-        default_value = "sheet.png",
-        help_heading = "Output"
-    )]
+    #[arg(long, short, value_name = "FILE", default_value = "sheet.png",
+          help_heading = heading::OUTPUT)]
     pub output: PathBuf,
     /// The arguments shared with `sdxl generate`.
     #[command(flatten)]
@@ -111,16 +70,16 @@ struct Cell {
 }
 
 /// Runs the command.
-pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+pub(crate) fn run(own: &PlotArgs) -> anyhow::Result<()> {
     let began = Instant::now();
-    let args = &own.picture;
+    let args = &own.picture.output;
     // Everything that can be refused is refused before any weights are read.
-    let replayed = args.recipe.as_deref().map(Recipe::read).transpose()?;
-    let (base, axes) = request(own, matches, replayed.as_ref())?;
+    let replayed = args.read_recipe()?;
+    let (base, axes) = request(own, replayed.as_ref())?;
     check_output(own)?;
     let combined = combinations(&base, &axes)?;
     let requests: Vec<&Request> = combined.iter().map(|(_, request)| request).collect();
-    let session = session::open(args, None, replayed.as_ref(), &requests, true)?;
+    let session = session::open(&own.picture.model, None, replayed.as_ref(), &requests, true)?;
     let precision = session.precision();
     let mut shared = session.recipe(base, "", &[]);
     // Nothing is loaded to prepare the runs.
@@ -198,23 +157,21 @@ pub fn run(own: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 }
 
 /// Gives the request that all pictures share, and the axes along which they differ.
-fn request(
-    own: &PlotArgs,
-    matches: &ArgMatches,
-    replayed: Option<&Recipe>,
-) -> anyhow::Result<(Request, Vec<Axis>)> {
+fn request(own: &PlotArgs, replayed: Option<&Recipe>) -> anyhow::Result<(Request, Vec<Axis>)> {
     let mut base = replayed.map_or_else(Request::default, |r| r.request.clone());
-    if !own.steps.is_empty() {
+    if !own.axes.steps().is_empty() {
         // In the place of a recipe's timesteps or sigmas, if it had some.
         base.timesteps.clear();
         base.sigmas.clear();
     }
-    base = own.picture.request(base, matches)?;
+    base = own.picture.request(base)?;
     if base.seed.is_empty() {
         // Not from the clock: the next run is to find the pictures of this one.
         base.seed.push(0);
     }
-    let (axes, settings): (Vec<Axis>, Vec<Axis>) = axes::typed(own, matches)?
+    let (axes, settings): (Vec<Axis>, Vec<Axis>) = own
+        .axes
+        .typed()?
         .into_iter()
         .partition(|axis| axis.values.len() > 1);
     for setting in &settings {
@@ -283,7 +240,7 @@ fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
     Ok(files::check_file(
         "output",
         &own.output,
-        own.picture.overwrite,
+        own.picture.output.overwrites(),
     )?)
 }
 
@@ -549,6 +506,6 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyh
     Ok(files::write_file(
         &own.output,
         &bytes,
-        own.picture.overwrite,
+        own.picture.output.overwrites(),
     )?)
 }

@@ -14,7 +14,7 @@ const LEAST: f64 = 0.005;
 const LEVELS: usize = 2;
 
 /// Time by operator, with the shapes that took most, then by layer.
-pub fn tables(profile: &Profile) -> String {
+pub(crate) fn tables(profile: &Profile) -> String {
     let mut out = String::new();
     let mut row = |name: &str, calls: Option<u64>, seconds: f64, flop: u64| {
         let calls = calls.map_or(String::new(), |n| n.to_string());
@@ -87,7 +87,7 @@ const CHARACTER: f64 = 6.3;
 
 /// A box for each scope and operator, as wide as its share of the time, below the one that it
 /// ran in; a pointer on it tells its numbers.
-pub fn svg(profile: &Profile) -> String {
+pub(crate) fn svg(profile: &Profile) -> String {
     fn depth(entries: &[ProfileEntry]) -> usize {
         let below = entries.iter().map(|e| 1 + depth(&e.inside));
         below.max().unwrap_or(0)

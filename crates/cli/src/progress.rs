@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sdxl::Event;
 
 /// Shows the events of one run.
-pub struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     /// Evaluations that were shown, and the time that they took.
     evaluations: usize,
@@ -16,7 +16,7 @@ pub struct Progress {
 
 impl Progress {
     /// For a run of `evaluations`; looks at standard error to decide how to show them.
-    pub fn new(evaluations: usize) -> Self {
+    pub(crate) fn new(evaluations: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(evaluations as u64);
             let style = ProgressStyle::with_template("{prefix} [{bar:32}] {pos}/{len} {msg}")
@@ -32,7 +32,7 @@ impl Progress {
     }
 
     /// A line that is not about progress.
-    pub fn say(&self, line: &str) {
+    pub(crate) fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| err!("{line}")),
             None => err!("{line}"),
@@ -40,7 +40,7 @@ impl Progress {
     }
 
     /// Says what is being done before the first event.
-    pub fn begin(&self, what: &str) {
+    pub(crate) fn begin(&self, what: &str) {
         match &self.bar {
             Some(bar) => {
                 bar.set_prefix(what.to_string());
@@ -51,7 +51,7 @@ impl Progress {
     }
 
     /// Shows one event.
-    pub fn show(&mut self, event: Event<'_>) {
+    pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Encoding => match &self.bar {
                 Some(bar) => bar.set_prefix("encoding"),
@@ -74,7 +74,7 @@ impl Progress {
     }
 
     /// Shows an evaluation that took so many `seconds`.
-    pub fn step(&mut self, index: usize, total: usize, seconds: f64) {
+    pub(crate) fn step(&mut self, index: usize, total: usize, seconds: f64) {
         self.evaluations += 1;
         self.seconds += seconds;
         let mean = self.seconds / self.evaluations as f64;
@@ -91,7 +91,7 @@ impl Progress {
     }
 
     /// Ends the display.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

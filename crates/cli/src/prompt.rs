@@ -9,25 +9,28 @@ use sdxl::text::chunks::{Chunk, ChunkLayout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
 use sdxl::weights::TextParts;
-use sdxl::{InversionFile, OpenOptions, Part, Precision, PromptSyntax, Request, Warning};
+use sdxl::{
+    InversionFile, OpenOptions, Part, PooledFrom, Precision, PromptSyntax, PromptWeighting,
+    Request, Warning,
+};
 use sdxl_kit::{Model, files};
 use serde_json::{Value, json};
 
-use crate::args::{PooledWord, SyntaxWord, WeightingWord};
+use crate::args::{names, switch};
 use crate::flags;
 use crate::usage;
 
 /// `sdxl prompt`
 #[derive(Args)]
-pub struct PromptArgs {
+pub(crate) struct PromptArgs {
     /// The prompt
     pub prompt: String,
     /// Syntax that it is written in
-    #[arg(long, value_enum, default_value = "compel")]
-    pub prompt_syntax: SyntaxWord,
+    #[arg(long, value_parser = names::<PromptSyntax>())]
+    pub prompt_syntax: Option<PromptSyntax>,
     /// Print it in another language, and nothing else
-    #[arg(long, value_enum, value_name = "SYNTAX")]
-    pub to: Option<SyntaxWord>,
+    #[arg(long, value_parser = names::<PromptSyntax>(), value_name = "SYNTAX")]
+    pub to: Option<PromptSyntax>,
     /// Also show its tokens: a checkpoint folder, or one with only tokenizers and text encoders
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
@@ -37,12 +40,15 @@ pub struct PromptArgs {
     /// A textual inversion, as for `sdxl generate`
     #[arg(long, value_name = "FILE[:TOKEN]", requires = "model")]
     pub embedding: Vec<InversionFile>,
-    /// Cut it at 77 tokens [default: true with plain syntax, else false]
-    #[arg(long, value_name = "true|false")]
-    pub truncate_long_prompts: Option<bool>,
+    /// Cut it at 77 tokens [default: on with plain syntax, else off]
+    #[arg(long)]
+    pub truncate_long_prompts: bool,
+    /// The negative
+    #[arg(long)]
+    pub no_truncate_long_prompts: bool,
     /// Steps of the run, for prompts that change by step
-    #[arg(long, value_name = "N", default_value_t = Request::default().steps)]
-    pub steps: usize,
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
     /// Encode it and write `prompt_embeds` and `pooled_prompt_embeds` (safetensors, f32)
     #[arg(long, value_name = "FILE", requires = "model")]
     pub output_embeddings: Option<PathBuf>,
@@ -50,30 +56,31 @@ pub struct PromptArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Method of applying weights to the encoded prompt
-    #[arg(long, value_enum, default_value = "auto")]
-    pub prompt_weighting: WeightingWord,
+    #[arg(long, value_parser = names::<PromptWeighting>())]
+    pub prompt_weighting: Option<PromptWeighting>,
     /// Text that the pooled vector is computed from [default: clean with a1111 syntax, else raw]
-    #[arg(long, value_enum)]
-    pub pooled_from: Option<PooledWord>,
+    #[arg(long, value_parser = names::<PooledFrom>())]
+    pub pooled_from: Option<PooledFrom>,
     /// Layers of the text encoders to skip, beyond the one SDXL skips
     #[arg(long, value_name = "N")]
     pub clip_skip: Option<usize>,
-    /// Precision of the text encoders
-    #[arg(long, default_value = "f32")]
-    pub precision: Precision,
+    /// Precision of the text encoders [default: f32]
+    #[arg(long, value_parser = names::<Precision>())]
+    pub precision: Option<Precision>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
 
 /// Runs the command.
-pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
-    let syntax = args.prompt_syntax.syntax();
+pub(crate) fn run(args: &PromptArgs) -> anyhow::Result<()> {
+    let defaults = Request::default();
+    let syntax = args.prompt_syntax.unwrap_or(defaults.prompt_syntax);
     let prompt = Prompt::parse(&args.prompt, syntax)?;
     if let Some(warning) = Prompt::warning(&args.prompt, syntax) {
         err!("{}", flags::of_warning(&warning));
     }
-    let translation = args.to.map(|to| prompt.translate(to.syntax()));
+    let translation = args.to.map(|to| prompt.translate(to));
     if let (Some(translation), false) = (&translation, args.json) {
         out!("{}", translation.text);
         for lost in &translation.lost {
@@ -86,14 +93,15 @@ pub fn run(args: &PromptArgs) -> anyhow::Result<()> {
     }
     let request = Request {
         prompt_syntax: syntax,
-        prompt_weighting: args.prompt_weighting.weighting(),
-        truncate_long_prompts: args.truncate_long_prompts,
-        pooled_from: args.pooled_from.map(PooledWord::pooled_from),
+        prompt_weighting: (args.prompt_weighting).unwrap_or(defaults.prompt_weighting),
+        truncate_long_prompts: switch(args.truncate_long_prompts, args.no_truncate_long_prompts),
+        pooled_from: args.pooled_from,
         clip_skip: args.clip_skip,
-        ..Request::default()
+        steps: args.steps.unwrap_or(defaults.steps),
+        ..defaults
     };
     let options = TextOptions::of(&request);
-    let phases = phases(&prompt, args.steps.max(1));
+    let phases = phases(&prompt, request.steps.max(1));
     let model = (args.model.as_deref())
         .map(|named| Model::find(Some(named)))
         .transpose()?;
@@ -568,7 +576,7 @@ fn write_embeddings(
             )));
         }
     }
-    let text = TextEncoders::load(parts, args.precision, false)?;
+    let text = TextEncoders::load(parts, args.precision.unwrap_or(Precision::F32), false)?;
     let input = TextInput {
         raw: &args.prompt,
         parts: &resolved.parts,

@@ -13,14 +13,14 @@ use sdxl::units::size;
 const SMALL: u64 = 1_000_000;
 
 /// Shows the events of pulls, one after the other.
-pub struct Bars {
+pub(crate) struct Bars {
     terminal: Option<MultiProgress>,
     files: Mutex<HashMap<String, ProgressBar>>,
 }
 
 impl Bars {
     /// Looks at standard error to decide how to show them.
-    pub fn new() -> Bars {
+    pub(crate) fn new() -> Bars {
         let terminal = std::io::stderr().is_terminal();
         Bars {
             terminal: terminal.then(MultiProgress::new),
@@ -29,7 +29,7 @@ impl Bars {
     }
 
     /// Shows one event.
-    pub fn show(&self, event: DownloadEvent<'_>) {
+    pub(crate) fn show(&self, event: DownloadEvent<'_>) {
         if let DownloadEvent::Begin { .. } = event {
             // Another model's files have the same names.
             self.files.lock().unwrap_or_else(|e| e.into_inner()).clear();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// The run of one scheduler.
-pub struct Curve {
+pub(crate) struct Curve {
     /// The name of the curve in the plot.
     pub name: String,
     /// One for each evaluation.
@@ -49,7 +49,7 @@ struct Tick {
 }
 
 /// The whole file: sigmas above on a logarithmic axis, timesteps below.
-pub fn svg(title: &str, curves: &[Curve]) -> String {
+pub(crate) fn svg(title: &str, curves: &[Curve]) -> String {
     let legend_rows = curves.len().div_ceil(3);
     let top = 80.0 + 20.0 * legend_rows as f64;
     let below = top + PANEL + 70.0;
@@ -278,7 +278,7 @@ fn decimal(value: f64, power: i32) -> String {
 }
 
 /// Text as XML wants it.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

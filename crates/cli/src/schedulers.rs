@@ -13,7 +13,7 @@ use crate::{output, usage};
 
 /// `sdxl schedulers`
 #[derive(Args)]
-pub struct SchedulersArgs {
+pub(crate) struct SchedulersArgs {
     #[command(subcommand)]
     command: Option<Command>,
     /// Print one JSON object
@@ -62,13 +62,13 @@ struct ShowArgs {
 
 impl SchedulersArgs {
     /// Whether JSON was asked for, here or in the subcommand.
-    pub fn wants_json(&self) -> bool {
+    pub(crate) fn wants_json(&self) -> bool {
         self.json || matches!(&self.command, Some(Command::Show(args)) if args.json)
     }
 }
 
 /// Runs the command.
-pub fn run(args: &SchedulersArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &SchedulersArgs) -> anyhow::Result<()> {
     let wants_json = args.wants_json();
     match &args.command {
         Some(Command::Show(args)) => show(args, wants_json),

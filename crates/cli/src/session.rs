@@ -5,7 +5,7 @@ use std::path::Path;
 use sdxl::{Recipe, Request};
 use sdxl_kit::{Fetch, ModelOptions, Session};
 
-use crate::args::PictureArgs;
+use crate::args::ModelArgs;
 use crate::pulling::Bars;
 
 /// A line for whoever named no checkpoint.
@@ -15,8 +15,8 @@ const DEMO_NOTICE: &str = "model: the built-in demo, which draws simple scenes a
 
 /// Opens what was typed, and else what the recipe beside it says; with `fetch`, what is on a hub
 /// only is fetched. `requests` are all that will be run, whose prompts may ask for LoRAs.
-pub fn open(
-    args: &PictureArgs,
+pub(crate) fn open(
+    args: &ModelArgs,
     refiner: Option<&Path>,
     replayed: Option<&Recipe>,
     requests: &[&Request],
@@ -50,6 +50,6 @@ pub fn open(
 }
 
 /// A line for whoever named no checkpoint.
-pub fn notice(session: &Session) -> Option<&'static str> {
+pub(crate) fn notice(session: &Session) -> Option<&'static str> {
     session.model_is_default().then_some(DEMO_NOTICE)
 }

@@ -10,7 +10,7 @@ use crate::usage;
 
 /// `sdxl show`
 #[derive(Args)]
-pub struct ShowArgs {
+pub(crate) struct ShowArgs {
     /// A PNG, JPEG or WebP, or a recipe as JSON
     pub file: PathBuf,
     /// Print one JSON object
@@ -32,7 +32,7 @@ fn harmless(text: &str) -> String {
 }
 
 /// Runs the command.
-pub fn run(args: &ShowArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ShowArgs) -> anyhow::Result<()> {
     let (texts, mark) = match Texts::read(&args.file)? {
         // Half a picture can still say how it was made.
         Some(texts) => (texts, read(&args.file).ok()),

@@ -8,12 +8,13 @@ use sdxl::image::{Encoding, Format, Texts};
 use sdxl::{Pixels, watermark};
 use sdxl_kit::{destination, files};
 
+use crate::args::names;
 use crate::flags;
 use crate::usage;
 
 /// `sdxl watermark`
 #[derive(Args)]
-pub struct WatermarkArgs {
+pub(crate) struct WatermarkArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -36,8 +37,8 @@ enum Command {
         /// The file to write (*.png, *.jpg or *.webp)
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
-        /// png, jpeg or webp [default: what the file's name ends in]
-        #[arg(long)]
+        /// Format of the picture [default: what the file's name ends in]
+        #[arg(long, value_parser = names::<Format>(), ignore_case = true)]
         format: Option<Format>,
         /// Quality of a JPEG, 1 to 100 [default: 90]; makes a WebP lossy
         #[arg(long, value_name = "Q")]
@@ -50,13 +51,13 @@ enum Command {
 
 impl WatermarkArgs {
     /// Whether errors should be told in JSON too.
-    pub fn wants_json(&self) -> bool {
+    pub(crate) fn wants_json(&self) -> bool {
         matches!(self.command, Command::Detect { json: true, .. })
     }
 }
 
 /// Runs the command.
-pub fn run(args: &WatermarkArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &WatermarkArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Detect { files, json } => detect(files, *json),
         Command::Embed {

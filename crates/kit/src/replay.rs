@@ -24,7 +24,8 @@ pub fn read_inputs(request: &Request, latents: Option<&Path>) -> Result<Inputs> 
 }
 
 /// Refuses a recipe whose latents file was not given, and one of whose pictures has changed since,
-/// unless another one was named on purpose: `renamed` is asked for the fields of those that differ.
+/// unless another one was named on purpose: `renamed` is asked for the fields of those that differ. A
+/// file that the recipe's request names, and this one's does not, is not missed.
 ///
 /// # Errors
 /// [`Error::NoLatents`], [`Error::ChangedInput`] and [`Error::InputNotNamed`].
@@ -43,6 +44,8 @@ pub fn check_inputs(was: &Recipe, inputs: &Inputs, renamed: &dyn Fn(&str) -> boo
                     sha256: before.sha256.clone(),
                 });
             }
+            // Something else was asked for in its place.
+            None if names_file(&was.request, &before.field) => {}
             // Its path is in the recipe's request too, unless somebody wrote the recipe by hand.
             None => {
                 return Err(Error::InputNotNamed {
@@ -52,6 +55,18 @@ pub fn check_inputs(was: &Recipe, inputs: &Inputs, renamed: &dyn Fn(&str) -> boo
         }
     }
     Ok(())
+}
+
+/// Whether a request names the file of an input.
+fn names_file(request: &Request, field: &str) -> bool {
+    let file = match field {
+        "init_image" => &request.init_image,
+        "mask" => &request.mask,
+        "prompt_embeds" => &request.prompt_embeds,
+        "negative_prompt_embeds" => &request.negative_prompt_embeds,
+        _ => &None,
+    };
+    file.is_some()
 }
 
 /// Lists what here is unlike the machine or the files that a recipe was made with, as warnings.
@@ -173,6 +188,10 @@ mod tests {
         check(&other, true).unwrap();
         let error = check(&[], true).unwrap_err();
         assert!(matches!(error, Error::InputNotNamed { .. }));
+        // Left out on purpose: the recipe's request names it, and this one does not.
+        let mut named = was.clone();
+        named.request.init_image = Some("init_image.png".into());
+        check_inputs(&named, &inputs(None, &[]), &|_| false).unwrap();
         was.latents_sha256 = Some("dd".into());
         let error = check_inputs(&was, &inputs(None, &was.inputs), &|_| true).unwrap_err();
         assert!(matches!(error, Error::NoLatents { .. }));

@@ -16,6 +16,9 @@ pub struct StateFile {
 }
 
 impl StateFile {
+    /// Evaluations after which the state is written where nothing else is asked for.
+    pub const EVERY: usize = 1;
+
     /// The state file at `path`, which need not be there.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use sdxl::{Checkpoint, Inputs, Part, Pipeline, Precision, Request, Rng};
 
 /// The work that can be timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Work {
+pub(super) enum Work {
     /// One call of the denoising network
     Unet,
     /// Decoding pictures
@@ -38,7 +38,7 @@ const WEIGHTS: [(Part, u64); 4] = [
 ];
 
 /// Bytes of the weights that a subject needs.
-pub fn weight_bytes(what: Work, precision: Precision) -> u64 {
+pub(super) fn weight_bytes(what: Work, precision: Precision) -> u64 {
     let bytes = |(part, values): &(Part, u64)| match (what, part) {
         // As its configuration asks for.
         (Work::Generate, Part::Vae) => values * Precision::F32.bytes(),
@@ -52,7 +52,7 @@ pub fn weight_bytes(what: Work, precision: Precision) -> u64 {
 }
 
 /// Something loaded, with its inputs.
-pub enum Subject {
+pub(super) enum Subject {
     Unet {
         unet: Box<UNet>,
         latents: Tensor,
@@ -78,7 +78,7 @@ pub enum Subject {
 
 impl Subject {
     /// Pictures of `size` x `size`; `batch` rows, or pictures.
-    pub fn new(
+    pub(super) fn new(
         what: Work,
         size: usize,
         batch: usize,
@@ -169,7 +169,7 @@ impl Subject {
     }
 
     /// Computes once.
-    pub fn run(&self) -> anyhow::Result<()> {
+    pub(super) fn run(&self) -> anyhow::Result<()> {
         let finite = match self {
             Subject::Unet {
                 unet,

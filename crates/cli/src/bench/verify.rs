@@ -15,14 +15,14 @@ use sdxl::{Precision, Rng};
 use sdxl_kernels::WeightFormat;
 
 /// Relative L2 distances, operator by operator.
-pub struct Errors {
+pub(super) struct Errors {
     each: Vec<(&'static str, f64)>,
     bar: f64,
 }
 
 impl Errors {
     /// The largest.
-    pub fn worst(&self) -> f64 {
+    pub(super) fn worst(&self) -> f64 {
         self.each.iter().map(|(_, e)| *e).fold(0.0, f64::max)
     }
 }
@@ -43,7 +43,7 @@ impl fmt::Display for Errors {
 ///
 /// # Errors
 /// One that is wrong, by name.
-pub fn operators(precision: Precision) -> anyhow::Result<Errors> {
+pub(super) fn operators(precision: Precision) -> anyhow::Result<Errors> {
     let bar = match precision.weight_format() {
         WeightFormat::F32 | WeightFormat::F16 => 1e-5,
         // Results are rounded to 8 bits.

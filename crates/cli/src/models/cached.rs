@@ -14,7 +14,7 @@ use crate::{Reported, usage};
 
 /// `sdxl models list`
 #[derive(Args)]
-pub struct ListArgs {
+pub(super) struct ListArgs {
     /// List what is not for this program, too
     #[arg(long)]
     all: bool,
@@ -25,7 +25,7 @@ pub struct ListArgs {
 
 /// `sdxl models rm`
 #[derive(Args)]
-pub struct RmArgs {
+pub(super) struct RmArgs {
     /// ORG/NAME, or ORG/NAME@REVISION to keep the others
     name: String,
     /// Do not ask
@@ -35,7 +35,7 @@ pub struct RmArgs {
 
 /// `sdxl models verify`
 #[derive(Args)]
-pub struct VerifyArgs {
+pub(super) struct VerifyArgs {
     /// ORG/NAME[@REVISION] [default: all that `sdxl models list` lists]
     name: Option<String>,
     /// Remove broken files, so that the next pull fetches them
@@ -58,7 +58,7 @@ fn revision(of: &Cached) -> String {
 }
 
 /// Lists the cache.
-pub fn list(args: &ListArgs) -> anyhow::Result<()> {
+pub(super) fn list(args: &ListArgs) -> anyhow::Result<()> {
     let hub = hub();
     let all = scan(hub.cache());
     let (ours, others): (Vec<&Cached>, Vec<&Cached>) = all.iter().partition(|of| is_ours(of));
@@ -98,7 +98,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
 }
 
 /// Removes models.
-pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
+pub(super) fn rm(args: &RmArgs) -> anyhow::Result<()> {
     let name = parse(&args.name)?;
     if name.file.is_some() {
         return Err(usage(format!(
@@ -133,7 +133,7 @@ pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
 }
 
 /// Reads models again.
-pub fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
+pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
     let hub = hub();
     let all = scan(hub.cache());
     let names: Vec<Name> = match &args.name {

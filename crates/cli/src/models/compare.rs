@@ -23,7 +23,7 @@ From 40 dB on pictures are hard to tell apart; below 20 they are other pictures.
 /// `sdxl models compare`
 #[derive(Args)]
 #[command(after_help = HELP)]
-pub struct CompareArgs {
+pub(super) struct CompareArgs {
     /// Checkpoint to compare with: a folder, a file or the name of one that was pulled
     model: PathBuf,
     /// The other: the same, or a .gguf file, which stands in for the UNet of the first
@@ -47,7 +47,7 @@ const STEPS: usize = 8;
 const SIDE: usize = 512;
 
 /// One of the two.
-pub struct Side {
+pub(super) struct Side {
     checkpoint: Checkpoint,
     precision: Precision,
     // Where the demo could only be unpacked for a while, it goes with this.
@@ -56,7 +56,7 @@ pub struct Side {
 
 impl Side {
     /// A checkpoint in `f32`.
-    pub fn of(checkpoint: Checkpoint) -> Side {
+    pub(super) fn of(checkpoint: Checkpoint) -> Side {
         Side {
             checkpoint,
             precision: Precision::F32,
@@ -66,7 +66,7 @@ impl Side {
 
     /// Opens the checkpoint that `named` means; a GGUF file stands in for the UNet of `base`,
     /// opened with these options.
-    pub fn open(named: &Path, base: Option<(&Path, &OpenOptions)>) -> anyhow::Result<Side> {
+    pub(super) fn open(named: &Path, base: Option<(&Path, &OpenOptions)>) -> anyhow::Result<Side> {
         if let (Some((base, options)), true) = (base, ends_in(named, "gguf")) {
             let options = OpenOptions {
                 unet: Some(named.to_path_buf()),
@@ -95,7 +95,7 @@ impl Side {
 }
 
 /// Runs the command.
-pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.model))?;
     let options = OpenOptions {
         variant: args.variant.clone(),
@@ -107,7 +107,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
 }
 
 /// Makes the pictures and prints how far they are from one another.
-pub fn report(original: &Side, other: &Side, json: bool) -> anyhow::Result<()> {
+pub(super) fn report(original: &Side, other: &Side, json: bool) -> anyhow::Result<()> {
     let cancel = interrupt::token()?;
     let request = request(&original.checkpoint);
     let pictures = |side: &Side, what: &str| -> anyhow::Result<Vec<Vec<u8>>> {
@@ -185,6 +185,6 @@ fn psnr(a: &[u8], b: &[u8]) -> Option<f64> {
 }
 
 /// Whether an error is a comparison that was broken off.
-pub fn is_interrupted(error: &anyhow::Error) -> bool {
+pub(super) fn is_interrupted(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<Error>(), Some(Error::Cancelled))
 }

@@ -10,6 +10,7 @@ use sdxl::weights::lower::Target;
 use sdxl_kit::Model;
 
 use super::compare::{self, Side};
+use crate::args::switch;
 use crate::info::size;
 use crate::output::ends_in;
 use crate::usage;
@@ -27,7 +28,7 @@ save memory where weights are streamed from the file.";
 /// `sdxl models convert`
 #[derive(Args)]
 #[command(after_help = HELP)]
-pub struct ConvertArgs {
+pub(super) struct ConvertArgs {
     /// Checkpoint: its folder, one .safetensors file, or the name of one that was pulled
     from: PathBuf,
     /// Output: a name that ends in .safetensors becomes one file, one in .gguf the UNet alone
@@ -38,7 +39,10 @@ pub struct ConvertArgs {
     /// or q4_0, those in blocks of 8 to 4 bits, as GGUF
     #[arg(long, value_name = "PRECISION")]
     precision: Option<Target>,
-    /// Do not compare pictures after --precision
+    /// Compare pictures after --precision [default: on]
+    #[arg(long, requires = "precision")]
+    compare: bool,
+    /// The negative
     #[arg(long, requires = "precision")]
     no_compare: bool,
     /// Take weight files of this variant, such as fp16
@@ -50,7 +54,7 @@ pub struct ConvertArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     if args.precision.is_none() && ends_in(&args.to, "gguf") {
         return Err(usage(format!(
             "{}: a GGUF file needs --precision q8_0, q6_k, q5_1, q5_0, q4_1 or q4_0",
@@ -90,7 +94,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
     if let Some((name, error)) = &report.worst {
         out!("  most     {name}, by {:.3} %", 100.0 * error);
     }
-    if args.no_compare {
+    if !switch(args.compare, args.no_compare).unwrap_or(true) {
         return Ok(());
     }
     let other = Side::open(&args.to, Some((model.path(), &options)))?;

@@ -11,7 +11,7 @@ use crate::flags;
 
 /// `sdxl models doctor`
 #[derive(Args)]
-pub struct DoctorArgs {
+pub(super) struct DoctorArgs {
     /// Checkpoint folder, or a .safetensors file of any kind
     path: PathBuf,
     /// Look at the weight files of this variant, such as fp16
@@ -23,7 +23,7 @@ pub struct DoctorArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.path))?;
     let found = doctor::examine(model.path(), args.variant.as_deref());
     let problems = found.iter().filter(|f| f.problem).count();

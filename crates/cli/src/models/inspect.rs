@@ -16,7 +16,7 @@ use crate::info::{PartInfo, count, describe};
 
 /// `sdxl models inspect`
 #[derive(Args)]
-pub struct InspectArgs {
+pub(super) struct InspectArgs {
     /// Checkpoint folder, a .safetensors file of any kind, or `demo`
     path: PathBuf,
     /// Look at the weight files of this variant, such as fp16
@@ -28,7 +28,7 @@ pub struct InspectArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let model = Model::find(Some(&args.path))?;
     if model.path().is_file() {
         let tensors = TensorSet::open(&[model.path().to_path_buf()])?;

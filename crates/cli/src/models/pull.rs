@@ -6,17 +6,18 @@ use sdxl::hub::{Name, Purpose, Want};
 use sdxl::pipeline::default_precision;
 use sdxl_kit::hub;
 
+use crate::args::names;
 use crate::pulling::Bars;
 use crate::usage;
 
 /// `sdxl models pull`
 #[derive(Args)]
-pub struct PullArgs {
+pub(super) struct PullArgs {
     /// ORG/NAME[@REVISION], or one file of a model as ORG/NAME/FILE.safetensors[@REVISION]
     name: String,
     /// The precision of the runs to come: weights of variant fp16 are enough for bf16 and f16
     /// [default: bf16 where the processor has it, else f32]
-    #[arg(long)]
+    #[arg(long, value_parser = names::<Precision>())]
     precision: Option<Precision>,
     /// Take weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
@@ -27,7 +28,7 @@ pub struct PullArgs {
 }
 
 /// The name of a model on a hub.
-pub fn parse(text: &str) -> anyhow::Result<Name> {
+pub(super) fn parse(text: &str) -> anyhow::Result<Name> {
     Name::parse(text).ok_or_else(|| {
         usage(format!(
             "`{text}` is not the name of a model on the hub; those are ORG/NAME, ORG/NAME@REVISION \
@@ -37,7 +38,7 @@ pub fn parse(text: &str) -> anyhow::Result<Name> {
 }
 
 /// Runs the command.
-pub fn run(args: &PullArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &PullArgs) -> anyhow::Result<()> {
     let name = parse(&args.name)?;
     let want = Want {
         purpose: Purpose::Any,

@@ -1,12 +1,12 @@
 //! The axes of a sheet: the fields of a request that vary over it, each with its values.
 
 use anyhow::Context;
-use clap::ArgMatches;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 use sdxl::Request;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::PlotArgs;
+use crate::args::heading;
 use crate::usage;
 
 /// Before the name of a scheduler option, among the names of fields.
@@ -14,7 +14,7 @@ const OPTION: &str = "scheduler_options.";
 
 /// A field of a request and its values, in the order in which they are shown.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Axis {
+pub(crate) struct Axis {
     /// The field's name, or `scheduler_options.KEY`.
     pub field: String,
     /// As JSON; where the field is a list, one value stands for a list of it.
@@ -55,7 +55,7 @@ impl Axis {
     }
 
     /// Value `index` in few words: the field is named unless the value speaks for itself.
-    pub fn label(&self, index: usize) -> String {
+    pub(crate) fn label(&self, index: usize) -> String {
         let value = words(&self.values[index]);
         match self.field.strip_prefix(OPTION).unwrap_or(&self.field) {
             "scheduler" | "prompt" => value,
@@ -66,7 +66,7 @@ impl Axis {
     }
 
     /// The request with this field at value `index`.
-    pub fn apply(&self, request: &Request, index: usize) -> anyhow::Result<Request> {
+    pub(crate) fn apply(&self, request: &Request, index: usize) -> anyhow::Result<Request> {
         let value = &self.values[index];
         let mut object = serde_json::to_value(request).context("a request is an object")?;
         let place = match self.field.strip_prefix(OPTION) {
@@ -109,30 +109,108 @@ fn words(value: &Value) -> String {
     }
 }
 
-/// All that was typed, in that order; also what has one value only.
-pub fn typed(args: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<Vec<Axis>> {
-    let mut found: Vec<(usize, Axis)> = Vec::new();
-    let shorthands = [
-        ("prompt", Axis::new("prompt", &args.prompt)),
-        ("seed", Axis::new("seed", &args.seed)),
-        ("schedulers", Axis::new("scheduler", &args.schedulers)),
-        ("steps", Axis::new("steps", &args.steps)),
-    ];
-    for (id, axis) in shorthands {
-        if let Some(first) = matches.indices_of(id).and_then(|mut all| all.next()) {
-            found.push((first, axis));
+/// The flags that say what differs over a sheet.
+#[derive(Args)]
+#[command(next_help_heading = heading::SHEET)]
+struct Flags {
+    /// Description of the pictures; given several times, the sheet compares prompts
+    #[arg(long, value_name = "TEXT", required_unless_present = "recipe")]
+    prompt: Vec<String>,
+    /// Schedulers to compare: the same as --axis scheduler=NAME,NAME,...
+    #[arg(
+        long,
+        value_name = "NAME,NAME,...",
+        value_delimiter = ',',
+        conflicts_with = "scheduler"
+    )]
+    schedulers: Vec<String>,
+    /// Numbers of steps to compare
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    steps: Vec<usize>,
+    /// Seeds to compare; one seed is that of all pictures [default: 0]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    seed: Vec<u64>,
+    /// Any field to compare, as in guidance_scale=3,5,7 or
+    /// scheduler_options.timestep_spacing=leading,trailing; values with commas as a JSON list.
+    /// The first of two axes goes down and the second across; for every value of a third there is
+    /// a grid
+    #[arg(long, value_name = "FIELD=V,V,...")]
+    axis: Vec<String>,
+}
+
+/// The flags that say what differs over a sheet, and their order on the command line, which is that of
+/// the axes.
+pub(crate) struct AxisArgs {
+    flags: Flags,
+    /// The place of the first value of each flag but `--axis`, by its name.
+    first: Vec<(&'static str, usize)>,
+    /// The places of all `--axis`.
+    axis: Vec<usize>,
+}
+
+impl FromArgMatches for AxisArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let places = |name| matches.indices_of(name).into_iter().flatten();
+        let flags = ["prompt", "seed", "schedulers", "steps"];
+        Ok(AxisArgs {
+            flags: Flags::from_arg_matches(matches)?,
+            first: (flags.into_iter())
+                .filter_map(|name| Some((name, places(name).next()?)))
+                .collect(),
+            axis: places("axis").collect(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for AxisArgs {
+    fn augment_args(command: Command) -> Command {
+        Flags::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Flags::augment_args_for_update(command)
+    }
+}
+
+impl AxisArgs {
+    /// The numbers of steps that were typed.
+    pub(crate) fn steps(&self) -> &[usize] {
+        &self.flags.steps
+    }
+
+    /// All that was typed, in that order; also what has one value only.
+    ///
+    /// # Errors
+    /// An axis that cannot be read, and a field or value that is there twice.
+    pub(crate) fn typed(&self) -> anyhow::Result<Vec<Axis>> {
+        let flags = &self.flags;
+        let mut found: Vec<(usize, Axis)> = Vec::new();
+        for (name, place) in &self.first {
+            let axis = match *name {
+                "prompt" => Axis::new("prompt", &flags.prompt),
+                "seed" => Axis::new("seed", &flags.seed),
+                "schedulers" => Axis::new("scheduler", &flags.schedulers),
+                _ => Axis::new("steps", &flags.steps),
+            };
+            found.push((*place, axis));
         }
+        for (place, text) in self.axis.iter().zip(&flags.axis) {
+            found.push((*place, Axis::parse(text)?));
+        }
+        found.sort_by_key(|(place, _)| *place);
+        let axes: Vec<Axis> = found.into_iter().map(|(_, axis)| axis).collect();
+        check_once(&axes)?;
+        Ok(axes)
     }
-    for (place, text) in matches
-        .indices_of("axis")
-        .into_iter()
-        .flatten()
-        .zip(&args.axis)
-    {
-        found.push((place, Axis::parse(text)?));
-    }
-    found.sort_by_key(|(place, _)| *place);
-    let axes: Vec<Axis> = found.into_iter().map(|(_, axis)| axis).collect();
+}
+
+/// Refuses a field that is there twice, and a value that is.
+fn check_once(axes: &[Axis]) -> anyhow::Result<()> {
     for (i, axis) in axes.iter().enumerate() {
         if axes[..i].iter().any(|other| other.field == axis.field) {
             return Err(usage(format!(
@@ -150,7 +228,7 @@ pub fn typed(args: &PlotArgs, matches: &ArgMatches) -> anyhow::Result<Vec<Axis>>
             )));
         }
     }
-    Ok(axes)
+    Ok(())
 }
 
 #[cfg(test)]

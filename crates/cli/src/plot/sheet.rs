@@ -6,7 +6,7 @@ use noto_sans_mono_bitmap::{
 use sdxl::Pixels;
 
 /// Pictures in rows and columns.
-pub struct Grid {
+pub(super) struct Grid {
     /// A line above it; empty for none.
     pub heading: String,
     /// Row by row.
@@ -14,7 +14,7 @@ pub struct Grid {
 }
 
 /// Everything that a sheet shows.
-pub struct Sheet {
+pub(super) struct Sheet {
     /// The paragraphs above the grids, about what all pictures share.
     pub title: Vec<String>,
     /// Over the columns of every grid.
@@ -38,7 +38,7 @@ const FAINT: u8 = 0x60;
 
 impl Sheet {
     /// Draws it.
-    pub fn draw(&self) -> Pixels {
+    pub(super) fn draw(&self) -> Pixels {
         let pictures = || self.grids.iter().flat_map(|g| &g.pictures);
         let cell_width = pictures().map(|p| p.width).max().unwrap_or(1);
         let cell_height = pictures().map(|p| p.height).max().unwrap_or(1);
@@ -117,7 +117,7 @@ impl Sheet {
 
 /// The picture no larger than `longest` pixels on its longer side, each pixel the mean of the area
 /// that it covers.
-pub fn reduced(picture: &Pixels, longest: usize) -> Pixels {
+pub(super) fn reduced(picture: &Pixels, longest: usize) -> Pixels {
     let side = picture.width.max(picture.height);
     if side <= longest {
         return picture.clone();

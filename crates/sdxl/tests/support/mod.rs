@@ -15,7 +15,7 @@ use sdxl_testing::{Golden, golden};
 use serde_json::Value;
 
 /// Golden tensors as the library's.
-pub trait GoldenTensors {
+pub(crate) trait GoldenTensors {
     /// The tensor as it is.
     fn plain(&self, name: &str) -> Tensor;
 
@@ -34,7 +34,7 @@ impl GoldenTensors for Golden {
 }
 
 /// Values of `[B, C, H, W]` as `[B, H, W, C]`; those of any other shape as they are.
-pub fn channel_last(shape: &[usize], values: &[f32]) -> Tensor {
+pub(crate) fn channel_last(shape: &[usize], values: &[f32]) -> Tensor {
     let [b, c, h, w] = *shape else {
         return Tensor::from_f32(shape, values.to_vec());
     };
@@ -50,7 +50,7 @@ pub fn channel_last(shape: &[usize], values: &[f32]) -> Tensor {
 }
 
 /// Encodes a prompt of `request` with the tiny checkpoint.
-pub fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Conditioning> {
+pub(crate) fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Conditioning> {
     let resolved = Prompt::parse(prompt, request.prompt_syntax)
         .unwrap()
         .at(0, 1);
@@ -63,23 +63,23 @@ pub fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Arc<Condi
 }
 
 /// A pipeline whose networks stay in memory.
-pub fn load(source: impl Into<Source>, precision: Precision) -> Pipeline {
+pub(crate) fn load(source: impl Into<Source>, precision: Precision) -> Pipeline {
     Pipeline::open(source).precision(precision).load().unwrap()
 }
 
 /// Makes the pictures of a request, whatever it says meanwhile.
-pub fn generate(pipeline: &Pipeline, request: &Request) -> Output {
+pub(crate) fn generate(pipeline: &Pipeline, request: &Request) -> Output {
     let silent = &mut |_: Event<'_>| ControlFlow::Continue(());
     pipeline.generate(request, silent).unwrap()
 }
 
 /// The final latents of the request of `lora/cases.json`, in torch's order.
-pub fn latents(checkpoint: Checkpoint) -> Vec<f32> {
+pub(crate) fn latents(checkpoint: Checkpoint) -> Vec<f32> {
     latents_of(&load(checkpoint, Precision::F32))
 }
 
 /// [`latents`] of a loaded pipeline.
-pub fn latents_of(pipeline: &Pipeline) -> Vec<f32> {
+pub(crate) fn latents_of(pipeline: &Pipeline) -> Vec<f32> {
     let cases: Value = read_json(&golden("lora/cases.json")).unwrap();
     let told = &cases["request"];
     let text = |key: &str| told[key].as_str().unwrap().to_string();
