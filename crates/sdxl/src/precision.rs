@@ -85,7 +85,7 @@ named! { Precision:
     F32, "f32", "The numbers of diffusers";
     Bf16, "bf16", "Half the memory; fast where the processor has instructions for it";
     F16, "f16" or "fp16", "Half the memory, the arithmetic of f32";
-    Int8, "int8", "The fastest, a quarter of f32's memory; the README says how near it comes";
+    Int8, "int8", "The fastest, a quarter of f32's memory; see docs/fidelity.md for how near it comes";
 }
 
 impl std::fmt::Display for Precision {

@@ -42,7 +42,7 @@ pub(crate) fn complete(command: Command) -> Command {
     let ids: Vec<Id> = (command.get_arguments())
         .map(|arg| arg.get_id().clone())
         .collect();
-    let defaults = serde_json::to_value(Request::default()).unwrap_or_default();
+    let defaults = serde_json::to_value(Request::default()).expect("a request is written as JSON");
     command.mut_args(|arg| {
         let is_switch = negative(arg.get_id(), &ids).is_some();
         let default = &defaults[arg.get_id().as_str()];
