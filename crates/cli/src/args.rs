@@ -128,7 +128,7 @@ impl GenerateArgs {
     /// The request: `base` (a recipe's, or the defaults) with whatever was typed.
     ///
     /// # Errors
-    /// What was typed and contradicts itself, and wildcards that cannot be resolved.
+    /// Flags that contradict one another, and wildcards that cannot be resolved.
     pub(crate) fn request(&self, base: Request) -> anyhow::Result<Request> {
         let mut r = self.picture.output.reset(base)?;
         if self.steps.is_some() {

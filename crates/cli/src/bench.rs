@@ -97,7 +97,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
             .context("the threads cannot be started")?;
     }
     if let Some(path) = &args.svg {
-        files::check_file("svg", path, true)?;
+        files::check_writable("svg", path, true)?;
     }
     let (what, steps) = (args.what, args.steps);
     let precision = args.precision.unwrap_or(match what {
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         Work::Unet | Work::Text => 2,
         Work::Vae | Work::Generate => 1,
     });
-    memory::check(
+    memory::check_fits(
         &format!("SDXL base in {precision}"),
         subject::weight_bytes(what, precision),
         "use another --precision, or a machine with more memory",

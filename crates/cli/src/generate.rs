@@ -49,7 +49,7 @@ pub(crate) fn run(own: &GenerateArgs, dry: bool) -> anyhow::Result<()> {
     let state = state.map(StateFile::new).transpose()?;
     let resumes = state.as_ref().is_some_and(StateFile::exists);
     let mut run = plan::prepare(own, &session, &request, inputs, state.as_ref())?;
-    destination::check_sides(encoding.format(), run.request(), run.inputs())?;
+    destination::check_picture_sides(encoding.format(), run.request(), run.inputs())?;
     let (images, done) = images_written(&run, replayed.as_ref());
     if dry {
         Destination::check_only(output, encoding.format(), images, overwrite)?;
@@ -101,7 +101,7 @@ pub(crate) fn run(own: &GenerateArgs, dry: bool) -> anyhow::Result<()> {
 fn check_files(own: &GenerateArgs) -> anyhow::Result<()> {
     let (own, overwrite) = (&own.files, own.picture.output.overwrites());
     if let Some(path) = &own.output_latents {
-        files::check_file("output_latents", path, overwrite)?;
+        files::check_writable("output_latents", path, overwrite)?;
         if own.output.as_ref() == Some(path) {
             return Err(usage(format!(
                 "{}: given for the picture and for the latents; they need two files",
@@ -110,7 +110,7 @@ fn check_files(own: &GenerateArgs) -> anyhow::Result<()> {
         }
     }
     if let Some(path) = &own.svg {
-        files::check_file("svg", path, overwrite)?;
+        files::check_writable("svg", path, overwrite)?;
     }
     Ok(())
 }

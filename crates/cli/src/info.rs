@@ -6,7 +6,7 @@ use clap::Args;
 use sdxl::model::config::VAE_FACTOR;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::missing_files;
-use sdxl::{Checkpoint, Family, Part};
+use sdxl::{Checkpoint, CheckpointKind, Part};
 use sdxl_kit::Model;
 use serde::Serialize;
 
@@ -63,8 +63,8 @@ pub(crate) fn run(args: &InfoArgs) -> anyhow::Result<()> {
         }
     }
     let family = match checkpoint.family() {
-        Family::Base => "base",
-        Family::Refiner => "refiner",
+        CheckpointKind::Base => "base",
+        CheckpointKind::Refiner => "refiner",
     };
     let (height, width) = checkpoint.unet.default_latent_size();
     let scheduler = checkpoint

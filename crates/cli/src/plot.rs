@@ -38,7 +38,7 @@ const MAX_PIXELS: usize = 1 << 28;
 /// `sdxl plot`
 #[derive(Args)]
 pub(crate) struct PlotArgs {
-    /// What differs over the sheet.
+    /// The axes: the settings that differ over the sheet.
     #[command(flatten)]
     pub axes: AxisArgs,
     /// Longest side of a picture on the sheet, in pixels; beside it they are kept in full size
@@ -237,7 +237,7 @@ fn check_output(own: &PlotArgs) -> anyhow::Result<()> {
             own.output.display()
         )));
     }
-    Ok(files::check_file(
+    Ok(files::check_writable(
         "output",
         &own.output,
         own.picture.output.overwrites(),
@@ -336,7 +336,7 @@ fn make(
     };
     std::fs::create_dir_all(folder)
         .map_err(|e| usage(format!("{}: it cannot be made: {e}", folder.display())))?;
-    files::check_file("output", &first.path, true)?;
+    files::check_writable("output", &first.path, true)?;
     let mut progress = Progress::new(evaluations);
     if count < total {
         progress.say(&format!(

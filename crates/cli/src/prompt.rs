@@ -4,11 +4,13 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use sdxl::prompt::{Body, Content, Join, Node, Prompt, Resolved, Span};
+use sdxl::prompt::{
+    Join, Prompt, PromptBody, PromptNode, ResolvedContent, ResolvedPrompt, WeightedSpan,
+};
 use sdxl::text::chunks::{Chunk, ChunkLayout};
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::text::{TextEncoders, TextInput, TextOptions, embeds_file};
-use sdxl::weights::TextParts;
+use sdxl::weights::TextCheckpoint;
 use sdxl::{
     InversionFile, OpenOptions, Part, PooledFrom, Precision, PromptSyntax, PromptWeighting,
     Request, Warning,
@@ -89,7 +91,7 @@ pub(crate) fn run(args: &PromptArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(path) = &args.output_embeddings {
-        files::check_file("output_embeddings", path, args.overwrite)?;
+        files::check_writable("output_embeddings", path, args.overwrite)?;
     }
     let request = Request {
         prompt_syntax: syntax,
@@ -112,7 +114,7 @@ pub(crate) fn run(args: &PromptArgs) -> anyhow::Result<()> {
                 embeddings: args.embedding.clone(),
                 ..OpenOptions::default()
             };
-            TextParts::open_with(model.path(), &options)
+            TextCheckpoint::open_with(model.path(), &options)
         })
         .transpose()?;
     let readings = match &parts {
@@ -171,7 +173,7 @@ pub(crate) fn run(args: &PromptArgs) -> anyhow::Result<()> {
 struct Phase {
     from: usize,
     to: usize,
-    resolved: Resolved,
+    resolved: ResolvedPrompt,
 }
 
 fn phases(prompt: &Prompt, steps: usize) -> Vec<Phase> {
@@ -195,8 +197,8 @@ fn phases(prompt: &Prompt, steps: usize) -> Vec<Phase> {
 }
 
 /// The texts of a resolved prompt, each of which is laid out in chunks of its own.
-fn texts(resolved: &Resolved) -> Vec<(String, &[Span])> {
-    let mut found: Vec<(String, &[Span])> = Vec::new();
+fn texts(resolved: &ResolvedPrompt) -> Vec<(String, &[WeightedSpan])> {
+    let mut found: Vec<(String, &[WeightedSpan])> = Vec::new();
     let several = resolved.parts.len() > 1;
     for (i, part) in resolved.parts.iter().enumerate() {
         let name = match resolved.join {
@@ -205,8 +207,8 @@ fn texts(resolved: &Resolved) -> Vec<(String, &[Span])> {
             Join::Compose => format!("prediction {} at {}", i + 1, part.weight),
         };
         match &part.content {
-            Content::Text(spans) => found.push((name, spans)),
-            Content::Blend { members, .. } => {
+            ResolvedContent::Text(spans) => found.push((name, spans)),
+            ResolvedContent::Blend { members, .. } => {
                 for (m, (spans, weight)) in members.iter().enumerate() {
                     let member = format!("blended {} at {weight}", m + 1);
                     let name = [name.as_str(), member.as_str()].join(" ");
@@ -242,7 +244,7 @@ struct Word {
 }
 
 fn read_tokens(
-    parts: &TextParts,
+    parts: &TextCheckpoint,
     phases: &[Phase],
     options: &TextOptions,
 ) -> anyhow::Result<Vec<Reading>> {
@@ -463,8 +465,8 @@ fn show_tree(prompt: &Prompt) {
             depth = 4;
         }
         match &item.body {
-            Body::Text(nodes) => show_nodes(nodes, depth, between),
-            Body::Blend { members, normalize } => {
+            PromptBody::Text(nodes) => show_nodes(nodes, depth, between),
+            PromptBody::Blend { members, normalize } => {
                 let how = if *normalize {
                     ""
                 } else {
@@ -484,25 +486,25 @@ fn show_tree(prompt: &Prompt) {
 }
 
 /// One line a node, neighbouring texts joined by `between` as they are when they are encoded.
-fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
+fn show_nodes(nodes: &[PromptNode], depth: usize, between: &str) {
     let mut rest = nodes;
     while let [node, others @ ..] = rest {
         rest = others;
         match node {
-            Node::Text(text) => {
+            PromptNode::Text(text) => {
                 let mut joined = text.clone();
-                while let [Node::Text(more), others @ ..] = rest {
+                while let [PromptNode::Text(more), others @ ..] = rest {
                     joined.push_str(between);
                     joined.push_str(more);
                     rest = others;
                 }
                 out!("{:depth$}{joined:?}", "");
             }
-            Node::Group { weight, children } => {
+            PromptNode::Group { weight, children } => {
                 out!("{:depth$}×{weight}", "");
                 show_nodes(children, depth + 2, between);
             }
-            Node::Swap {
+            PromptNode::Swap {
                 original, edited, ..
             } => {
                 out!("{:depth$}swap (without effect on SDXL)", "");
@@ -510,7 +512,7 @@ fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
                 out!("{:depth$}for", "");
                 show_nodes(edited, depth + 2, between);
             }
-            Node::Lora(lora) => {
+            PromptNode::Lora(lora) => {
                 let text = match lora.text_weight {
                     Some(weight) => format!(", at {weight} in the text encoders"),
                     None => String::new(),
@@ -526,8 +528,8 @@ fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
                     lora.weight
                 );
             }
-            Node::Break => out!("{:depth$}BREAK", ""),
-            Node::Edit {
+            PromptNode::Break => out!("{:depth$}BREAK", ""),
+            PromptNode::Edit {
                 before,
                 after,
                 when,
@@ -537,7 +539,7 @@ fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
                 out!("{:depth$}after", "");
                 show_nodes(after, depth + 2, between);
             }
-            Node::Alternate(choices) => {
+            PromptNode::Alternate(choices) => {
                 for (i, choice) in choices.iter().enumerate() {
                     out!("{:depth$}{}", "", if i == 0 { "by turns" } else { "or" });
                     show_nodes(choice, depth + 2, between);
@@ -550,7 +552,7 @@ fn show_nodes(nodes: &[Node], depth: usize, between: &str) {
 /// Encodes the prompt and writes it; gives the path and the shapes.
 fn write_embeddings(
     args: &PromptArgs,
-    parts: &TextParts,
+    parts: &TextCheckpoint,
     phases: &[Phase],
     options: &TextOptions,
     path: &Path,

@@ -150,7 +150,7 @@ fn show(args: &ShowArgs, json: bool) -> anyhow::Result<()> {
                 path.display()
             )));
         }
-        files::check_file("svg", path, args.overwrite)?;
+        files::check_writable("svg", path, args.overwrite)?;
         let svg = schedule_plot::svg(&title(args), &runs.iter().map(curve).collect::<Vec<_>>());
         files::write_file(path, svg.as_bytes(), args.overwrite)?;
     }

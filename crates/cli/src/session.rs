@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sdxl::{Recipe, Request};
-use sdxl_kit::{Fetch, ModelOptions, Session};
+use sdxl_kit::{FetchPolicy, ModelOptions, Session};
 
 use crate::args::ModelArgs;
 use crate::pulling::Bars;
@@ -43,8 +43,8 @@ pub(crate) fn open(
     let bars = Bars::new();
     let show = |event: sdxl::hub::DownloadEvent<'_>| bars.show(event);
     let fetch = match fetch {
-        true => Fetch::Missing(&show),
-        false => Fetch::Never,
+        true => FetchPolicy::Missing(&show),
+        false => FetchPolicy::Never,
     };
     Session::open(&options, requests, fetch)
 }

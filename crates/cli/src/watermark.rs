@@ -113,7 +113,7 @@ fn detect(files: &[PathBuf], json: bool) -> anyhow::Result<()> {
 }
 
 fn embed(file: &Path, to: &Path, encoding: Encoding, overwrite: bool) -> anyhow::Result<()> {
-    files::check_file("output", to, overwrite)?;
+    files::check_writable("output", to, overwrite)?;
     let image = read(file)?;
     let (width, height) = (image.width, image.height);
     if !watermark::fits(width, height) {

@@ -19,7 +19,7 @@ impl<T: Copy + Default + Send + Sync + 'static> Operand for T {}
 
 /// A kind of multiplication, named after the types of its activations and its weights.
 ///
-/// Its functions must be `#[inline(always)]`, as [`Op::run`](crate::simd::Op::run).
+/// All functions must be `#[inline(always)]`, as [`Op::run`](crate::simd::Op::run).
 pub(crate) trait Kernel {
     /// Activations.
     type A: Operand;

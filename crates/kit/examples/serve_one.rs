@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use sdxl::{Event, Inputs, Pipeline, Request, Run};
-use sdxl_kit::{Destination, Fetch, ModelOptions, PictureWriter, Session, destination};
+use sdxl_kit::{Destination, FetchPolicy, ModelOptions, PictureWriter, Session, destination};
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         model: std::env::args_os().nth(1).map(Into::into),
         ..ModelOptions::default()
     };
-    let session = Session::open(&options, &[], Fetch::Missing(&|_| {}))?;
+    let session = Session::open(&options, &[], FetchPolicy::Missing(&|_| {}))?;
     let pipeline = session.load(&mut |warning| eprintln!("warning: {warning}"))?;
     let listener = TcpListener::bind("127.0.0.1:7860")?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -6,7 +6,7 @@ use sdxl::image::{Encoding, Format};
 use sdxl::{Inputs, Request};
 
 use crate::error::{Error, Result};
-use crate::files::{self, Saved, check_file, check_folder};
+use crate::files::{self, Saved, check_folder, check_writable};
 
 /// The knob that names the place of the pictures.
 const FIELD: &str = "output";
@@ -129,9 +129,9 @@ impl Destination {
         match &self.kind {
             Kind::Folder(folder) => check_folder(FIELD, folder),
             Kind::File(path) => {
-                check_file(FIELD, path, self.overwrite || self.images > 1 || first > 0)?;
+                check_writable(FIELD, path, self.overwrite || self.images > 1 || first > 0)?;
                 (first..self.images)
-                    .try_for_each(|i| check_file(FIELD, &self.path(i, 0), self.overwrite))
+                    .try_for_each(|i| check_writable(FIELD, &self.path(i, 0), self.overwrite))
             }
         }
     }
@@ -245,7 +245,7 @@ pub fn encoding(
 ///
 /// # Errors
 /// [`Error::TooLarge`].
-pub fn check_sides(format: Format, request: &Request, inputs: &Inputs) -> Result<()> {
+pub fn check_picture_sides(format: Format, request: &Request, inputs: &Inputs) -> Result<()> {
     let made = request.upscaled_size();
     // The result may be laid into the input picture.
     let input = (inputs.init_image.as_ref()).map_or(0, |p| p.width.max(p.height));

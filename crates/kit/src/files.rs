@@ -17,7 +17,7 @@ const MOST_COPIES: usize = 10_000;
 ///
 /// # Errors
 /// [`Error::IsFolder`], [`Error::Exists`] and [`Error::NotWritable`].
-pub fn check_file(field: &'static str, path: &Path, overwrite: bool) -> Result<()> {
+pub fn check_writable(field: &'static str, path: &Path, overwrite: bool) -> Result<()> {
     let named = || path.to_path_buf();
     if path.is_dir() {
         return Err(Error::IsFolder {
@@ -290,20 +290,20 @@ mod tests {
     fn files_are_left_alone() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("latents.safetensors");
-        check_file("output_latents", &path, false).unwrap();
+        check_writable("output_latents", &path, false).unwrap();
         write_file(&path, b"1", false).unwrap();
-        let error = check_file("output_latents", &path, false).unwrap_err();
+        let error = check_writable("output_latents", &path, false).unwrap_err();
         assert!(matches!(error, Error::Exists { .. }) && error.is_usage());
         assert_eq!(error.field(), Some("output_latents"));
-        check_file("output_latents", &path, true).unwrap();
+        check_writable("output_latents", &path, true).unwrap();
         let error = write_file(&path, b"2", false).unwrap_err();
         assert!(matches!(error, Error::NotWritten { .. }) && !error.is_usage());
         assert_eq!(fs::read(&path).unwrap(), b"1");
         write_file(&path, b"2", true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"2");
-        let error = check_file("output", dir.path(), true).unwrap_err();
+        let error = check_writable("output", dir.path(), true).unwrap_err();
         assert!(matches!(error, Error::IsFolder { .. }));
-        let error = check_file("output", &path.join("a.png"), true).unwrap_err();
+        let error = check_writable("output", &path.join("a.png"), true).unwrap_err();
         assert!(matches!(error, Error::NotWritable { .. }));
     }
 }

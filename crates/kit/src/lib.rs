@@ -7,11 +7,11 @@
 //! ```no_run
 //! use std::path::Path;
 //! use sdxl::{Event, Inputs, Request};
-//! use sdxl_kit::{Destination, Fetch, ModelOptions, PictureWriter, Session, destination};
+//! use sdxl_kit::{Destination, FetchPolicy, ModelOptions, PictureWriter, Session, destination};
 //!
 //! let request = Request { prompt: vec!["a lighthouse at dusk".into()], ..Request::default() };
 //! let options = ModelOptions { model: Some("demo".into()), ..ModelOptions::default() };
-//! let session = Session::open(&options, &[&request], Fetch::Missing(&|_| {}))?;
+//! let session = Session::open(&options, &[&request], FetchPolicy::Missing(&|_| {}))?;
 //! let pipeline = session.load(&mut |warning| eprintln!("{warning}"))?;
 //! let mut run = pipeline.prepare(&request, Inputs::read(&request)?)?;
 //!
@@ -49,5 +49,5 @@ pub use environment::hub;
 pub use error::{Error, Result};
 pub use model::{Model, ModelRef};
 pub use pictures::{PictureWriter, Written};
-pub use session::{Fetch, ModelOptions, Session};
+pub use session::{FetchPolicy, ModelOptions, Session};
 pub use state::StateFile;

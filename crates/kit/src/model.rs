@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sdxl::hub::{DownloadEvent, FoundModel, Name, Want};
+use sdxl::hub::{DownloadEvent, FetchOptions, FoundModel, ModelName};
 use sdxl_demo::{Demo, Unpacked};
 
 use crate::environment::hub;
@@ -17,7 +17,7 @@ pub enum ModelRef {
     /// A folder or a file, whether it is there or not.
     Path(PathBuf),
     /// A model on a hub: `ORG/NAME[/FILE][@REVISION]`.
-    OnHub(Name),
+    OnHub(ModelName),
 }
 
 impl ModelRef {
@@ -30,7 +30,7 @@ impl ModelRef {
         if let Some(demo) = Demo::named(named) {
             return ModelRef::Demo(demo);
         }
-        match named.to_str().and_then(Name::parse) {
+        match named.to_str().and_then(ModelName::parse) {
             Some(name) if !named.exists() => ModelRef::OnHub(name),
             _ => ModelRef::Path(named.to_path_buf()),
         }
@@ -49,11 +49,15 @@ impl ModelRef {
     ///
     /// # Errors
     /// As [`ModelRef::find`], and those of [`sdxl::hub::Hub::pull`].
-    pub fn fetch(&self, want: &Want, told: &(dyn Fn(DownloadEvent<'_>) + Sync)) -> Result<Model> {
+    pub fn fetch(
+        &self,
+        want: &FetchOptions,
+        told: &(dyn Fn(DownloadEvent<'_>) + Sync),
+    ) -> Result<Model> {
         self.locate(&|name| hub().get(name, want, told))
     }
 
-    fn locate(&self, on_hub: &dyn Fn(&Name) -> sdxl::Result<FoundModel>) -> Result<Model> {
+    fn locate(&self, on_hub: &dyn Fn(&ModelName) -> sdxl::Result<FoundModel>) -> Result<Model> {
         match self {
             ModelRef::Demo(demo) => {
                 let unpacked = demo.unpack().map_err(|error| Error::Demo { error })?;
@@ -111,7 +115,7 @@ impl Model {
     /// As [`ModelRef::fetch`].
     pub fn fetch(
         named: Option<&Path>,
-        want: &Want,
+        want: &FetchOptions,
         told: &(dyn Fn(DownloadEvent<'_>) + Sync),
     ) -> Result<Model> {
         ModelRef::parse(named).fetch(want, told)
@@ -148,7 +152,7 @@ mod tests {
         assert_eq!(of("demo-refiner"), ModelRef::Demo(Demo::Refiner));
         assert_eq!(of("./demo"), ModelRef::Path("./demo".into()));
         assert_eq!(of("a.safetensors"), ModelRef::Path("a.safetensors".into()));
-        let name = Name::parse("org/name@main").unwrap();
+        let name = ModelName::parse("org/name@main").unwrap();
         assert_eq!(of("org/name@main"), ModelRef::OnHub(name));
         // A folder that is there is a folder.
         assert_eq!(of("src/../src"), ModelRef::Path("src/../src".into()));

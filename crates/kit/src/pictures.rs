@@ -9,7 +9,7 @@ use sdxl::files::FileHash;
 use sdxl::image::{Encoding, Format, Picture};
 use sdxl::recipe::Recipe;
 use sdxl::warning::WarningKind;
-use sdxl::{Checkpoint, Tiling, Warning};
+use sdxl::{Checkpoint, VaeTiling, Warning};
 use serde::{Serialize, Serializer};
 
 use crate::destination::Destination;
@@ -197,7 +197,7 @@ impl PictureWriter {
         }
         if vae_tiled {
             // On a machine with more memory too, a replay gives these pictures.
-            self.recipe.request.vae_tiling = Tiling::On;
+            self.recipe.request.vae_tiling = VaeTiling::On;
         }
         self.recipe.image_index = index;
         let texts = self.recipe.texts();
@@ -305,7 +305,7 @@ mod tests {
             assert!(written.warnings.is_empty() && written.unsigned.is_none());
             let read = Recipe::read(&written.path).unwrap();
             assert_eq!(read.image_index, index);
-            assert_eq!(read.request.vae_tiling == Tiling::On, index == 1);
+            assert_eq!(read.request.vae_tiling == VaeTiling::On, index == 1);
         }
         let path = dir.path().join("a-2.png");
         let said = json!({
@@ -329,7 +329,7 @@ mod tests {
             model: Some(sdxl_testing::golden("base")),
             ..crate::ModelOptions::default()
         };
-        let session = Session::open(&options, &[], crate::Fetch::Never).unwrap();
+        let session = Session::open(&options, &[], crate::FetchPolicy::Never).unwrap();
         let mut pictures = writer(&path, 1).replaying(&was).with_hashes_of(&session);
         assert_eq!(pictures.write(0, &picture(), false).unwrap(), None);
         pictures.begin_hashing();

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use sdxl::Class;
-use sdxl::hub::{DownloadEvent, Purpose, Want};
+use sdxl::hub::{DownloadEvent, FetchOptions, Purpose};
 use sdxl::inputs::InputFile;
-use sdxl::pipeline::{Opening, default_precision};
+use sdxl::pipeline::{PipelineBuilder, default_precision};
 use sdxl::prompt::LoraUse;
 use sdxl::recipe::RefinerRecipe;
 use sdxl::warning::{Warning, WarningKind};
@@ -83,7 +83,7 @@ fn or_else<T>(list: Vec<T>, other: Vec<T>) -> Vec<T> {
 
 /// A permission to use the network.
 #[derive(Clone, Copy)]
-pub enum Fetch<'a> {
+pub enum FetchPolicy<'a> {
     /// No: a hub's model is looked for in the cache only.
     Never,
     /// Yes: what is not in the cache is fetched, and this hears of the progress, from several
@@ -117,13 +117,13 @@ impl Session {
     pub fn open(
         options: &ModelOptions,
         requests: &[&Request],
-        fetch: Fetch<'_>,
+        fetch: FetchPolicy<'_>,
     ) -> Result<Session> {
-        let get = |field: &'static str, named: Option<&PathBuf>, want: &Want| {
+        let get = |field: &'static str, named: Option<&PathBuf>, want: &FetchOptions| {
             let model = ModelRef::parse(named.map(PathBuf::as_path));
             let found = match fetch {
-                Fetch::Never => model.find(),
-                Fetch::Missing(told) => model.fetch(want, told),
+                FetchPolicy::Never => model.find(),
+                FetchPolicy::Missing(told) => model.fetch(want, told),
             };
             found.map_err(|error| error.with_field(field))
         };
@@ -139,7 +139,7 @@ impl Session {
                 return Err(Error::NoSuchFile { field, path });
             }
         }
-        let want = |purpose, replaced: &[(Part, bool)]| Want {
+        let want = |purpose, replaced: &[(Part, bool)]| FetchOptions {
             purpose,
             precision,
             variant: options.variant.clone(),
@@ -227,7 +227,7 @@ impl Session {
 
     /// Begins to open a pipeline of these models. Where nobody said which networks are to be in
     /// memory, every run decides, and nothing is loaded before the first.
-    pub fn pipeline(&self) -> Opening {
+    pub fn pipeline(&self) -> PipelineBuilder {
         let opening = Pipeline::open(self.checkpoint.clone()).precision(self.precision);
         let opening = match self.offload {
             Some(offload) => opening.offload(offload),
@@ -243,7 +243,7 @@ impl Session {
     /// do not fit so, every run decides which of them are in memory, which `warn` is told.
     ///
     /// # Errors
-    /// As [`Opening::load`].
+    /// As [`PipelineBuilder::load`].
     pub fn load(&self, warn: &mut dyn FnMut(Warning)) -> Result<Pipeline> {
         let opening = self.pipeline();
         if self.offload.is_some() {
@@ -363,7 +363,7 @@ mod tests {
             prompt: vec!["a cat".into()],
             ..Request::default()
         };
-        let session = Session::open(&options, &[&request], Fetch::Never).unwrap();
+        let session = Session::open(&options, &[&request], FetchPolicy::Never).unwrap();
         assert!(!session.model_is_default() && !session.precision_is_default());
         let mut recipe = session.recipe(request.clone(), "DDIMScheduler", &[]);
         assert_eq!(recipe.model, golden("base"));
@@ -377,7 +377,7 @@ mod tests {
         }
         // Opened by its recipe, it is the same again.
         let again = ModelOptions::default().or_recipe(&recipe);
-        let again = Session::open(&again, &[&request], Fetch::Never).unwrap();
+        let again = Session::open(&again, &[&request], FetchPolicy::Never).unwrap();
         assert!(!again.model_is_default() && !again.precision_is_default());
         let again = again.recipe(request, "DDIMScheduler", &[]);
         assert_eq!(again.model, recipe.model);
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn options_come_before_the_recipe() {
-        let session = Session::open(&base(), &[], Fetch::Never).unwrap();
+        let session = Session::open(&base(), &[], FetchPolicy::Never).unwrap();
         let mut was = session.recipe(Request::default(), "", &[]);
         was.variant = Some("fp16".into());
         was.loras = vec![Lora::new(Path::new("a.safetensors"), 0.5)];
@@ -424,7 +424,7 @@ mod tests {
             ..base()
         };
         let nothing = |_: DownloadEvent<'_>| panic!("something is fetched");
-        let Err(error) = Session::open(&options, &[], Fetch::Missing(&nothing)) else {
+        let Err(error) = Session::open(&options, &[], FetchPolicy::Missing(&nothing)) else {
             panic!("opened");
         };
         assert!(matches!(error, Error::NoSuchFile { field: "unet", .. }));
@@ -433,7 +433,7 @@ mod tests {
             ..Request::default()
         };
         let (one, other) = (of("a cat withLora(ink, 0.5)"), of("a cat"));
-        let opened = Session::open(&base(), &[&one, &other], Fetch::Never);
+        let opened = Session::open(&base(), &[&one, &other], FetchPolicy::Never);
         assert!(matches!(opened, Err(Error::DifferentLoras)));
     }
 }

@@ -28,7 +28,7 @@ impl StateFile {
             let path = path.to_path_buf();
             return Err(Error::StateNamedAsPicture { path });
         }
-        files::check_file("state", path, true)?;
+        files::check_writable("state", path, true)?;
         let path = path.to_path_buf();
         Ok(StateFile { path })
     }

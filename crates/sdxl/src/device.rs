@@ -34,8 +34,8 @@ pub(crate) use cpu::pack as pack_on_cpu;
 pub use cpu::{Cpu, cpu};
 pub use host::{HostValues, Table};
 pub use meta::Meta;
-pub use meter::{Counted, MemoryKind, Meter};
-pub use stored_weights::{ReadingBytes, StoredWeights};
+pub use meter::{CountedBytes, MemoryKind, Meter};
+pub use stored_weights::{ReadingMemory, StoredWeights};
 
 /// The values of a tensor in a device's own form.
 pub type Storage = Box<dyn Any + Send + Sync>;

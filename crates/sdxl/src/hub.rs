@@ -34,10 +34,10 @@ use select::{Selection, View, select};
 
 pub use error::HubError;
 pub use event::DownloadEvent;
-pub use name::Name;
+pub use name::ModelName;
 pub use remove::Removal;
 pub use scan::{Cached, ModelKind, scan};
-pub use select::{Purpose, Want};
+pub use select::{FetchOptions, Purpose};
 pub use settings::Settings;
 pub use verify::{Broken, Verified};
 
@@ -47,7 +47,7 @@ pub struct FoundModel {
     /// The snapshot's folder, or a file in it: what [`crate::Checkpoint::open`] takes.
     pub path: PathBuf,
     /// The name, with the commit as its revision: the same files on any machine.
-    pub name: Name,
+    pub name: ModelName,
     /// The variant to open it with.
     pub variant: Option<String>,
 }
@@ -72,7 +72,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::NotCached`].
-    pub fn cached(&self, name: &Name) -> Result<FoundModel> {
+    pub fn cached(&self, name: &ModelName) -> Result<FoundModel> {
         let folder = RepoFolder::new(&self.settings.cache, &name.repo);
         let missing = || HubError::NotCached {
             name: name.to_string(),
@@ -103,8 +103,8 @@ impl Hub {
     /// As [`Hub::pull`].
     pub fn get(
         &self,
-        name: &Name,
-        want: &Want,
+        name: &ModelName,
+        want: &FetchOptions,
         told: &(dyn Fn(DownloadEvent<'_>) + Sync),
     ) -> Result<FoundModel> {
         match self.find(name, want)? {
@@ -121,8 +121,8 @@ impl Hub {
     /// pull goes on from there.
     pub fn pull(
         &self,
-        name: &Name,
-        want: &Want,
+        name: &ModelName,
+        want: &FetchOptions,
         told: &(dyn Fn(DownloadEvent<'_>) + Sync),
     ) -> Result<FoundModel> {
         if self.settings.offline {
@@ -169,8 +169,8 @@ impl Hub {
     /// Finds a model in the cache if all that is wanted of it is there; else gives what it lacks.
     fn find(
         &self,
-        name: &Name,
-        want: &Want,
+        name: &ModelName,
+        want: &FetchOptions,
     ) -> Result<std::result::Result<FoundModel, Vec<String>>> {
         let folder = RepoFolder::new(&self.settings.cache, &name.repo);
         let Some(commit) = folder.commit_of(name.revision()) else {
@@ -192,7 +192,7 @@ impl Hub {
         })
     }
 
-    fn offline(&self, name: &Name, missing: Vec<String>) -> crate::Error {
+    fn offline(&self, name: &ModelName, missing: Vec<String>) -> crate::Error {
         let missing = match missing.is_empty() {
             true => vec![format!("`{name}`")],
             false => missing.iter().map(|f| format!("{f} of `{name}`")).collect(),
@@ -207,7 +207,7 @@ impl Hub {
     }
 }
 
-fn found(name: &Name, commit: &str, snapshot: &Path, selection: Selection) -> FoundModel {
+fn found(name: &ModelName, commit: &str, snapshot: &Path, selection: Selection) -> FoundModel {
     FoundModel {
         path: match &selection.single {
             Some(file) => snapshot.join(file),
@@ -219,7 +219,7 @@ fn found(name: &Name, commit: &str, snapshot: &Path, selection: Selection) -> Fo
 }
 
 /// Says that a repository lacks a file, and what it has in its place.
-fn no_file(name: &Name, file: &str, listing: &Listing) -> HubError {
+fn no_file(name: &ModelName, file: &str, listing: &Listing) -> HubError {
     let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
     let beside = |f: &&String| f.rsplit_once('/').map_or("", |(folder, _)| folder) == folder;
     let files: Vec<&str> = (listing.files.keys())

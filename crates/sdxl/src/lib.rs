@@ -31,7 +31,6 @@ pub mod latents_file;
 pub mod memory;
 pub mod named;
 pub mod noise;
-pub mod noise_schedule;
 pub mod pipeline;
 pub mod profile;
 pub mod prompt;
@@ -55,6 +54,8 @@ mod precision;
 #[doc(hidden)]
 pub mod model;
 #[doc(hidden)]
+pub mod noise_schedule;
+#[doc(hidden)]
 pub mod ops;
 
 #[doc(hidden)]
@@ -70,9 +71,9 @@ pub use pipeline::{Event, Offload, Output, Pipeline, Run, RunState};
 pub use precision::Precision;
 pub use recipe::Recipe;
 pub use request::{
-    Margins, PooledFrom, PromptSyntax, PromptWeighting, Request, ResizeMode, Size, Tiling,
-    UpscaleMethod,
+    ExtendMargins, PooledFrom, PromptSyntax, PromptWeighting, Request, ResizeMode, Size,
+    UpscaleMethod, VaeTiling,
 };
 pub use warning::{Warning, WarningKind};
 pub use weights::lora::Lora;
-pub use weights::{Checkpoint, Family, InversionFile, OpenOptions, Part};
+pub use weights::{Checkpoint, CheckpointKind, InversionFile, OpenOptions, Part};

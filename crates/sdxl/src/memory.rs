@@ -17,16 +17,16 @@ use crate::precision::Precision;
 use crate::weights::{Checkpoint, Part};
 
 /// Bytes of a checkpoint's weights once they are packed.
-pub fn of_weights(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
+pub fn weight_bytes(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
     let parts = Part::ALL.into_iter().filter(|part| checkpoint.has(*part));
     parts
-        .map(|part| of_part(checkpoint, part, precision))
+        .map(|part| part_bytes(checkpoint, part, precision))
         .sum::<Result<u64>>()
 }
 
-/// [`of_weights`] where only those networks are in memory that work together: both text encoders,
+/// [`weight_bytes`] where only those networks are in memory that work together: both text encoders,
 /// the UNet, the VAE.
-pub fn of_largest_network(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
+pub fn largest_network_bytes(checkpoint: &Checkpoint, precision: Precision) -> Result<u64> {
     let mut sizes = [0; 3];
     for part in Part::ALL.into_iter().filter(|part| checkpoint.has(*part)) {
         let network = match part {
@@ -34,7 +34,7 @@ pub fn of_largest_network(checkpoint: &Checkpoint, precision: Precision) -> Resu
             Part::UNet => 1,
             Part::Vae => 2,
         };
-        sizes[network] += of_part(checkpoint, part, precision)?;
+        sizes[network] += part_bytes(checkpoint, part, precision)?;
     }
     Ok(sizes.into_iter().max().expect("there are three networks"))
 }
@@ -43,12 +43,12 @@ pub fn of_largest_network(checkpoint: &Checkpoint, precision: Precision) -> Resu
 ///
 /// # Errors
 /// Files that are missing or do not go with their configuration.
-pub fn of_part(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
+pub fn part_bytes(checkpoint: &Checkpoint, part: Part, precision: Precision) -> Result<u64> {
     rehearsal::weights_of(checkpoint, part, precision)
 }
 
 /// Refuses what does not fit; `hint` says what to do then.
-pub fn check(what: &str, needed: u64, hint: &str) -> Result<()> {
+pub fn check_fits(what: &str, needed: u64, hint: &str) -> Result<()> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
     match available() {
         Some(free) if needed > free => Err(Error::machine(format!(

@@ -90,8 +90,8 @@ mod tests {
     use super::*;
     use crate::image::Format;
     use crate::{
-        Offload, PooledFrom, Precision, PromptSyntax, PromptWeighting, ResizeMode, Rng, Tiling,
-        UpscaleMethod,
+        Offload, PooledFrom, Precision, PromptSyntax, PromptWeighting, ResizeMode, Rng,
+        UpscaleMethod, VaeTiling,
     };
 
     fn read_back<T: Named + Debug + FromStr<Err = String>>() {
@@ -121,7 +121,7 @@ mod tests {
         as_in_recipes::<PromptSyntax>();
         as_in_recipes::<PromptWeighting>();
         as_in_recipes::<PooledFrom>();
-        as_in_recipes::<Tiling>();
+        as_in_recipes::<VaeTiling>();
         as_in_recipes::<ResizeMode>();
         as_in_recipes::<UpscaleMethod>();
         as_in_recipes::<Rng>();

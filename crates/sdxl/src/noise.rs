@@ -52,12 +52,12 @@ pub(crate) fn roughly_normal<T: Send>(seed: u64, out: &mut [T], make: impl Fn(f3
 pub struct NoiseSource {
     generators: Vec<Generator>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    part: Option<PartOfBatch>,
+    part: Option<BatchSlice>,
 }
 
 /// Some neighbouring images of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartOfBatch {
+pub struct BatchSlice {
     /// The first of them, from 0.
     pub first: usize,
     /// Number of them.
@@ -66,7 +66,7 @@ pub struct PartOfBatch {
     pub of: usize,
 }
 
-impl PartOfBatch {
+impl BatchSlice {
     /// These images of latents of the whole batch.
     pub fn of_batch(&self, whole: Latents) -> Latents {
         if self.count == whole.batch() {
@@ -85,7 +85,7 @@ impl PartOfBatch {
 struct Generators {
     generators: Vec<Generator>,
     #[serde(default)]
-    part: Option<PartOfBatch>,
+    part: Option<BatchSlice>,
 }
 
 impl TryFrom<Generators> for NoiseSource {
@@ -95,7 +95,7 @@ impl TryFrom<Generators> for NoiseSource {
         if generators.is_empty() {
             return Err(NoiseError::NoSeed);
         }
-        if let Some(PartOfBatch { first, count, of }) = part
+        if let Some(BatchSlice { first, count, of }) = part
             && (count == 0 || first.checked_add(count).is_none_or(|end| end > of))
         {
             return Err(NoiseError::SeedCount {
@@ -124,15 +124,15 @@ impl NoiseSource {
     }
 
     /// This source for some images of its batch, as it is now: see [`NoiseSource`].
-    pub fn for_images(self, part: PartOfBatch) -> Self {
+    pub fn for_images(self, part: BatchSlice) -> Self {
         let part = Some(part).filter(|part| part.count < part.of);
         Self { part, ..self }
     }
 
     /// The images that a batch of `images` has in the whole batch: all of it, unless
     /// [`Self::for_images`] said otherwise.
-    pub fn part(&self, images: usize) -> PartOfBatch {
-        self.part.unwrap_or(PartOfBatch {
+    pub fn part(&self, images: usize) -> BatchSlice {
+        self.part.unwrap_or(BatchSlice {
             first: 0,
             count: images,
             of: images,

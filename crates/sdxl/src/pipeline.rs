@@ -29,7 +29,7 @@ mod vae;
 
 pub use event::{Event, Output, PictureEvent, StepEvent};
 pub use offload::Offload;
-pub use open::{Opening, Source, default_precision};
+pub use open::{CheckpointSource, PipelineBuilder, default_precision};
 pub use plan::{Plan, PlannedPhase};
 pub(crate) use prepare::fresh_seed;
 pub use refine::Refiner;

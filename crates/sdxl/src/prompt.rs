@@ -1,7 +1,7 @@
 //! Prompts: three languages, one tree.
 //!
 //! [`Prompt::parse`] reads a text in one of the languages of [`PromptSyntax`]; [`Prompt::at`] says
-//! what to encode at a step ([`Resolved`]: weighted texts, and how they join); [`Prompt::print`]
+//! what to encode at a step ([`ResolvedPrompt`]: weighted texts, and how they join); [`Prompt::print`]
 //! writes the tree in any of the languages, which is how prompts are translated. What weights do to
 //! the numbers is not decided here but where texts are encoded ([`crate::text`]).
 //!
@@ -28,9 +28,9 @@ const MAX_DEPTH: usize = 100;
 /// The input of the text encoders for one prompt at one step: prompt languages, edits, alternations
 /// and wildcards are resolved already. No parts at all mean the empty prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Resolved {
+pub struct ResolvedPrompt {
     /// The parts that are encoded, in order.
-    pub parts: Vec<JoinPart>,
+    pub parts: Vec<ResolvedPart>,
     /// The way in which the parts make one conditioning.
     pub join: Join,
 }
@@ -48,9 +48,9 @@ pub enum Join {
 
 /// One of the texts that [`Join`] puts together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct JoinPart {
+pub struct ResolvedPart {
     /// The content that is encoded.
-    pub content: Content,
+    pub content: ResolvedContent,
     /// The weight of the part; 1 where the prompt gives none.
     pub weight: f64,
 }
@@ -58,13 +58,13 @@ pub struct JoinPart {
 /// A weighted text, or a mixture of several.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Content {
+pub enum ResolvedContent {
     /// Spans, one after the other.
-    Text(Vec<Span>),
+    Text(Vec<WeightedSpan>),
     /// Compel's `.blend()`: a weighted sum of conditionings.
     Blend {
         /// The texts and their weights.
-        members: Vec<(Vec<Span>, f64)>,
+        members: Vec<(Vec<WeightedSpan>, f64)>,
         /// Whether the weights are divided by their sum.
         normalize: bool,
     },
@@ -74,7 +74,7 @@ pub enum Content {
 /// arithmetic depends on it), save around Compel's `.swap()`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Span {
+pub enum WeightedSpan {
     /// Text to encode.
     Text {
         /// The text, as it goes to the tokenizer.
@@ -96,7 +96,7 @@ pub struct LoraUse {
     /// The strength in the text encoders, where that is another number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_weight: Option<f64>,
-    /// The numbers of `lbw=`, see [`Blocks::Listed`](crate::weights::lora::blocks::Blocks::Listed).
+    /// The numbers of `lbw=`, see [`Blocks::Listed`](crate::weights::lora::blocks::BlockScales::Listed).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub block_weights: Vec<f32>,
 }
@@ -104,7 +104,7 @@ pub struct LoraUse {
 /// A piece of a prompt: what the languages have in common, and what one of them has alone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Node {
+pub enum PromptNode {
     /// Literal text, without escapes.
     Text(String),
     /// Brackets; a weight of 1 only groups. Weights multiply from the outside in.
@@ -112,14 +112,14 @@ pub enum Node {
         /// Factor for everything inside.
         weight: f64,
         /// The contents of the brackets.
-        children: Vec<Node>,
+        children: Vec<PromptNode>,
     },
     /// Compel's `original.swap(edited)`. SDXL encodes the original.
     Swap {
         /// The text that is encoded.
-        original: Vec<Node>,
+        original: Vec<PromptNode>,
         /// The text that would be shown instead.
-        edited: Vec<Node>,
+        edited: Vec<PromptNode>,
         /// Options by name, with their value as written; without effect on SDXL.
         options: Vec<(String, Option<String>)>,
     },
@@ -130,21 +130,21 @@ pub enum Node {
     /// A1111's `[before:after:when]`.
     Edit {
         /// Encoded up to and including step `when`, counted from 1.
-        before: Vec<Node>,
+        before: Vec<PromptNode>,
         /// Encoded from then on.
-        after: Vec<Node>,
+        after: Vec<PromptNode>,
         /// Below 1 a fraction of the steps, otherwise the number of a step.
         when: f64,
     },
     /// A1111's `[a|b]`: one after the other, changing at every step.
-    Alternate(Vec<Vec<Node>>),
+    Alternate(Vec<Vec<PromptNode>>),
 }
 
 /// One of the texts that [`Join`] puts together, before it is resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Item {
+pub struct PromptPart {
     /// The content of the item.
-    pub body: Body,
+    pub body: PromptBody,
     /// The weight of the item.
     pub weight: f64,
 }
@@ -152,13 +152,13 @@ pub struct Item {
 /// A text, or several to be mixed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Body {
+pub enum PromptBody {
     /// Nodes, one after the other.
-    Text(Vec<Node>),
+    Text(Vec<PromptNode>),
     /// Compel's `.blend()`.
     Blend {
         /// The texts and their weights.
-        members: Vec<(Vec<Node>, f64)>,
+        members: Vec<(Vec<PromptNode>, f64)>,
         /// Whether the weights are divided by their sum.
         normalize: bool,
     },
@@ -171,13 +171,13 @@ pub struct Prompt {
     /// sets a space between them, A1111 nothing.
     syntax: PromptSyntax,
     join: Join,
-    items: Vec<Item>,
+    items: Vec<PromptPart>,
     loras: Vec<LoraUse>,
 }
 
 /// A prompt written in another language.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Translation {
+pub struct TranslatedPrompt {
     /// The prompt.
     pub text: String,
     /// The losses: for each thing that the language cannot say, a sentence that names it and what
@@ -196,15 +196,15 @@ impl Prompt {
             PromptSyntax::Compel => (compel::parse(text)?, Join::Concat),
             PromptSyntax::A1111 => a1111::parse(text)?,
             PromptSyntax::Plain => (
-                vec![Item::text(vec![Node::Text(text.into())])],
+                vec![PromptPart::text(vec![PromptNode::Text(text.into())])],
                 Join::Concat,
             ),
         };
         let mut loras = Vec::new();
         for item in &items {
             match &item.body {
-                Body::Text(nodes) => collect_loras(nodes, &mut loras),
-                Body::Blend { members, .. } => {
+                PromptBody::Text(nodes) => collect_loras(nodes, &mut loras),
+                PromptBody::Blend { members, .. } => {
                     for (nodes, _) in members {
                         collect_loras(nodes, &mut loras);
                     }
@@ -239,7 +239,7 @@ impl Prompt {
     }
 
     /// The tree: the texts that [`Prompt::join`] puts together.
-    pub fn items(&self) -> &[Item] {
+    pub fn items(&self) -> &[PromptPart] {
         &self.items
     }
 
@@ -262,14 +262,14 @@ impl Prompt {
     /// come between signs where unpaired brackets leave Compel no other spelling. In another one
     /// texts and weights are kept, while blanks beside brackets and signs may come and go, and what
     /// the other language cannot say is replaced by what comes nearest.
-    pub fn translate(&self, syntax: PromptSyntax) -> Translation {
+    pub fn translate(&self, syntax: PromptSyntax) -> TranslatedPrompt {
         let mut lost = Vec::new();
         let text = match syntax {
             PromptSyntax::Compel => compel_print::print(self, &mut lost),
             PromptSyntax::A1111 => a1111_print::print(self, &mut lost),
             PromptSyntax::Plain => self.plain(&mut lost),
         };
-        Translation { text, lost }
+        TranslatedPrompt { text, lost }
     }
 
     /// The words alone, as at the first step.
@@ -278,16 +278,18 @@ impl Prompt {
         let resolved = self.at(0, usize::MAX);
         let mut weighted = resolved.parts.len() > 1 || !self.loras.is_empty();
         let spans = resolved.parts.iter().flat_map(|part| match &part.content {
-            Content::Text(spans) => vec![spans],
-            Content::Blend { members, .. } => members.iter().map(|(spans, _)| spans).collect(),
+            ResolvedContent::Text(spans) => vec![spans],
+            ResolvedContent::Blend { members, .. } => {
+                members.iter().map(|(spans, _)| spans).collect()
+            }
         });
         for span in spans.flatten() {
             match span {
-                Span::Text { text, weight } => {
+                WeightedSpan::Text { text, weight } => {
                     weighted |= *weight != 1.0;
                     texts.push(text);
                 }
-                Span::Break => weighted = true,
+                WeightedSpan::Break => weighted = true,
             }
         }
         if weighted || self.changes_by_step() {
@@ -300,39 +302,39 @@ impl Prompt {
     }
 }
 
-impl Item {
+impl PromptPart {
     /// A text that counts once.
-    fn text(nodes: Vec<Node>) -> Item {
-        Item {
-            body: Body::Text(nodes),
+    fn text(nodes: Vec<PromptNode>) -> PromptPart {
+        PromptPart {
+            body: PromptBody::Text(nodes),
             weight: 1.0,
         }
     }
 
     /// Whether it holds LoRAs and nothing else.
     fn only_loras(&self) -> bool {
-        let lora = |node: &Node| matches!(node, Node::Lora(_));
-        matches!(&self.body, Body::Text(nodes) if !nodes.is_empty() && nodes.iter().all(lora))
+        let lora = |node: &PromptNode| matches!(node, PromptNode::Lora(_));
+        matches!(&self.body, PromptBody::Text(nodes) if !nodes.is_empty() && nodes.iter().all(lora))
     }
 }
 
-fn collect_loras(nodes: &[Node], into: &mut Vec<LoraUse>) {
+fn collect_loras(nodes: &[PromptNode], into: &mut Vec<LoraUse>) {
     for node in nodes {
         match node {
-            Node::Lora(lora) => into.push(lora.clone()),
-            Node::Group { children, .. } => collect_loras(children, into),
-            Node::Swap {
+            PromptNode::Lora(lora) => into.push(lora.clone()),
+            PromptNode::Group { children, .. } => collect_loras(children, into),
+            PromptNode::Swap {
                 original, edited, ..
             } => {
                 collect_loras(original, into);
                 collect_loras(edited, into);
             }
-            Node::Edit { before, after, .. } => {
+            PromptNode::Edit { before, after, .. } => {
                 collect_loras(before, into);
                 collect_loras(after, into);
             }
-            Node::Alternate(choices) => choices.iter().for_each(|c| collect_loras(c, into)),
-            Node::Text(_) | Node::Break => {}
+            PromptNode::Alternate(choices) => choices.iter().for_each(|c| collect_loras(c, into)),
+            PromptNode::Text(_) | PromptNode::Break => {}
         }
     }
 }

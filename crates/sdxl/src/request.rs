@@ -11,8 +11,8 @@ mod picture;
 mod wildcards;
 
 pub use aspect::Aspect;
-pub use choices::{PooledFrom, PromptSyntax, PromptWeighting, Tiling};
-pub use picture::{Margins, ResizeMode, UpscaleMethod};
+pub use choices::{PooledFrom, PromptSyntax, PromptWeighting, VaeTiling};
+pub use picture::{ExtendMargins, ResizeMode, UpscaleMethod};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -152,11 +152,11 @@ pub struct Request {
     /// Keys of `scheduler_config.json` to set, by name.
     pub scheduler_options: Map<String, Value>,
     /// Timesteps to visit instead of `steps` evenly spaced ones; in JSON a list, or a name
-    /// (see [`timesteps`]).
+    /// (see [`parse_timesteps`]).
     #[serde(deserialize_with = "timesteps_or_name")]
     pub timesteps: Vec<f64>,
     /// Noise levels to visit instead of `steps` computed ones; in JSON a list, or a name
-    /// (see [`sigmas`]).
+    /// (see [`parse_sigmas`]).
     #[serde(deserialize_with = "sigmas_or_name")]
     pub sigmas: Vec<f64>,
     /// Stochasticity of DDIM and its kin, 0 to 1.
@@ -200,7 +200,7 @@ pub struct Request {
     /// back as they were.
     pub keep_unmasked: bool,
     /// Outpainting: pixels added on each side of `init_image`.
-    pub extend: Margins,
+    pub extend: ExtendMargins,
     /// Second pass: enlarge the finished picture so many times and go over it as image to image.
     pub upscale: Option<f64>,
     /// Strength of the second pass.
@@ -208,7 +208,7 @@ pub struct Request {
     /// The method of the second pass's enlargement: of the picture or of the latents.
     pub upscale_method: UpscaleMethod,
     /// Whether the VAE decodes tile by tile.
-    pub vae_tiling: Tiling,
+    pub vae_tiling: VaeTiling,
     /// Side of the VAE's tiles in pixels, a multiple of 32 from 128: smaller ones take less memory
     /// and differ more from the whole. `None`: the size that the checkpoint was made for (SDXL:
     /// 1024). If it is given, larger pictures are tiled unless `vae_tiling` is off.
@@ -271,11 +271,11 @@ impl Default for Request {
             mask_blur: 0.0,
             mask_crop_padding: None,
             keep_unmasked: false,
-            extend: Margins::default(),
+            extend: ExtendMargins::default(),
             upscale: None,
             upscale_strength: 0.4,
             upscale_method: UpscaleMethod::Lanczos,
-            vae_tiling: Tiling::Auto,
+            vae_tiling: VaeTiling::Auto,
             vae_tile_size: None,
             vae_slicing: true,
             watermark: true,
@@ -288,15 +288,15 @@ impl Default for Request {
 ///
 /// # Errors
 /// Text that is neither, with what it should be.
-pub fn timesteps(text: &str) -> std::result::Result<Vec<f64>, String> {
+pub fn parse_timesteps(text: &str) -> std::result::Result<Vec<f64>, String> {
     numbers(text, &AYS_SDXL_TIMESTEPS)
 }
 
-/// Noise levels from text, as [`timesteps`] reads them.
+/// Noise levels from text, as [`parse_timesteps`] reads them.
 ///
 /// # Errors
 /// Text that is neither, with what it should be.
-pub fn sigmas(text: &str) -> std::result::Result<Vec<f64>, String> {
+pub fn parse_sigmas(text: &str) -> std::result::Result<Vec<f64>, String> {
     numbers(text, &AYS_SDXL_SIGMAS)
 }
 
@@ -324,14 +324,14 @@ fn timesteps_or_name<'de, D: Deserializer<'de>>(
 ) -> std::result::Result<Vec<f64>, D::Error> {
     match ListOrName::deserialize(from)? {
         ListOrName::List(list) => Ok(list),
-        ListOrName::Name(name) => timesteps(&name).map_err(serde::de::Error::custom),
+        ListOrName::Name(name) => parse_timesteps(&name).map_err(serde::de::Error::custom),
     }
 }
 
 fn sigmas_or_name<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Vec<f64>, D::Error> {
     match ListOrName::deserialize(from)? {
         ListOrName::List(list) => Ok(list),
-        ListOrName::Name(name) => sigmas(&name).map_err(serde::de::Error::custom),
+        ListOrName::Name(name) => parse_sigmas(&name).map_err(serde::de::Error::custom),
     }
 }
 

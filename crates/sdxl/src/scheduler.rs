@@ -86,7 +86,7 @@ pub struct Scheduler {
     info: &'static Info,
     /// All evaluations that the steps have.
     schedule: Schedule,
-    /// Those of them that the run makes.
+    /// The evaluations that the run makes.
     range: Range<usize>,
     rule: Box<dyn UpdateRule>,
     state: SchedulerState,

@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cancel;
 use crate::error::{Error, Result};
 use crate::precision::Precision;
-use crate::prompt::{Content, JoinPart, Span};
+use crate::prompt::{ResolvedContent, ResolvedPart, WeightedSpan};
 use crate::request::{PooledFrom, PromptSyntax, PromptWeighting, Request};
 use crate::tensor::Tensor;
 use crate::warning::{Warning, WarningKind};
-use crate::weights::{Part, TextParts};
+use crate::weights::{Part, TextCheckpoint};
 use chunks::{ChunkLayout, Splitting};
 use encoder::Encoder;
 use weighting::{WeightArithmetic, WeightingMethod};
@@ -125,7 +125,7 @@ pub struct TextInput<'a> {
     /// The prompt as written.
     pub raw: &'a str,
     /// The parts that were read from it; they follow one another along the token axis.
-    pub parts: &'a [JoinPart],
+    pub parts: &'a [ResolvedPart],
 }
 
 /// Bytes of encoded prompts that are kept: about a hundred chunks of a full-size model.
@@ -153,7 +153,7 @@ impl TextEncoders {
     ///
     /// # Errors
     /// A missing or wrong file, and parts that do not go together.
-    pub fn load(parts: &TextParts, precision: Precision, streamed: bool) -> Result<Self> {
+    pub fn load(parts: &TextCheckpoint, precision: Precision, streamed: bool) -> Result<Self> {
         let second = Encoder::load(parts, Part::TextEncoder2, precision, streamed)?;
         let first = (parts.text_encoder.is_some())
             .then(|| Encoder::load(parts, Part::TextEncoder, precision, streamed))
@@ -309,7 +309,7 @@ impl TextEncoders {
             // Without weights both mostly come from the same sequence.
             if let [part] = input.parts
                 && part.weight == 1.0
-                && let Content::Text(spans) = &part.content
+                && let ResolvedContent::Text(spans) = &part.content
             {
                 let layout = ChunkLayout::new(tokenizer, spans, method.splitting, method.truncate)?;
                 if let [chunk] = &layout.chunks[..]
@@ -330,9 +330,9 @@ impl TextEncoders {
 
     /// The pooled vector of the words without their weights; a blend's is the blend of its
     /// members'.
-    fn clean_pooled(&self, parts: &[JoinPart], splitting: Splitting) -> Result<Vec<f32>> {
+    fn clean_pooled(&self, parts: &[ResolvedPart], splitting: Splitting) -> Result<Vec<f32>> {
         if let [part] = parts
-            && let Content::Blend { members, normalize } = &part.content
+            && let ResolvedContent::Blend { members, normalize } = &part.content
         {
             let pooled = (members.iter())
                 .map(|(spans, _)| self.pooled_of(spans, splitting))
@@ -340,11 +340,11 @@ impl TextEncoders {
             let weights: Vec<f64> = members.iter().map(|(_, weight)| *weight).collect();
             return Ok(weighting::weighted_sum(&pooled, &weights, *normalize));
         }
-        let mut spans: Vec<Span> = Vec::new();
+        let mut spans: Vec<WeightedSpan> = Vec::new();
         for part in parts {
             match &part.content {
-                Content::Text(text) => spans.extend_from_slice(text),
-                Content::Blend { members, .. } => {
+                ResolvedContent::Text(text) => spans.extend_from_slice(text),
+                ResolvedContent::Blend { members, .. } => {
                     spans.extend(members.iter().flat_map(|(text, _)| text.clone()));
                 }
             }
@@ -353,7 +353,7 @@ impl TextEncoders {
     }
 
     /// The pooled vector of the first 75 tokens; A1111's is that of the first chunk.
-    fn pooled_of(&self, spans: &[Span], splitting: Splitting) -> Result<Vec<f32>> {
+    fn pooled_of(&self, spans: &[WeightedSpan], splitting: Splitting) -> Result<Vec<f32>> {
         let whole = splitting == Splitting::Sentences;
         let mut layout = ChunkLayout::new(self.second.tokenizer(), spans, splitting, whole)?;
         let first = layout.chunks.swap_remove(0);

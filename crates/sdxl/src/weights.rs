@@ -51,7 +51,7 @@ pub use inversion::InversionFile;
 pub use layout::missing_files;
 #[doc(hidden)]
 pub use loader::Loader;
-pub use part::{Family, Part};
+pub use part::{CheckpointKind, Part};
 pub use stored_tensor::StoredTensor;
 pub use tensor_set::TensorSet;
-pub use text_parts::TextParts;
+pub use text_parts::TextCheckpoint;

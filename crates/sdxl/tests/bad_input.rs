@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sdxl::error::Class;
 use sdxl::memory::Budget;
-use sdxl::request::Tiling;
+use sdxl::request::VaeTiling;
 use sdxl::{Checkpoint, Error, Inputs, Pipeline, Precision, Request};
 use sdxl_testing::{copy_folder, golden};
 use tempfile::TempDir;
@@ -318,7 +318,7 @@ fn a_size_beyond_memory_says_how_much_it_needs() {
         prompt: vec!["a cat".into()],
         width: Some(16384),
         height: Some(16384),
-        vae_tiling: Tiling::Off,
+        vae_tiling: VaeTiling::Off,
         ..Request::default()
     };
     let opening = Pipeline::open(checkpoint).precision(Precision::F32);

@@ -10,10 +10,10 @@ use half::f16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sdxl::files::read_json;
-use sdxl::prompt::{Content, Join, JoinPart, Prompt, Resolved, Span};
+use sdxl::prompt::{Join, Prompt, ResolvedContent, ResolvedPart, ResolvedPrompt, WeightedSpan};
 use sdxl::text::embeds_file::Embeds;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
-use sdxl::weights::TextParts;
+use sdxl::weights::TextCheckpoint;
 use sdxl::{Inputs, Pipeline, PooledFrom, Precision, PromptSyntax, PromptWeighting, Request};
 use sdxl_testing::{Golden, assert_close, copy_folder, golden, relative_l2};
 use serde_json::{Value, json};
@@ -23,35 +23,35 @@ use tempfile::TempDir;
 const BAR: f64 = 1e-5;
 const RUN_BAR: f64 = 1e-4;
 
-fn span(value: &Value) -> Span {
+fn span(value: &Value) -> WeightedSpan {
     let text = &value["text"];
-    Span::Text {
+    WeightedSpan::Text {
         text: text["text"].as_str().unwrap().to_string(),
         weight: text["weight"].as_f64().unwrap(),
     }
 }
 
-fn spans(value: &Value) -> Vec<Span> {
+fn spans(value: &Value) -> Vec<WeightedSpan> {
     value.as_array().unwrap().iter().map(span).collect()
 }
 
-/// `Resolved` as the golden file writes it.
-fn resolved(value: &Value) -> Resolved {
+/// A [`ResolvedPrompt`] as the golden file writes it.
+fn resolved(value: &Value) -> ResolvedPrompt {
     assert_eq!(value["join"], "concat");
     let content = |content: &Value| match content.get("blend") {
-        Some(blend) => Content::Blend {
+        Some(blend) => ResolvedContent::Blend {
             members: (blend["members"].as_array().unwrap().iter())
                 .map(|m| (spans(&m[0]), m[1].as_f64().unwrap()))
                 .collect(),
             normalize: blend["normalize"].as_bool().unwrap(),
         },
-        None => Content::Text(spans(&content["text"])),
+        None => ResolvedContent::Text(spans(&content["text"])),
     };
-    let part = |part: &Value| JoinPart {
+    let part = |part: &Value| ResolvedPart {
         content: content(&part["content"]),
         weight: part["weight"].as_f64().unwrap(),
     };
-    Resolved {
+    ResolvedPrompt {
         parts: value["parts"]
             .as_array()
             .unwrap()
@@ -63,7 +63,12 @@ fn resolved(value: &Value) -> Resolved {
 }
 
 fn encoders(root: &Path) -> TextEncoders {
-    TextEncoders::load(&TextParts::open(root, None).unwrap(), Precision::F32, false).unwrap()
+    TextEncoders::load(
+        &TextCheckpoint::open(root, None).unwrap(),
+        Precision::F32,
+        false,
+    )
+    .unwrap()
 }
 
 fn options(truncate: bool) -> TextOptions {

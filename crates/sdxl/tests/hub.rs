@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use hub_server::{Fault, Model, Server, git_sha1, sha256};
 use sdxl::hub::{
-    DownloadEvent, FoundModel, Hub, HubError, ModelKind, Name, Purpose, Settings, Want, scan,
+    DownloadEvent, FetchOptions, FoundModel, Hub, HubError, ModelKind, ModelName, Purpose,
+    Settings, scan,
 };
 use sdxl::{Error, Part, Precision};
 use serde_json::json;
@@ -124,12 +125,12 @@ impl Place {
     }
 
     fn get(&self, name: &str) -> sdxl::Result<FoundModel> {
-        let name = Name::parse(name).unwrap();
+        let name = ModelName::parse(name).unwrap();
         self.hub().get(&name, &want(), &|event| self.told(&event))
     }
 
     fn pull(&self, name: &str) -> sdxl::Result<FoundModel> {
-        let name = Name::parse(name).unwrap();
+        let name = ModelName::parse(name).unwrap();
         self.hub().pull(&name, &want(), &|event| self.told(&event))
     }
 
@@ -138,8 +139,8 @@ impl Place {
     }
 }
 
-fn want() -> Want {
-    Want {
+fn want() -> FetchOptions {
+    FetchOptions {
         purpose: Purpose::Checkpoint,
         precision: Precision::Bf16,
         variant: None,
@@ -609,11 +610,11 @@ fn offline_means_offline() {
     fs::remove_file(found.path.join(VAE16)).unwrap();
     let (_, text) = refused(place.get("org/name"));
     speaks(&text, &[VAE16]);
-    let full = Want {
+    let full = FetchOptions {
         precision: Precision::F32,
         ..want()
     };
-    let name = Name::parse("org/name").unwrap();
+    let name = ModelName::parse("org/name").unwrap();
     let (_, text) = refused(place.hub().get(&name, &full, &|_| {}));
     speaks(&text, &["text_encoder/model.safetensors", UNET]);
     assert!(place.server.seen().is_empty());
@@ -627,11 +628,11 @@ fn that_there_is_nothing_better_is_remembered() {
         .files
         .retain(|name, _| !name.ends_with("model.safetensors"));
     place.server.publish("org/name", model);
-    let full = Want {
+    let full = FetchOptions {
         precision: Precision::F32,
         ..want()
     };
-    let name = Name::parse("org/name").unwrap();
+    let name = ModelName::parse("org/name").unwrap();
     let found = place.hub().get(&name, &full, &|_| {}).unwrap();
     assert_eq!(found.variant, None);
     assert!(found.path.join(UNET16).is_file());
@@ -643,14 +644,14 @@ fn that_there_is_nothing_better_is_remembered() {
 fn precision_variant_and_vae_decide_what_comes() {
     let place = place();
     place.server.publish("org/name", model());
-    let name = Name::parse("org/name").unwrap();
-    let get = |want: &Want| place.hub().get(&name, want, &|_| {}).unwrap();
-    let vae = get(&Want {
+    let name = ModelName::parse("org/name").unwrap();
+    let get = |want: &FetchOptions| place.hub().get(&name, want, &|_| {}).unwrap();
+    let vae = get(&FetchOptions {
         purpose: Purpose::Vae,
         ..want()
     });
     assert!(vae.path.join(VAE16).is_file() && !vae.path.join(UNET16).exists());
-    let full = get(&Want {
+    let full = get(&FetchOptions {
         precision: Precision::F32,
         replaced: vec![Part::Vae],
         ..want()
@@ -666,7 +667,7 @@ fn precision_variant_and_vae_decide_what_comes() {
     // A UNet that stands in may need to know how this one is built; of the VAE nothing is needed.
     let bare = self::place();
     bare.server.publish("org/name", model());
-    let text_only = Want {
+    let text_only = FetchOptions {
         replaced: vec![Part::UNet, Part::Vae],
         ..want()
     };
@@ -679,20 +680,20 @@ fn precision_variant_and_vae_decide_what_comes() {
     assert!(found.path.join(UNET16).is_file() && found.path.join(VAE16).is_file());
     // The whole weights are here now, so a run of 16 bits fetches none.
     place.server.seen();
-    let half = get(&Want {
+    let half = get(&FetchOptions {
         replaced: vec![Part::Vae],
         ..want()
     });
     assert_eq!(half.variant, None);
     assert!(place.server.seen().is_empty());
     // Unless they are asked for.
-    let named = get(&Want {
+    let named = get(&FetchOptions {
         variant: Some("fp16".into()),
         ..want()
     });
     assert_eq!(named.variant.as_deref(), Some("fp16"));
     assert!(named.path.join(UNET16).is_file());
-    let none = Want {
+    let none = FetchOptions {
         variant: Some("bf16".into()),
         ..want()
     };
@@ -720,7 +721,7 @@ fn several_files_come_at_once_and_the_pace_is_told() {
     place.server.publish("org/name", model.clone());
     place.server.set_delay(Duration::from_millis(300));
     let told = Mutex::new(Vec::new());
-    let name = Name::parse("org/name").unwrap();
+    let name = ModelName::parse("org/name").unwrap();
     let hear = |event: DownloadEvent<'_>| match event {
         DownloadEvent::Begin { files, bytes, .. } => {
             told.lock().unwrap().push(("".into(), files as u64, bytes))
@@ -809,7 +810,7 @@ fn removing_frees_what_nothing_else_needs() {
     let second = place.server.publish("org/name", model.clone());
     place.pull("org/name").unwrap();
     let hub = place.hub();
-    let name = |text: &str| Name::parse(text).unwrap();
+    let name = |text: &str| ModelName::parse(text).unwrap();
     // Of the first revision only the VAE is its own. A list's seven digits are enough.
     let removal = hub
         .removal(&name(&format!("org/name@{}", &first[..7])))
@@ -869,7 +870,7 @@ fn contents_that_python_shares_between_models_are_used_and_freed_with_the_last()
     fs::write(store.join(format!("{xet}.refs")), refs).unwrap();
 
     let hub = place.hub();
-    let name = |text: &str| Name::parse(text).unwrap();
+    let name = |text: &str| ModelName::parse(text).unwrap();
     place.server.seen();
     let found = place.get("org/name").unwrap();
     assert!(fs::read(found.path.join(UNET16)).unwrap() == model.files[UNET16]);
@@ -895,7 +896,7 @@ fn damage_is_found_and_mended() {
     place.server.publish("org/name", model.clone());
     let found = place.get("org/name").unwrap();
     let hub = place.hub();
-    let name = Name::parse("org/name").unwrap();
+    let name = ModelName::parse("org/name").unwrap();
     let mut read = 0;
     let verified = hub.verify(&name, &mut |_, bytes| read += bytes).unwrap();
     assert_eq!((verified.good, verified.broken.len()), (13, 0));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorView};
 use sdxl::files::read_json;
 use sdxl::text::TextEncoders;
-use sdxl::weights::TextParts;
+use sdxl::weights::TextCheckpoint;
 use sdxl::{Checkpoint, InversionFile, OpenOptions, Pipeline, Precision, PromptSyntax, Request};
 use sdxl_testing::{Golden, assert_close, golden};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ fn options(embeddings: Vec<InversionFile>) -> OpenOptions {
 }
 
 fn encoders(embeddings: Vec<InversionFile>) -> TextEncoders {
-    let parts = TextParts::open_with(&golden("base"), &options(embeddings)).unwrap();
+    let parts = TextCheckpoint::open_with(&golden("base"), &options(embeddings)).unwrap();
     TextEncoders::load(&parts, Precision::F32, false).unwrap()
 }
 
@@ -227,7 +227,7 @@ fn files_that_do_not_fit_are_named_with_their_keys() {
     let dir = TempDir::new().unwrap();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     let refused = |files: Vec<InversionFile>| -> String {
-        let parts = TextParts::open_with(&golden("base"), &options(files));
+        let parts = TextCheckpoint::open_with(&golden("base"), &options(files));
         let loaded = parts.and_then(|parts| TextEncoders::load(&parts, Precision::F32, false));
         match loaded {
             Ok(_) => panic!("taken"),

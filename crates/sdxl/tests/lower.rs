@@ -77,7 +77,7 @@ fn what_six_bits_can_say_is_said_exactly() {
 
 fn lower(from: &Path, target: Target, to: &Path) -> Report {
     let checkpoint = Checkpoint::open(from, None).unwrap();
-    convert::lower(&checkpoint, target, to).unwrap()
+    convert::to_lower_precision(&checkpoint, target, to).unwrap()
 }
 
 fn dtypes(checkpoint: &Checkpoint) -> Vec<String> {
@@ -199,7 +199,7 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing() {
     let base = Checkpoint::open(&golden("base"), None).unwrap();
     let refused = |checkpoint: &Checkpoint, target: Target, name: &str, words: &[&str]| {
         let to = dir.path().join(name);
-        let error = convert::lower(checkpoint, target, &to).unwrap_err();
+        let error = convert::to_lower_precision(checkpoint, target, &to).unwrap_err();
         assert!(error.is_usage(), "{error}");
         for word in words {
             assert!(error.to_string().contains(word), "{error}");

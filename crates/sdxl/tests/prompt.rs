@@ -3,7 +3,7 @@
 //! expected values were written by hand after the wiki's page "Features".
 
 use sdxl::PromptSyntax;
-use sdxl::prompt::{Body, Content, Join, Node, Prompt, Span};
+use sdxl::prompt::{Join, Prompt, PromptBody, PromptNode, ResolvedContent, WeightedSpan};
 use sdxl_testing::golden;
 use serde_json::{Value, json};
 
@@ -17,23 +17,23 @@ fn compel(text: &str) -> Result<Prompt, sdxl::Error> {
 /// What `.swap(...)` would show instead, one list of spans each. The crate encodes the original only
 /// and keeps the tree, so its weights are multiplied out here.
 fn swaps(prompt: &Prompt) -> Vec<Value> {
-    fn flatten(nodes: &[Node], scale: f64, out: &mut Vec<(String, f64)>) {
+    fn flatten(nodes: &[PromptNode], scale: f64, out: &mut Vec<(String, f64)>) {
         for node in nodes {
             match node {
-                Node::Text(text) => match out.last_mut() {
+                PromptNode::Text(text) => match out.last_mut() {
                     Some((before, weight)) if *weight == scale => *before += &format!(" {text}"),
                     _ => out.push((text.clone(), scale)),
                 },
-                Node::Group { weight, children } => flatten(children, scale * weight, out),
+                PromptNode::Group { weight, children } => flatten(children, scale * weight, out),
                 other => panic!("{other:?} in a swap"),
             }
         }
     }
-    fn find(nodes: &[Node], scale: f64, found: &mut Vec<Value>) {
+    fn find(nodes: &[PromptNode], scale: f64, found: &mut Vec<Value>) {
         for node in nodes {
             match node {
-                Node::Group { weight, children } => find(children, scale * weight, found),
-                Node::Swap { edited, .. } => {
+                PromptNode::Group { weight, children } => find(children, scale * weight, found),
+                PromptNode::Swap { edited, .. } => {
                     let mut spans = Vec::new();
                     flatten(edited, scale, &mut spans);
                     if spans.is_empty() {
@@ -47,7 +47,7 @@ fn swaps(prompt: &Prompt) -> Vec<Value> {
     }
     let mut found = Vec::new();
     for item in prompt.items() {
-        let Body::Text(nodes) = &item.body else {
+        let PromptBody::Text(nodes) = &item.body else {
             continue;
         };
         find(nodes, 1.0, &mut found);
@@ -110,12 +110,12 @@ fn a1111(text: &str) -> Prompt {
 /// The spans of the first part at a step, `None` for `BREAK`; weights to nine digits.
 fn spans(prompt: &Prompt, step: usize, steps: usize) -> Vec<Option<(String, f64)>> {
     let resolved = prompt.at(step, steps);
-    let Content::Text(spans) = &resolved.parts[0].content else {
+    let ResolvedContent::Text(spans) = &resolved.parts[0].content else {
         panic!("a blend");
     };
-    let span = |span: &Span| match span {
-        Span::Text { text, weight } => Some((text.clone(), (weight * 1e9).round() / 1e9)),
-        Span::Break => None,
+    let span = |span: &WeightedSpan| match span {
+        WeightedSpan::Text { text, weight } => Some((text.clone(), (weight * 1e9).round() / 1e9)),
+        WeightedSpan::Break => None,
     };
     spans.iter().map(span).collect()
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use sdxl::PromptSyntax::{self, A1111, Compel, Plain};
 use sdxl::prompt::wildcards;
-use sdxl::prompt::{Content, Join, Prompt, Resolved, Span};
+use sdxl::prompt::{Join, Prompt, ResolvedContent, ResolvedPrompt, WeightedSpan};
 
 const LANGUAGES: [PromptSyntax; 3] = [Compel, A1111, Plain];
 
@@ -93,7 +93,7 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 /// Steps that tell edits and alternations of the pieces apart.
-fn states(prompt: &Prompt) -> Vec<Resolved> {
+fn states(prompt: &Prompt) -> Vec<ResolvedPrompt> {
     (0..4).map(|step| prompt.at(step, 4)).collect()
 }
 
@@ -109,12 +109,12 @@ fn cases(cases: u32) -> Config {
 
 /// Weighted words without the blanks between them, which come and go in translation; neighbours of
 /// nearly equal weight are one.
-fn words(resolved: &Resolved) -> Vec<Vec<(String, f64)>> {
+fn words(resolved: &ResolvedPrompt) -> Vec<Vec<(String, f64)>> {
     let mut texts = Vec::new();
-    let mut add = |spans: &[Span]| {
+    let mut add = |spans: &[WeightedSpan]| {
         let mut words: Vec<(String, f64)> = Vec::new();
         for span in spans {
-            let Span::Text { text, weight } = span else {
+            let WeightedSpan::Text { text, weight } = span else {
                 texts.push(std::mem::take(&mut words));
                 continue;
             };
@@ -129,8 +129,10 @@ fn words(resolved: &Resolved) -> Vec<Vec<(String, f64)>> {
     };
     for part in &resolved.parts {
         match &part.content {
-            Content::Text(spans) => add(spans),
-            Content::Blend { members, .. } => members.iter().for_each(|(spans, _)| add(spans)),
+            ResolvedContent::Text(spans) => add(spans),
+            ResolvedContent::Blend { members, .. } => {
+                members.iter().for_each(|(spans, _)| add(spans))
+            }
         }
     }
     texts.retain(|words| !words.is_empty());
@@ -208,8 +210,8 @@ proptest! {
         let text = words.join(" ");
         let plain = Prompt::parse(&text, Plain).unwrap().at(0, 1);
         prop_assert_eq!(plain.parts.len(), 1);
-        let whole = Span::Text { text: text.clone(), weight: 1.0 };
-        prop_assert_eq!(&plain.parts[0].content, &Content::Text(vec![whole]));
+        let whole = WeightedSpan::Text { text: text.clone(), weight: 1.0 };
+        prop_assert_eq!(&plain.parts[0].content, &ResolvedContent::Text(vec![whole]));
         prop_assert_eq!(plain.join, Join::Concat);
         for language in [Compel, A1111] {
             let prompt = Prompt::parse(&text, language).unwrap();

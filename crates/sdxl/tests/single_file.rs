@@ -12,7 +12,7 @@ use sdxl::files::read_json;
 use sdxl::text::tokenizer::Tokenizer;
 use sdxl::weights::OpenOptions;
 use sdxl::weights::{ElementType, StoredTensor, TensorSet};
-use sdxl::{Checkpoint, Family, Lora, Part, Pipeline, Precision, Request};
+use sdxl::{Checkpoint, CheckpointKind, Lora, Part, Pipeline, Precision, Request};
 use sdxl_testing::{copy_folder, golden};
 use serde_json::{Map, Value, json};
 use support::{generate, load};
@@ -231,8 +231,8 @@ fn hollow(layout: &Map<String, Value>, dir: &Path) -> PathBuf {
 #[test]
 fn published_sizes_are_told_from_the_shapes() {
     for (name, family, parts) in [
-        ("base", Family::Base, &BASE[..]),
-        ("refiner", Family::Refiner, &REFINER[..]),
+        ("base", CheckpointKind::Base, &BASE[..]),
+        ("refiner", CheckpointKind::Refiner, &REFINER[..]),
     ] {
         let layout = layout(name);
         let dir = TempDir::new().unwrap();
@@ -269,7 +269,7 @@ fn published_sizes_are_told_from_the_shapes() {
         assert_eq!(checkpoint.unet.default_latent_size(), (128, 128));
         assert_eq!(checkpoint.scheduler["timestep_spacing"], "leading");
         assert_eq!(checkpoint.scheduler["steps_offset"], 1);
-        if family == Family::Base {
+        if family == CheckpointKind::Base {
             let first = checkpoint.text_encoder.as_ref().unwrap();
             assert_eq!(
                 (first.num_attention_heads, first.num_hidden_layers),
@@ -290,7 +290,11 @@ fn published_sizes_are_told_from_the_shapes() {
             assert!(checkpoint.requires_aesthetics_score);
         }
         let middle = checkpoint.unet.middle(path).unwrap();
-        let depth = if family == Family::Base { 10 } else { 4 };
+        let depth = if family == CheckpointKind::Base {
+            10
+        } else {
+            4
+        };
         assert_eq!(middle, sdxl::model::config::Middle::CrossAttention(depth));
     }
 }

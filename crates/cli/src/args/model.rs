@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use sdxl::weights::lora::Lora;
-use sdxl::{InversionFile, Offload, Precision, Request, Tiling, device};
+use sdxl::{InversionFile, Offload, Precision, Request, VaeTiling, device};
 
 use super::heading;
 use super::values::{names, set, switch};
@@ -56,8 +56,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "NAME", default_value_t)]
     pub device: device::DeviceChoice,
     /// Decode tile by tile: bounded memory, faint differences between tiles
-    #[arg(long, value_parser = names::<Tiling>())]
-    vae_tiling: Option<Tiling>,
+    #[arg(long, value_parser = names::<VaeTiling>())]
+    vae_tiling: Option<VaeTiling>,
     /// Side of the tiles in pixels, a multiple of 32 from 128: smaller ones take less memory and
     /// differ more from the whole [default: the checkpoint's; SDXL has 1024]
     #[arg(long, value_name = "PIXELS")]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use sdxl::{Margins, Request, ResizeMode, UpscaleMethod};
+use sdxl::{ExtendMargins, Request, ResizeMode, UpscaleMethod};
 
 use super::heading;
 use super::values::{interval, names, set, switch};
@@ -57,7 +57,7 @@ pub(crate) struct StartArgs {
     no_keep_unmasked: bool,
     /// Paint on beyond the picture's border: left=128,top=0,right=64,bottom=0
     #[arg(long, value_name = "SIDE=PIXELS,...", help_heading = heading::START)]
-    extend: Option<Margins>,
+    extend: Option<ExtendMargins>,
 
     /// Refiner checkpoint, which finishes what the base begins, named as --model is
     #[arg(long, value_name = "DIR|FILE|NAME", help_heading = heading::REFINER)]

@@ -27,12 +27,12 @@ pub(crate) struct Numbers(pub Vec<f64>);
 impl Numbers {
     /// Parses the value of `--timesteps`.
     pub(crate) fn timesteps(text: &str) -> Result<Self, String> {
-        sdxl::request::timesteps(text).map(Numbers)
+        sdxl::request::parse_timesteps(text).map(Numbers)
     }
 
     /// Parses the value of `--sigmas`.
     pub(crate) fn sigmas(text: &str) -> Result<Self, String> {
-        sdxl::request::sigmas(text).map(Numbers)
+        sdxl::request::parse_sigmas(text).map(Numbers)
     }
 }
 

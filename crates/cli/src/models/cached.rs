@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use sdxl::hub::{Cached, ModelKind, Name, scan};
+use sdxl::hub::{Cached, ModelKind, ModelName, scan};
 use sdxl::units::size;
 use sdxl_kit::hub;
 use serde_json::json;
@@ -136,11 +136,12 @@ pub(super) fn rm(args: &RmArgs) -> anyhow::Result<()> {
 pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
     let hub = hub();
     let all = scan(hub.cache());
-    let names: Vec<Name> = match &args.name {
+    let names: Vec<ModelName> = match &args.name {
         Some(text) => vec![parse(text)?],
         None => {
             let ours = all.iter().filter(|of| is_ours(of));
-            let mut names: Vec<Name> = ours.filter_map(|of| Name::parse(&of.repo)).collect();
+            let mut names: Vec<ModelName> =
+                ours.filter_map(|of| ModelName::parse(&of.repo)).collect();
             names.dedup();
             names
         }

@@ -83,7 +83,7 @@ pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         out!("{}", args.to.display());
         return Ok(());
     };
-    let report = convert::lower(&checkpoint, target, &args.to)?;
+    let report = convert::to_lower_precision(&checkpoint, target, &args.to)?;
     out!("{}", args.to.display());
     let relative = 100.0 * report.error;
     out!("  size     {}", size(report.bytes));

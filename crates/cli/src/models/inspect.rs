@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use sdxl::weights::TensorSet;
 use sdxl::weights::recognise::FileKind;
-use sdxl::weights::recognise::lora_context;
-use sdxl::{Checkpoint, Family, Part};
+use sdxl::weights::recognise::lora_text_width;
+use sdxl::{Checkpoint, CheckpointKind, Part};
 use sdxl_kit::Model;
 use serde_json::json;
 
@@ -49,8 +49,8 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
         "folder"
     };
     let family = match checkpoint.family() {
-        Family::Base => "base",
-        Family::Refiner => "refiner",
+        CheckpointKind::Base => "base",
+        CheckpointKind::Refiner => "refiner",
     };
     let setting = |key: &str| checkpoint.scheduler.get(key).cloned().unwrap_or_default();
     let prediction = setting("prediction_type");
@@ -100,7 +100,7 @@ fn other(args: &InspectArgs, kind: FileKind, tensors: &TensorSet) {
     let dtypes: Vec<String> = dtypes.into_iter().collect();
     let parameters: u64 = tensors.iter().map(|(_, t)| t.values() as u64).sum();
     let context = (kind == FileKind::Lora)
-        .then(|| lora_context(tensors))
+        .then(|| lora_text_width(tensors))
         .flatten();
     let trained_on = match context {
         Some(768) => Some("Stable Diffusion 1"),

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use sdxl::Precision;
-use sdxl::hub::{Name, Purpose, Want};
+use sdxl::hub::{FetchOptions, ModelName, Purpose};
 use sdxl::pipeline::default_precision;
 use sdxl_kit::hub;
 
@@ -28,8 +28,8 @@ pub(super) struct PullArgs {
 }
 
 /// The name of a model on a hub.
-pub(super) fn parse(text: &str) -> anyhow::Result<Name> {
-    Name::parse(text).ok_or_else(|| {
+pub(super) fn parse(text: &str) -> anyhow::Result<ModelName> {
+    ModelName::parse(text).ok_or_else(|| {
         usage(format!(
             "`{text}` is not the name of a model on the hub; those are ORG/NAME, ORG/NAME@REVISION \
              or ORG/NAME/FILE.safetensors, as in stabilityai/stable-diffusion-xl-base-1.0"
@@ -40,7 +40,7 @@ pub(super) fn parse(text: &str) -> anyhow::Result<Name> {
 /// Runs the command.
 pub(super) fn run(args: &PullArgs) -> anyhow::Result<()> {
     let name = parse(&args.name)?;
-    let want = Want {
+    let want = FetchOptions {
         purpose: Purpose::Any,
         precision: args.precision.unwrap_or_else(default_precision),
         variant: args.variant.clone(),

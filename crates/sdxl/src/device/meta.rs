@@ -15,8 +15,8 @@ use sdxl_kernels::{
 
 use super::cpu::{REUSED_ROWS, cross_attention_shape, norm_shape, self_attention_shape};
 use super::{
-    Activation, Conv, ConvGeometry, ConvUse, Counted, Device, HostValues, Layer, MemoryKind, Meter,
-    Norm, PackedWeights, Storage, Table,
+    Activation, Conv, ConvGeometry, ConvUse, CountedBytes, Device, HostValues, Layer, MemoryKind,
+    Meter, Norm, PackedWeights, Storage, Table,
 };
 use crate::device::StoredWeights;
 use crate::error::Result;
@@ -31,7 +31,7 @@ pub struct Meta {
 /// Weights without values.
 struct MetaWeights {
     layout: WeightLayout,
-    _bytes: Counted,
+    _bytes: CountedBytes,
 }
 
 enum WeightLayout {
@@ -286,7 +286,7 @@ impl Device for Meta {
 }
 
 /// A table without values, whose bytes are counted.
-struct MetaTable(#[expect(dead_code, reason = "counts as long as it is there")] Counted);
+struct MetaTable(#[expect(dead_code, reason = "counts as long as it is there")] CountedBytes);
 
 impl Table for MetaTable {
     fn append_row(&self, _index: usize, width: usize, out: &mut Vec<f32>) {

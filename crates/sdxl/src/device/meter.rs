@@ -32,7 +32,7 @@ pub enum MemoryKind {
 
 /// Bytes that count for as long as this is there.
 #[derive(Debug)]
-pub struct Counted {
+pub struct CountedBytes {
     meter: Meter,
     kind: MemoryKind,
     bytes: usize,
@@ -54,7 +54,7 @@ impl Meter {
     }
 
     /// Counts `bytes` until the result is dropped.
-    pub fn count(&self, kind: MemoryKind, bytes: usize) -> Counted {
+    pub fn count(&self, kind: MemoryKind, bytes: usize) -> CountedBytes {
         let mut count = self.lock();
         match kind {
             MemoryKind::Weights => {
@@ -67,7 +67,7 @@ impl Meter {
             }
         }
         count.note(0);
-        Counted {
+        CountedBytes {
             meter: self.clone(),
             kind,
             bytes,
@@ -132,14 +132,14 @@ impl Meter {
     }
 }
 
-impl Counted {
+impl CountedBytes {
     /// The number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedBytes {
     fn drop(&mut self) {
         let mut count = self.meter.lock();
         match self.kind {

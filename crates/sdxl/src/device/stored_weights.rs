@@ -18,7 +18,7 @@ pub trait StoredWeights {
     fn value_bytes(&self) -> usize;
 
     /// Memory that reading them takes.
-    fn memory(&self) -> ReadingBytes;
+    fn memory(&self) -> ReadingMemory;
 
     /// Runs `use_values` once, on the values.
     ///
@@ -36,7 +36,7 @@ pub trait StoredWeights {
 
 /// The most memory at once that reading weights takes, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ReadingBytes {
+pub struct ReadingMemory {
     /// Before all values are there.
     pub gathering: usize,
     /// Beside what is made of the values.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::digest::Id;
 use super::error::HubError;
 use super::http::{About, Client, Failure, Method, Watch, encode};
-use super::name::{Name, is_commit, is_relative};
+use super::name::{ModelName, is_commit, is_relative};
 
 /// The largest list that is read.
 const LIMIT: u64 = 64 << 20;
@@ -52,7 +52,7 @@ impl Listing {
     /// Asks the hub what `name` is at its revision.
     pub(super) fn fetch(
         client: &Client,
-        name: &Name,
+        name: &ModelName,
         watch: &Watch<'_>,
     ) -> Result<Listing, HubError> {
         let revision = encode(name.revision(), false);

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A model on a hub, or one file of it, at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
+pub struct ModelName {
     /// `ORG/NAME`.
     pub repo: String,
     /// One `.safetensors` file of the repository, with `/` between folders.
@@ -13,13 +13,13 @@ pub struct Name {
     pub revision: Option<String>,
 }
 
-impl Name {
+impl ModelName {
     /// Reads a name. `None` where the text cannot be one, as most paths cannot.
     ///
     /// The hub's rule for `ORG` and `NAME`: up to 96 letters, digits, `-`, `_` and `.` in all,
     /// neither `--` nor `..`, no `-` or `.` at an end. A revision may have `/` in it
     /// (`refs/pr/3`), so it comes last.
-    pub fn parse(text: &str) -> Option<Name> {
+    pub fn parse(text: &str) -> Option<ModelName> {
         let (path, revision) = match text.split_once('@') {
             Some((path, revision)) => (path, Some(revision)),
             None => (text, None),
@@ -49,7 +49,7 @@ impl Name {
         if file.is_some_and(|f| !f.ends_with(".safetensors") || !is_relative(f)) {
             return None;
         }
-        Some(Name {
+        Some(ModelName {
             repo,
             file: file.map(str::to_string),
             revision: revision.map(str::to_string),
@@ -62,15 +62,15 @@ impl Name {
     }
 
     /// The same model at `commit`.
-    pub fn at(&self, commit: &str) -> Name {
-        Name {
+    pub fn at(&self, commit: &str) -> ModelName {
+        ModelName {
             revision: Some(commit.to_string()),
             ..self.clone()
         }
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for ModelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.repo)?;
         if let Some(file) = &self.file {
@@ -121,13 +121,13 @@ mod tests {
             "org/name/file.safetensors",
             "org/name/folder/file.safetensors@v1.0",
         ] {
-            assert_eq!(Name::parse(text).unwrap().to_string(), text);
+            assert_eq!(ModelName::parse(text).unwrap().to_string(), text);
         }
-        let name = Name::parse("a/b/c/d.safetensors@x/y").unwrap();
+        let name = ModelName::parse("a/b/c/d.safetensors@x/y").unwrap();
         assert_eq!(name.repo, "a/b");
         assert_eq!(name.file.as_deref(), Some("c/d.safetensors"));
         assert_eq!(name.revision(), "x/y");
-        assert_eq!(Name::parse("a/b").unwrap().revision(), "main");
+        assert_eq!(ModelName::parse("a/b").unwrap().revision(), "main");
     }
 
     #[test]
@@ -157,8 +157,8 @@ mod tests {
             "C:\\a/b",
             "a/b/c\\d.safetensors",
         ] {
-            assert_eq!(Name::parse(text), None, "{text}");
+            assert_eq!(ModelName::parse(text), None, "{text}");
         }
-        assert_eq!(Name::parse(&format!("a/{}", "b".repeat(95))), None);
+        assert_eq!(ModelName::parse(&format!("a/{}", "b".repeat(95))), None);
     }
 }

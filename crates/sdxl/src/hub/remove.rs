@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{RepoFolder, files_below};
 use super::error::HubError;
-use super::name::{Name, is_commit};
+use super::name::{ModelName, is_commit};
 use super::scan::{Cached, revisions};
 use super::{Hub, shared_blobs};
 use crate::error::Result;
@@ -31,7 +31,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::NotCached`].
-    pub fn removal(&self, name: &Name) -> Result<Removal> {
+    pub fn removal(&self, name: &ModelName) -> Result<Removal> {
         let cache = &self.settings.cache;
         let repo = RepoFolder::new(cache, &name.repo);
         let wanted = match &name.revision {

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::error::HubError;
-use super::name::Name;
+use super::name::ModelName;
 use crate::error::Result;
 use crate::precision::Precision;
 use crate::weights::Part;
@@ -25,7 +25,7 @@ pub enum Purpose {
 
 /// The requirements on a model of a hub: which of its files are wanted.
 #[derive(Debug, Clone)]
-pub struct Want {
+pub struct FetchOptions {
     /// The purpose for which the model is wanted.
     pub purpose: Purpose,
     /// The precision of the run: for 16 bits and less, weights of variant `fp16` are taken where
@@ -37,7 +37,7 @@ pub struct Want {
     pub replaced: Vec<Part>,
 }
 
-impl Want {
+impl FetchOptions {
     /// Variants in the order in which they are liked; `None` is the plain one.
     fn liked(&self) -> [Option<&str>; 2] {
         match &self.variant {
@@ -60,7 +60,7 @@ impl Want {
 
 /// A repository as the rules see it.
 pub(super) struct View<'a> {
-    pub name: &'a Name,
+    pub name: &'a ModelName,
     /// The files that are known to be there.
     pub files: &'a [String],
     /// Whether it is known that there is no such file.
@@ -88,7 +88,7 @@ pub(super) struct Selection {
 ///
 /// # Errors
 /// A repository that cannot be what it is wanted for.
-pub(super) fn select(want: &Want, view: &View<'_>) -> Result<Selection> {
+pub(super) fn select(want: &FetchOptions, view: &View<'_>) -> Result<Selection> {
     let mut found = Selection {
         variant: want.variant.clone(),
         ..Selection::default()
@@ -114,7 +114,7 @@ pub(super) fn select(want: &Want, view: &View<'_>) -> Result<Selection> {
     Ok(found)
 }
 
-fn of_folder(want: &Want, view: &View<'_>, found: &mut Selection) -> Result<()> {
+fn of_folder(want: &FetchOptions, view: &View<'_>, found: &mut Selection) -> Result<()> {
     view.need("model_index.json", found);
     let index = (view.read)("model_index.json")?;
     let parts = match want.purpose {
@@ -158,7 +158,7 @@ fn of_folder(want: &Want, view: &View<'_>, found: &mut Selection) -> Result<()> 
 }
 
 /// A repository that is one part of a checkpoint.
-fn of_part(want: &Want, view: &View<'_>, found: &mut Selection) -> Result<()> {
+fn of_part(want: &FetchOptions, view: &View<'_>, found: &mut Selection) -> Result<()> {
     view.need("config.json", found);
     let config = (view.read)("config.json")?;
     let class = config.get("_class_name").and_then(Value::as_str);
@@ -231,7 +231,7 @@ enum Taken {
 
 /// Takes a part's weights in the variant that is liked best, and says which it was.
 fn weights(
-    want: &Want,
+    want: &FetchOptions,
     view: &View<'_>,
     folder: &str,
     part: Part,
@@ -271,7 +271,12 @@ fn weights(
 }
 
 /// Which variant to open the folder with.
-fn settle(want: &Want, view: &View<'_>, taken: &[Taken], found: &mut Selection) -> Result<()> {
+fn settle(
+    want: &FetchOptions,
+    view: &View<'_>,
+    taken: &[Taken],
+    found: &mut Selection,
+) -> Result<()> {
     let is = |variant: &str| taken.contains(&Taken::Variant(variant.to_string()));
     match &want.variant {
         Some(variant) if found.missing.is_empty() && !is(variant) => {
@@ -354,8 +359,8 @@ mod tests {
         files
     }
 
-    fn want(purpose: Purpose, precision: Precision, variant: Option<&str>) -> Want {
-        Want {
+    fn want(purpose: Purpose, precision: Precision, variant: Option<&str>) -> FetchOptions {
+        FetchOptions {
             purpose,
             precision,
             variant: variant.map(str::to_string),
@@ -364,7 +369,7 @@ mod tests {
     }
 
     /// `whole`: the list is all there is.
-    fn of(want: &Want, name: &str, files: &[String], whole: bool) -> Result<Selection> {
+    fn of(want: &FetchOptions, name: &str, files: &[String], whole: bool) -> Result<Selection> {
         let read = |file: &str| -> Result<Map<String, Value>> {
             let value = match file {
                 "model_index.json" => json!({
@@ -380,7 +385,7 @@ mod tests {
             Ok(value.as_object().unwrap().clone())
         };
         let view = View {
-            name: &Name::parse(name).unwrap(),
+            name: &ModelName::parse(name).unwrap(),
             files,
             lacks: &|file| whole && !files.iter().any(|f| f == file),
             read: &read,
@@ -498,7 +503,7 @@ mod tests {
         let names = |list: &[&str]| -> Vec<String> { list.iter().map(|f| f.to_string()).collect() };
         let one = of(&any, "a/b", &names(&["README.md", "x.safetensors"]), true).unwrap();
         assert_eq!(one.single.as_deref(), Some("x.safetensors"));
-        let said = |want: &Want, list: &[&str]| {
+        let said = |want: &FetchOptions, list: &[&str]| {
             of(want, "a/b", &names(list), true).unwrap_err().to_string()
         };
         let several = said(&any, &["x.safetensors", "y.safetensors"]);
@@ -512,7 +517,7 @@ mod tests {
         let checkpoint = want(Purpose::Checkpoint, Precision::F32, None);
         assert!(said(&checkpoint, &vae).contains("`vae`"));
 
-        let without = Want {
+        let without = FetchOptions {
             replaced: vec![Part::Vae],
             ..want(Purpose::Checkpoint, Precision::F32, None)
         };

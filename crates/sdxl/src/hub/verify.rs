@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::cache::RepoFolder;
 use super::digest::{Id, matches};
 use super::error::HubError;
-use super::name::Name;
+use super::name::ModelName;
 use super::scan::revisions;
 use super::{Hub, shared_blobs};
 use crate::error::Result;
@@ -61,7 +61,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::NotCached`].
-    pub fn verify(&self, name: &Name, told: &mut dyn FnMut(&str, u64)) -> Result<Verified> {
+    pub fn verify(&self, name: &ModelName, told: &mut dyn FnMut(&str, u64)) -> Result<Verified> {
         let cache = &self.settings.cache;
         let folder = RepoFolder::new(cache, &name.repo);
         let commit = (name.revision.as_deref()).map(|r| folder.commit_of(r).unwrap_or(r.into()));

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::cancel::{Cancel, OrCancelled};
-use crate::device::{Counted, MemoryKind, Meta};
+use crate::device::{CountedBytes, MemoryKind, Meta};
 use crate::error::Result;
 use crate::model::config::VAE_FACTOR;
 use crate::model::unet::UNet;
@@ -39,7 +39,7 @@ pub struct Rehearsed<T> {
     meta: Arc<Meta>,
     loading: WorkCost,
     /// Biases, and the scales and shifts of norms, which stay in any case.
-    _vectors: Counted,
+    _vectors: CountedBytes,
 }
 
 impl<T> Rehearsed<T> {

@@ -6,7 +6,7 @@ use crate::image::resize::{fit, lanczos};
 use crate::image::{Pixels, mask};
 use crate::inputs::Inputs;
 use crate::model::config::VAE_FACTOR;
-use crate::request::{MAX_SIDE, Margins, Request, ResizeMode, Size};
+use crate::request::{ExtendMargins, MAX_SIDE, Request, ResizeMode, Size};
 
 /// An input picture ready for a run.
 pub(super) struct Canvas {
@@ -184,7 +184,7 @@ impl Canvas {
 }
 
 /// The picture with its border repeated into the margins.
-fn extend(picture: &Pixels, margins: Margins) -> Pixels {
+fn extend(picture: &Pixels, margins: ExtendMargins) -> Pixels {
     if margins.is_zero() {
         return picture.clone();
     }
@@ -218,7 +218,7 @@ fn mask_of(request: &Request, inputs: &Inputs, picture: &Pixels) -> Result<Optio
     if inputs.mask.is_some() && request.invert_mask {
         mask::invert(&mut inner);
     }
-    let Margins { left, top, .. } = request.extend;
+    let ExtendMargins { left, top, .. } = request.extend;
     let mut whole = extend(&inner, request.extend);
     let width = whole.width;
     for (i, value) in whole.data.iter_mut().enumerate() {

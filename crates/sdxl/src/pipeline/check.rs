@@ -1,7 +1,7 @@
 //! Checks of checkpoints: whether a pipeline can run them, and whether a refiner fits its base.
 
 use crate::error::{Error, Result};
-use crate::weights::{Checkpoint, Family, Part};
+use crate::weights::{Checkpoint, CheckpointKind, Part};
 
 /// Refuses a UNet that answers something else than latents.
 pub(super) fn check_out_channels(checkpoint: &Checkpoint) -> Result<()> {
@@ -21,14 +21,14 @@ pub(super) fn check_out_channels(checkpoint: &Checkpoint) -> Result<()> {
 /// # Errors
 /// [`Error::File`] naming the folder: no refiner, or other latents.
 pub(super) fn check_refiner(base: &Checkpoint, refiner: &Checkpoint) -> Result<()> {
-    if base.family() == Family::Refiner {
+    if base.family() == CheckpointKind::Refiner {
         return Err(Error::file(
             base.root(),
             "this is a refiner, which finishes a picture and cannot start one from a prompt",
         )
         .with_hint("give a base checkpoint as the model"));
     }
-    if refiner.family() == Family::Base {
+    if refiner.family() == CheckpointKind::Base {
         return Err(Error::file(
             refiner.root(),
             "this is a base checkpoint (it has two text encoders), not a refiner",

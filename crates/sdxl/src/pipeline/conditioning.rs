@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::prompt::{Content, Join, JoinPart, Prompt, Resolved, Span};
+use crate::prompt::{Join, Prompt, ResolvedContent, ResolvedPart, ResolvedPrompt, WeightedSpan};
 use crate::request::Request;
 use crate::text::embeds_file::Embeds;
 use crate::text::{Conditioning, TextEncoders, TextInput, TextOptions};
@@ -178,9 +178,9 @@ pub(super) fn check_embeds(
 }
 
 /// Whether one prediction, unweighted, is all there is to it.
-fn is_single(resolved: &Resolved) -> bool {
+fn is_single(resolved: &ResolvedPrompt) -> bool {
     resolved.join == Join::Concat
-        || matches!(&resolved.parts[..], [] | [JoinPart { weight: 1.0, .. }])
+        || matches!(&resolved.parts[..], [] | [ResolvedPart { weight: 1.0, .. }])
 }
 
 /// Encodes every prompt of the request with the text encoders of `checkpoint`, in order, or takes
@@ -347,7 +347,7 @@ fn encode_side(
 ) -> Result<Side> {
     let (raw_2, prompt_2) = second.unzip();
     let changes = prompt.changes_by_step() || prompt_2.is_some_and(Prompt::changes_by_step);
-    let mut seen: Vec<(Resolved, Option<Resolved>)> = Vec::new();
+    let mut seen: Vec<(ResolvedPrompt, Option<ResolvedPrompt>)> = Vec::new();
     let mut side = Side {
         variants: Vec::new(),
         at: Vec::new(),
@@ -378,13 +378,13 @@ fn encode_side(
 fn encode_variant(
     text: &TextEncoders,
     (raw, raw_2): (&str, Option<&str>),
-    (resolved, resolved_2): (&Resolved, Option<&Resolved>),
+    (resolved, resolved_2): (&ResolvedPrompt, Option<&ResolvedPrompt>),
     options: &TextOptions,
     warn: &mut dyn FnMut(Warning),
 ) -> Result<Vec<Weighted>> {
     let resolved_2 = resolved_2.unwrap_or(resolved);
     let raw_2 = raw_2.unwrap_or(raw);
-    let mut encode = |parts: &[JoinPart], parts_2: &[JoinPart]| {
+    let mut encode = |parts: &[ResolvedPart], parts_2: &[ResolvedPart]| {
         let (input, input_2) = (
             TextInput { raw, parts },
             TextInput {
@@ -394,20 +394,20 @@ fn encode_variant(
         );
         text.encode(input, input_2, options, warn)
     };
-    let composed = |r: &Resolved| r.join == Join::Compose && !r.parts.is_empty();
+    let composed = |r: &ResolvedPrompt| r.join == Join::Compose && !r.parts.is_empty();
     if !composed(resolved) && !composed(resolved_2) {
         return Ok(vec![(1.0, encode(&resolved.parts, &resolved_2.parts)?)]);
     }
     // Each part is encoded without its weight, which is that of its prediction.
-    let alone = |r: &Resolved| -> Vec<(f64, Vec<JoinPart>)> {
+    let alone = |r: &ResolvedPrompt| -> Vec<(f64, Vec<ResolvedPart>)> {
         if !composed(r) {
             return vec![(1.0, r.parts.clone())];
         }
-        let part = |p: &JoinPart| {
+        let part = |p: &ResolvedPart| {
             let content = p.content.clone();
             (
                 p.weight,
-                vec![JoinPart {
+                vec![ResolvedPart {
                     content,
                     weight: 1.0,
                 }],
@@ -433,30 +433,32 @@ fn encode_variant(
 }
 
 /// A negative prompt has one prediction: there `AND` is a word, as it is in A1111.
-fn as_text(resolved: Resolved) -> Resolved {
+fn as_text(resolved: ResolvedPrompt) -> ResolvedPrompt {
     if is_single(&resolved) {
-        return Resolved {
+        return ResolvedPrompt {
             join: Join::Concat,
             ..resolved
         };
     }
-    let mut spans: Vec<Span> = Vec::new();
-    let word = |text: String| Span::Text { text, weight: 1.0 };
+    let mut spans: Vec<WeightedSpan> = Vec::new();
+    let word = |text: String| WeightedSpan::Text { text, weight: 1.0 };
     for (i, part) in resolved.parts.into_iter().enumerate() {
         if i > 0 {
             spans.push(word("AND".into()));
         }
         match part.content {
-            Content::Text(text) => spans.extend(text),
-            Content::Blend { members, .. } => spans.extend(members.into_iter().flat_map(|m| m.0)),
+            ResolvedContent::Text(text) => spans.extend(text),
+            ResolvedContent::Blend { members, .. } => {
+                spans.extend(members.into_iter().flat_map(|m| m.0))
+            }
         }
         if part.weight != 1.0 {
             spans.push(word(format!(":{}", part.weight)));
         }
     }
-    Resolved {
-        parts: vec![JoinPart {
-            content: Content::Text(spans),
+    ResolvedPrompt {
+        parts: vec![ResolvedPart {
+            content: ResolvedContent::Text(spans),
             weight: 1.0,
         }],
         join: Join::Concat,

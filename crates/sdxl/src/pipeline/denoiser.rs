@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::latents::Latents;
 use crate::model::attention::TextKeys;
 use crate::model::unet::UNet;
-use crate::noise::PartOfBatch;
+use crate::noise::BatchSlice;
 use crate::profile;
 use crate::request::{Request, Size};
 use crate::tensor::Tensor;
@@ -29,7 +29,7 @@ pub(super) struct Denoiser {
     request: Arc<Request>,
     prompts: Arc<[PromptPair]>,
     /// The images of this group, of all of the request.
-    part: PartOfBatch,
+    part: BatchSlice,
     ids: SizeIds,
     /// The keys and values that the UNet made of texts so far.
     keys: Vec<(Arc<Conditioning>, Arc<TextKeys>)>,
@@ -64,7 +64,7 @@ impl Denoiser {
         (checkpoint, unet): (&Checkpoint, Arc<UNet>),
         request: Arc<Request>,
         prompts: Arc<[PromptPair]>,
-        part: PartOfBatch,
+        part: BatchSlice,
         size: Size,
         from_noise: bool,
     ) -> Self {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::conditioning::Prompts;
 use super::stages::{Network, Stage, StartFrom};
 use crate::inputs::Inputs;
-use crate::request::{PromptSyntax, Request, Tiling};
+use crate::request::{PromptSyntax, Request, VaeTiling};
 use crate::warning::{Warning, WarningKind};
 use crate::weights::Checkpoint;
 
@@ -22,11 +22,11 @@ pub(super) struct Circumstances<'a> {
     pub refiner: Option<&'a Checkpoint>,
     /// The request.
     pub request: &'a Request,
-    /// What it starts from.
+    /// The pictures, latents and encoded prompts that it starts from.
     pub inputs: &'a Inputs,
-    /// Its prompts, as they were read.
+    /// The prompts, as they were read.
     pub prompts: &'a Prompts,
-    /// Its stages.
+    /// The stages.
     pub stages: &'a [Stage],
     /// Steps of the longest way from noise to picture.
     pub steps: usize,
@@ -271,7 +271,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         fields: &["vae_tile_size"],
-        when: |run| run.request.vae_tiling == Tiling::Off,
+        when: |run| run.request.vae_tiling == VaeTiling::Off,
         why: "the VAE is not to work tile by tile",
         hint: "leave out `vae_tiling off` or this",
     },

@@ -10,7 +10,7 @@ use super::stages::{Network, Stage, StageProgress};
 use crate::error::Result;
 use crate::inputs::Inputs;
 use crate::latents::Latents;
-use crate::noise::PartOfBatch;
+use crate::noise::BatchSlice;
 use crate::profile;
 use crate::request::Request;
 use crate::warning::Warning;
@@ -87,10 +87,10 @@ impl Job {
     }
 
     /// The images of a group.
-    pub(super) fn part(&self, group: usize) -> PartOfBatch {
+    pub(super) fn part(&self, group: usize) -> BatchSlice {
         let (size, of) = (self.plan.group, self.request.images());
         let first = group * size;
-        PartOfBatch {
+        BatchSlice {
             first,
             count: size.min(of - first),
             of,

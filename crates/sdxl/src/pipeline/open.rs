@@ -22,56 +22,56 @@ pub fn default_precision() -> Precision {
 
 /// The place of a checkpoint.
 #[derive(Clone)]
-pub enum Source {
+pub enum CheckpointSource {
     /// A folder, a single file or, with the feature `hub`, a model's name on the hub.
     Named(PathBuf),
     /// A checkpoint that is open already.
     Opened(Box<Checkpoint>),
 }
 
-impl From<&Path> for Source {
-    fn from(path: &Path) -> Source {
-        Source::Named(path.to_path_buf())
+impl From<&Path> for CheckpointSource {
+    fn from(path: &Path) -> CheckpointSource {
+        CheckpointSource::Named(path.to_path_buf())
     }
 }
 
-impl From<PathBuf> for Source {
-    fn from(path: PathBuf) -> Source {
-        Source::Named(path)
+impl From<PathBuf> for CheckpointSource {
+    fn from(path: PathBuf) -> CheckpointSource {
+        CheckpointSource::Named(path)
     }
 }
 
-impl From<&PathBuf> for Source {
-    fn from(path: &PathBuf) -> Source {
-        Source::Named(path.clone())
+impl From<&PathBuf> for CheckpointSource {
+    fn from(path: &PathBuf) -> CheckpointSource {
+        CheckpointSource::Named(path.clone())
     }
 }
 
-impl From<&str> for Source {
-    fn from(name: &str) -> Source {
-        Source::Named(name.into())
+impl From<&str> for CheckpointSource {
+    fn from(name: &str) -> CheckpointSource {
+        CheckpointSource::Named(name.into())
     }
 }
 
-impl From<String> for Source {
-    fn from(name: String) -> Source {
-        Source::Named(name.into())
+impl From<String> for CheckpointSource {
+    fn from(name: String) -> CheckpointSource {
+        CheckpointSource::Named(name.into())
     }
 }
 
-impl From<Checkpoint> for Source {
-    fn from(checkpoint: Checkpoint) -> Source {
-        Source::Opened(Box::new(checkpoint))
+impl From<Checkpoint> for CheckpointSource {
+    fn from(checkpoint: Checkpoint) -> CheckpointSource {
+        CheckpointSource::Opened(Box::new(checkpoint))
     }
 }
 
-impl Source {
+impl CheckpointSource {
     /// Opens the checkpoint. What stands beside a name in `options` does not change one that is
     /// open already.
     fn open(self, options: &OpenOptions, precision: Precision) -> Result<Checkpoint> {
         match self {
-            Source::Opened(checkpoint) => Ok(*checkpoint),
-            Source::Named(name) => open_named(&name, options, precision),
+            CheckpointSource::Opened(checkpoint) => Ok(*checkpoint),
+            CheckpointSource::Named(name) => open_named(&name, options, precision),
         }
     }
 }
@@ -79,8 +79,8 @@ impl Source {
 /// A path that exists comes first: a folder `org/name` is never taken for a model on the hub.
 #[cfg(feature = "hub")]
 fn open_named(named: &Path, options: &OpenOptions, precision: Precision) -> Result<Checkpoint> {
-    use crate::hub::{Hub, Name, Purpose, Settings, Want};
-    let name = named.to_str().and_then(Name::parse);
+    use crate::hub::{FetchOptions, Hub, ModelName, Purpose, Settings};
+    let name = named.to_str().and_then(ModelName::parse);
     let Some(name) = name.filter(|_| !named.exists()) else {
         return Checkpoint::open_with(named, options);
     };
@@ -88,7 +88,7 @@ fn open_named(named: &Path, options: &OpenOptions, precision: Precision) -> Resu
         (crate::Part::Vae, options.vae.is_some()),
         (crate::Part::UNet, options.unet.is_some()),
     ];
-    let want = Want {
+    let want = FetchOptions {
         purpose: Purpose::Checkpoint,
         precision,
         variant: options.variant.clone(),
@@ -108,7 +108,7 @@ fn open_named(named: &Path, options: &OpenOptions, _precision: Precision) -> Res
 }
 
 /// A pipeline that is being opened: [`Pipeline::open`], then what is to be other than usual, then
-/// [`Opening::load`] or [`Opening::lazy`].
+/// [`PipelineBuilder::load`] or [`PipelineBuilder::lazy`].
 ///
 /// ```no_run
 /// use sdxl::{Lora, Offload, Pipeline, Precision};
@@ -123,9 +123,9 @@ fn open_named(named: &Path, options: &OpenOptions, _precision: Precision) -> Res
 /// ```
 #[must_use]
 #[derive(Clone)]
-pub struct Opening {
-    source: Source,
-    refiner: Option<Source>,
+pub struct PipelineBuilder {
+    source: CheckpointSource,
+    refiner: Option<CheckpointSource>,
     options: OpenOptions,
     precision: Option<Precision>,
     device: device::DeviceChoice,
@@ -135,10 +135,10 @@ pub struct Opening {
 
 impl Pipeline {
     /// Opens a checkpoint: a folder, a single file, a model's name on the hub, or a
-    /// [`Checkpoint`] that is open already. Unless [`Opening::offload`] or
-    /// [`Opening::offload_by_run`] says otherwise, all networks are loaded and stay in memory.
-    pub fn open(source: impl Into<Source>) -> Opening {
-        Opening {
+    /// [`Checkpoint`] that is open already. Unless [`PipelineBuilder::offload`] or
+    /// [`PipelineBuilder::offload_by_run`] says otherwise, all networks are loaded and stay in memory.
+    pub fn open(source: impl Into<CheckpointSource>) -> PipelineBuilder {
+        PipelineBuilder {
             source: source.into(),
             refiner: None,
             options: OpenOptions::default(),
@@ -150,7 +150,7 @@ impl Pipeline {
     }
 }
 
-impl Opening {
+impl PipelineBuilder {
     /// Uses weight files named `*.VARIANT.safetensors` (`fp16`) where a part has them.
     pub fn variant(mut self, variant: impl Into<String>) -> Self {
         self.options.variant = Some(variant.into());
@@ -216,7 +216,7 @@ impl Opening {
 
     /// Adds a refiner. Where networks stay in memory, its weights are read in the background, and the
     /// first run that comes to it waits for them.
-    pub fn refiner(mut self, source: impl Into<Source>) -> Self {
+    pub fn refiner(mut self, source: impl Into<CheckpointSource>) -> Self {
         self.refiner = Some(source.into());
         self
     }
@@ -234,12 +234,12 @@ impl Opening {
         let mut pipeline = self.lazy()?;
         let checkpoint = &pipeline.checkpoint;
         let needed = match offload {
-            Some(Offload::None) => memory::of_weights(checkpoint, precision)?,
-            Some(Offload::Model) => memory::of_largest_network(checkpoint, precision)?,
+            Some(Offload::None) => memory::weight_bytes(checkpoint, precision)?,
+            Some(Offload::Model) => memory::largest_network_bytes(checkpoint, precision)?,
             // Plans of runs say what fits.
             Some(Offload::Sequential) | None => 0,
         };
-        memory::check(
+        memory::check_fits(
             &format!("this checkpoint in {precision}"),
             needed,
             "use `precision bf16`, f16 or int8, or a machine with more memory",
@@ -283,7 +283,7 @@ impl Opening {
 }
 
 fn open_refiner(
-    source: Source,
+    source: CheckpointSource,
     options: &OpenOptions,
     precision: Precision,
     device: device::DeviceChoice,

@@ -28,7 +28,7 @@ use crate::inputs::Inputs;
 use crate::memory::{Budget, Effort, Speed, bytes};
 use crate::model::config::VAE_FACTOR;
 use crate::precision::Precision;
-use crate::request::{Request, Tiling};
+use crate::request::{Request, VaeTiling};
 use crate::warning::{Warning, WarningKind};
 use crate::weights::Checkpoint;
 
@@ -178,7 +178,7 @@ impl Plan {
         if self.offload != Offload::Sequential && !asked.offloads.contains(&Offload::Sequential) {
             how.push("`offload sequential` takes less".into());
         }
-        if asked.request.vae_tiling == Tiling::Off {
+        if asked.request.vae_tiling == VaeTiling::Off {
             how.push("`vae_tiling auto` may take less".into());
         }
         let size = asked.request.upscaled_size();

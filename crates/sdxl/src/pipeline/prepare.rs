@@ -24,7 +24,7 @@ use crate::model::config::VAE_FACTOR;
 use crate::named::Named;
 use crate::request::{Request, aspect};
 use crate::warning::Warning;
-use crate::weights::{Checkpoint, Family, Part};
+use crate::weights::{Checkpoint, CheckpointKind, Part};
 
 /// Strengths of diffusers' pipelines where none is asked for: image to image, inpainting.
 const STRENGTH: f64 = 0.3;
@@ -221,7 +221,7 @@ fn check_kind(checkpoint: &Checkpoint, request: &Request, inputs: &Inputs) -> Re
     let begun = inputs.init_image.is_some()
         || inputs.latents.is_some()
             && (request.strength.is_some() || request.denoising_start.is_some());
-    if checkpoint.family() == Family::Refiner && !begun {
+    if checkpoint.family() == CheckpointKind::Refiner && !begun {
         return Err(Error::file(
             checkpoint.root(),
             "this is a refiner, which finishes a picture and cannot start one from a prompt",

@@ -21,10 +21,11 @@ impl Refiner {
     pub fn load_beside(base: &Pipeline, checkpoint: Checkpoint) -> Result<Refiner> {
         check_refiner(&base.checkpoint, &checkpoint)?;
         // Files that are missing are told of now and not after the base has run.
-        let mut needed = memory::of_part(&checkpoint, Part::UNet, base.precision)?;
+        let mut needed = memory::part_bytes(&checkpoint, Part::UNet, base.precision)?;
         for part in [Part::TextEncoder2, Part::Vae] {
-            let bytes = memory::of_part(&checkpoint, part, base.precision)?;
-            if base.is_pinned() && bytes != memory::of_part(&base.checkpoint, part, base.precision)?
+            let bytes = memory::part_bytes(&checkpoint, part, base.precision)?;
+            if base.is_pinned()
+                && bytes != memory::part_bytes(&base.checkpoint, part, base.precision)?
             {
                 needed += bytes;
             }
@@ -36,7 +37,7 @@ impl Refiner {
             // Plans of runs say what fits.
             needed = 0;
         }
-        memory::check(
+        memory::check_fits(
             &format!("the refiner in {}, beside the base,", base.precision),
             needed,
             "use `precision bf16`, f16 or int8, or run base and refiner one after the other \

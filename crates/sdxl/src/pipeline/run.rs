@@ -27,7 +27,7 @@ use crate::image::{Picture, Pixels};
 use crate::inputs::Inputs;
 use crate::latents::Latents;
 use crate::model::config::VAE_FACTOR;
-use crate::noise::{NoiseSource, PartOfBatch};
+use crate::noise::{BatchSlice, NoiseSource};
 use crate::request::{Request, UpscaleMethod};
 use crate::scheduler::Scheduler;
 use crate::tensor::release_buffers;
@@ -333,7 +333,7 @@ impl Run {
     }
 
     /// The images that are worked on.
-    fn part(&self) -> PartOfBatch {
+    fn part(&self) -> BatchSlice {
         self.job.part(self.group)
     }
 

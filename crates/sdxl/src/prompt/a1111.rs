@@ -20,7 +20,7 @@
 //! alternating words, composable diffusion, extra networks).
 
 use super::python::{float, is_space, is_word};
-use super::{Item, Join, LoraUse, MAX_DEPTH, Node, too_deep};
+use super::{Join, LoraUse, MAX_DEPTH, PromptNode, PromptPart, too_deep};
 use crate::error::{Error, Result};
 use crate::weights::lora::blocks::read_list;
 
@@ -31,24 +31,24 @@ pub(super) const STEP: f64 = 1.1;
 ///
 /// # Errors
 /// [`Error::Request`] for a LoRA's weight that is not a number, and brackets nested too deep.
-pub(super) fn parse(text: &str) -> Result<(Vec<Item>, Join)> {
+pub(super) fn parse(text: &str) -> Result<(Vec<PromptPart>, Join)> {
     let (text, loras) = take_networks(text)?;
     let texts = split_at_word(&text, "AND");
     let mut items = Vec::new();
     if let [text] = texts[..] {
-        items.push(Item::text(nodes(text)?));
+        items.push(PromptPart::text(nodes(text)?));
     } else {
         for text in texts {
             let (text, weight) = take_weight(text);
-            items.push(Item {
+            items.push(PromptPart {
                 weight,
-                ..Item::text(nodes(text)?)
+                ..PromptPart::text(nodes(text)?)
             });
         }
     }
     // where a LoRA stands does not matter
-    if let Some(super::Body::Text(nodes)) = items.first_mut().map(|item| &mut item.body) {
-        nodes.extend(loras.into_iter().map(Node::Lora));
+    if let Some(super::PromptBody::Text(nodes)) = items.first_mut().map(|item| &mut item.body) {
+        nodes.extend(loras.into_iter().map(PromptNode::Lora));
     }
     let join = if items.len() > 1 {
         Join::Compose
@@ -309,7 +309,7 @@ struct Frame {
     /// The part of a bracket after it was crossed by another: a weight and nothing else.
     crossed: bool,
     /// The nodes between separators.
-    segments: Vec<Vec<Node>>,
+    segments: Vec<Vec<PromptNode>>,
     /// `:` or `|`, one fewer than there are segments.
     separators: Vec<char>,
 }
@@ -324,7 +324,7 @@ impl Frame {
         }
     }
 
-    fn push(&mut self, node: Node) {
+    fn push(&mut self, node: PromptNode) {
         if let Some(segment) = self.segments.last_mut() {
             push(segment, node);
         }
@@ -336,14 +336,14 @@ impl Frame {
     }
 
     /// The content with the separators as text.
-    fn literal(self) -> Vec<Node> {
+    fn literal(self) -> Vec<PromptNode> {
         let mut nodes = Vec::new();
         let mut separators = self.separators.into_iter();
         for (i, segment) in self.segments.into_iter().enumerate() {
             if i > 0 {
                 push(
                     &mut nodes,
-                    Node::Text(separators.next().into_iter().collect()),
+                    PromptNode::Text(separators.next().into_iter().collect()),
                 );
             }
             segment.into_iter().for_each(|node| push(&mut nodes, node));
@@ -352,11 +352,11 @@ impl Frame {
     }
 
     /// Makes the node of a square bracket that closes and was not crossed by another.
-    fn square(mut self) -> Node {
+    fn square(mut self) -> PromptNode {
         let bars = self.separators.iter().filter(|c| **c == '|').count();
         let colons = self.separators.len() - bars;
         if bars > 0 && colons == 0 {
-            return Node::Alternate(self.segments);
+            return PromptNode::Alternate(self.segments);
         }
         if bars == 0
             && (colons == 1 || colons == 2)
@@ -365,13 +365,13 @@ impl Frame {
             self.segments.pop();
             let after = self.segments.pop().unwrap_or_default();
             let before = self.segments.pop().unwrap_or_default();
-            return Node::Edit {
+            return PromptNode::Edit {
                 before,
                 after,
                 when,
             };
         }
-        Node::Group {
+        PromptNode::Group {
             weight: 1.0 / STEP,
             children: self.literal(),
         }
@@ -379,16 +379,16 @@ impl Frame {
 }
 
 /// Texts that touch are one.
-fn push(nodes: &mut Vec<Node>, node: Node) {
+fn push(nodes: &mut Vec<PromptNode>, node: PromptNode) {
     match (nodes.last_mut(), node) {
-        (Some(Node::Text(text)), Node::Text(more)) => text.push_str(&more),
+        (Some(PromptNode::Text(text)), PromptNode::Text(more)) => text.push_str(&more),
         (_, node) => nodes.push(node),
     }
 }
 
 /// The step of an edit.
-fn number(nodes: &[Node]) -> Option<f64> {
-    let [Node::Text(text)] = nodes else {
+fn number(nodes: &[PromptNode]) -> Option<f64> {
+    let [PromptNode::Text(text)] = nodes else {
         return None;
     };
     let text = text.trim_matches(is_space);
@@ -396,7 +396,7 @@ fn number(nodes: &[Node]) -> Option<f64> {
     text.chars().all(signs).then(|| text.parse().ok())?
 }
 
-fn nodes(text: &str) -> Result<Vec<Node>> {
+fn nodes(text: &str) -> Result<Vec<PromptNode>> {
     let tokens = tokens(text);
     let partners = partners(&tokens);
     let mut root = Frame::new(usize::MAX);
@@ -404,8 +404,8 @@ fn nodes(text: &str) -> Result<Vec<Node>> {
     for (at, token) in tokens.iter().enumerate() {
         let top = stack.last_mut().unwrap_or(&mut root);
         match *token {
-            Token::Text(text) => top.push(Node::Text(text.to_string())),
-            Token::Break => top.push(Node::Break),
+            Token::Text(text) => top.push(PromptNode::Text(text.to_string())),
+            Token::Break => top.push(PromptNode::Break),
             Token::Colon => top.separate(':'),
             Token::Bar => top.separate('|'),
             Token::Open(_) => {
@@ -415,7 +415,7 @@ fn nodes(text: &str) -> Result<Vec<Node>> {
                 stack.push(Frame::new(at));
             }
             Token::Close(_, _, written) => match partners.open[at] {
-                None => top.push(Node::Text(written.to_string())),
+                None => top.push(PromptNode::Text(written.to_string())),
                 Some(open) => close(open, &tokens, &partners, &mut stack, &mut root),
             },
         }
@@ -427,8 +427,8 @@ fn nodes(text: &str) -> Result<Vec<Node>> {
     Ok(root.literal())
 }
 
-fn weighted(frame: Frame, partners: &Partners) -> Node {
-    Node::Group {
+fn weighted(frame: Frame, partners: &Partners) -> PromptNode {
+    PromptNode::Group {
         weight: partners.factor[frame.open],
         children: frame.literal(),
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::a1111::STEP;
 use super::python::{is_space, is_word};
-use super::{Body, Join, LoraUse, Node, Prompt};
+use super::{Join, LoraUse, Prompt, PromptBody, PromptNode};
 use crate::request::PromptSyntax;
 
 /// `prompt` in the web UI's language; what it cannot say is added to `lost`.
@@ -21,25 +21,29 @@ pub(super) fn print(prompt: &Prompt, lost: &mut Vec<String>) -> String {
         let weight = item.weight;
         match &item.body {
             // Compel sets LoRAs beside its texts
-            Body::Text(nodes) if printer.spaced && item.only_loras() => {
+            PromptBody::Text(nodes) if printer.spaced && item.only_loras() => {
                 loras.push_str(&printer.nodes(nodes, false));
             }
-            Body::Text(nodes) => {
+            PromptBody::Text(nodes) => {
                 let mut text = printer.nodes(nodes, false);
                 if prompt.join == Join::Compose {
                     // blanks at the ends of a part of AND go too; LoRAs are taken out before
-                    let mut words = nodes.iter().filter(|node| !matches!(node, Node::Lora(_)));
-                    if matches!(words.next_back(), Some(Node::Text(last)) if last.ends_with(is_space))
+                    let mut words = nodes
+                        .iter()
+                        .filter(|node| !matches!(node, PromptNode::Lora(_)));
+                    if matches!(words.next_back(), Some(PromptNode::Text(last)) if last.ends_with(is_space))
                     {
                         text.push('\\');
                     }
-                    if matches!(nodes.first(), Some(Node::Text(_))) && text.starts_with(is_space) {
+                    if matches!(nodes.first(), Some(PromptNode::Text(_)))
+                        && text.starts_with(is_space)
+                    {
                         text.insert(0, '\\');
                     }
                 }
                 texts.push((text, weight));
             }
-            Body::Blend { members, normalize } => {
+            PromptBody::Blend { members, normalize } => {
                 composed = true;
                 printer.lose("A1111 cannot mix conditionings; AND mixes predictions instead");
                 let sum: f64 = members.iter().map(|(_, weight)| weight).sum();
@@ -98,43 +102,46 @@ impl Printer<'_> {
     }
 
     /// `within`: inside of brackets, where `:` and `|` separate.
-    fn nodes(&mut self, nodes: &[Node], within: bool) -> String {
+    fn nodes(&mut self, nodes: &[PromptNode], within: bool) -> String {
         let mut out = String::new();
         let mut written = false;
         for (at, node) in nodes.iter().enumerate() {
             let mut text = self.node(node, within);
             // blanks beside BREAK go when they are read, unless a backslash is before them
-            if let Node::Text(plain) = node
+            if let PromptNode::Text(plain) = node
                 && !self.spaced
             {
-                if matches!(nodes.get(at + 1), Some(Node::Break)) && plain.ends_with(is_space) {
+                if matches!(nodes.get(at + 1), Some(PromptNode::Break)) && plain.ends_with(is_space)
+                {
                     text.insert(text.len() - last_length(plain), '\\');
                 }
-                let after_break = at > 0 && matches!(nodes[at - 1], Node::Break);
+                let after_break = at > 0 && matches!(nodes[at - 1], PromptNode::Break);
                 if after_break && text.starts_with(is_space) {
                     text.insert(0, '\\');
                 }
             }
-            let sign = matches!(node, Node::Text(text) if text == "," || text == ".");
+            let sign = matches!(node, PromptNode::Text(text) if text == "," || text == ".");
             if self.spaced && written && !sign {
                 out.push(' ');
             }
-            written |= !matches!(node, Node::Lora(_));
+            written |= !matches!(node, PromptNode::Lora(_));
             out.push_str(&text);
         }
         out
     }
 
-    fn node(&mut self, node: &Node, within: bool) -> String {
+    fn node(&mut self, node: &PromptNode, within: bool) -> String {
         match node {
-            Node::Text(text) => {
+            PromptNode::Text(text) => {
                 if self.spaced && backslash_before_bracket(text) {
                     self.lose("Compel drops more backslashes where texts meet; these all stay");
                 }
                 escape(text, within)
             }
-            Node::Group { weight, children } if *weight == 1.0 => self.nodes(children, within),
-            Node::Group { weight, children } => {
+            PromptNode::Group { weight, children } if *weight == 1.0 => {
+                self.nodes(children, within)
+            }
+            PromptNode::Group { weight, children } => {
                 let text = self.nodes(children, true);
                 // a colon and number before a bracket that closes would be a weight
                 if *weight == STEP && !text.contains(':') {
@@ -145,11 +152,11 @@ impl Printer<'_> {
                     format!("({text}:{})", decimal(*weight))
                 }
             }
-            Node::Swap { original, .. } => {
+            PromptNode::Swap { original, .. } => {
                 self.lose("A1111 has no .swap(...); its original stays, as SDXL encodes it");
                 self.nodes(original, within)
             }
-            Node::Lora(LoraUse {
+            PromptNode::Lora(LoraUse {
                 name,
                 weight,
                 text_weight,
@@ -166,8 +173,8 @@ impl Printer<'_> {
                 }
                 tag + ">"
             }
-            Node::Break => " BREAK ".into(),
-            Node::Edit {
+            PromptNode::Break => " BREAK ".into(),
+            PromptNode::Edit {
                 before,
                 after,
                 when,
@@ -175,7 +182,7 @@ impl Printer<'_> {
                 let (before, after) = (self.nodes(before, true), self.nodes(after, true));
                 format!("[{before}:{after}:{}]", decimal(*when))
             }
-            Node::Alternate(choices) => {
+            PromptNode::Alternate(choices) => {
                 let choices: Vec<String> = choices
                     .iter()
                     .map(|nodes| self.nodes(nodes, true))

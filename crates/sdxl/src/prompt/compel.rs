@@ -30,7 +30,7 @@
 
 use super::python::{digit, float, is_ascii_space, is_space};
 use super::resolve::unescape;
-use super::{Body, Item, LoraUse, MAX_DEPTH, Node, too_deep};
+use super::{LoraUse, MAX_DEPTH, PromptBody, PromptNode, PromptPart, too_deep};
 use crate::error::{Error, Result};
 
 /// Reads `text`.
@@ -38,10 +38,12 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Request`] for text after `.blend(...)`, weights of a wrong count or that are not
 /// numbers, a swap inside a blend, stray vertical tabs and form feeds, and brackets nested too deep.
-pub(super) fn parse(text: &str) -> Result<Vec<Item>> {
+pub(super) fn parse(text: &str) -> Result<Vec<PromptPart>> {
     let text = space_commas(text);
     if text.chars().all(is_space) {
-        return Ok(vec![Item::text(vec![Node::Text(String::new())])]);
+        return Ok(vec![PromptPart::text(vec![
+            PromptNode::Text(String::new()),
+        ])]);
     }
     let mut reader = Reader::new(&text)?;
     let result = reader.top();
@@ -133,7 +135,7 @@ struct Reader {
     parens: Vec<Option<Pair<Vec<Raw>>>>,
     swaps: Vec<Option<Pair<Arguments>>>,
     /// By position of the opening quote; `None`: not tried.
-    quotes: Vec<Option<Option<Pair<Vec<Node>>>>>,
+    quotes: Vec<Option<Option<Pair<Vec<PromptNode>>>>>,
     /// A refusal that no other alternative can mend.
     failure: Option<Error>,
 }
@@ -416,9 +418,9 @@ impl Reader {
         &mut self,
         body: &[char],
         rule: impl FnOnce(&mut Reader) -> Read<Vec<Raw>>,
-    ) -> Option<(Vec<Node>, usize)> {
+    ) -> Option<(Vec<PromptNode>, usize)> {
         if body.iter().all(|c| is_space(*c)) {
-            return Some((vec![Node::Text(String::new())], 0));
+            return Some((vec![PromptNode::Text(String::new())], 0));
         }
         // every quote that is left is literal, so quotes do not nest, and neither does this call
         let mut text = String::with_capacity(body.len());
@@ -598,7 +600,7 @@ impl Reader {
     }
 
     /// `("a", b)` before an operator.
-    fn list(&mut self, at: usize) -> Read<Vec<Vec<Node>>> {
+    fn list(&mut self, at: usize) -> Read<Vec<Vec<PromptNode>>> {
         let mut at = self.literal(at, "(")?;
         let mut items = Vec::new();
         loop {
@@ -611,7 +613,7 @@ impl Reader {
         }
     }
 
-    fn item(&mut self, at: usize) -> Read<Vec<Node>> {
+    fn item(&mut self, at: usize) -> Read<Vec<PromptNode>> {
         if let Some((target, end)) = self.target(at) {
             return Some((self.build_inside(&target), end));
         }
@@ -627,7 +629,7 @@ impl Reader {
         Some((nodes, end))
     }
 
-    fn operation(&mut self, at: usize, names: &[&str]) -> Read<(Vec<Vec<Node>>, Options)> {
+    fn operation(&mut self, at: usize, names: &[&str]) -> Read<(Vec<Vec<PromptNode>>, Options)> {
         let (items, at) = self.list(at)?;
         let at = names.iter().find_map(|name| self.literal(at, name))?;
         let at = self.literal(at, "(")?;
@@ -635,13 +637,13 @@ impl Reader {
         Some(((items, options), self.literal(at, ")")?))
     }
 
-    fn top(&mut self) -> Result<Vec<Item>> {
+    fn top(&mut self) -> Result<Vec<PromptPart>> {
         if let Some(((items, options), _)) = self.operation(0, &[".and", ".add"]) {
             let weights = weights(".and", &options, items.len())?;
             let items = items.into_iter().zip(weights);
             return Ok(items
-                .map(|(nodes, weight)| Item {
-                    body: Body::Text(nodes),
+                .map(|(nodes, weight)| PromptPart {
+                    body: PromptBody::Text(nodes),
                     weight,
                 })
                 .collect());
@@ -655,7 +657,7 @@ impl Reader {
             at = end;
         } else {
             let (raw, end) = self.prompt(at);
-            items.push(Item::text(self.build(&raw)));
+            items.push(PromptPart::text(self.build(&raw)));
             at = end;
         }
         at = self.loras(at, &mut items);
@@ -676,28 +678,28 @@ impl Reader {
         })
     }
 
-    fn loras(&mut self, mut at: usize, items: &mut Vec<Item>) -> usize {
+    fn loras(&mut self, mut at: usize, items: &mut Vec<PromptPart>) -> usize {
         let mut loras = Vec::new();
         while let Some((Raw::Lora(lora), end)) = self.lora(at) {
-            loras.push(Node::Lora(lora));
+            loras.push(PromptNode::Lora(lora));
             at = end;
         }
         if !loras.is_empty() {
-            items.push(Item::text(loras));
+            items.push(PromptPart::text(loras));
         }
         at
     }
 
     /// The tree of what was read. Its depth was checked when brackets were read.
-    fn build(&self, raw: &[Raw]) -> Vec<Node> {
+    fn build(&self, raw: &[Raw]) -> Vec<PromptNode> {
         raw.iter()
             .map(|raw| match raw {
-                Raw::Text(text) => Node::Text(text.clone()),
-                Raw::Group { weight, inside } => Node::Group {
+                Raw::Text(text) => PromptNode::Text(text.clone()),
+                Raw::Group { weight, inside } => PromptNode::Group {
                     weight: *weight,
                     children: self.build_inside(inside),
                 },
-                Raw::Lora(lora) => Node::Lora(lora.clone()),
+                Raw::Lora(lora) => PromptNode::Lora(lora.clone()),
                 Raw::Swap {
                     original,
                     arguments,
@@ -707,7 +709,7 @@ impl Reader {
                     let (edited, options) = pair.map_or_else(Default::default, |pair| {
                         (self.build(&pair.holds.edited), pair.holds.options.clone())
                     });
-                    Node::Swap {
+                    PromptNode::Swap {
                         original,
                         edited,
                         options,
@@ -717,7 +719,7 @@ impl Reader {
             .collect()
     }
 
-    fn build_inside(&self, inside: &Inside) -> Vec<Node> {
+    fn build_inside(&self, inside: &Inside) -> Vec<PromptNode> {
         match inside {
             Inside::Paren(at) => match &self.parens[*at] {
                 Some(pair) => self.build(&pair.holds),
@@ -727,7 +729,7 @@ impl Reader {
                 Some(Some(pair)) => pair.holds.clone(),
                 _ => Vec::new(),
             },
-            Inside::Word(word) => vec![Node::Text(word.clone())],
+            Inside::Word(word) => vec![PromptNode::Text(word.clone())],
         }
     }
 }
@@ -780,7 +782,10 @@ fn unquote(body: &[char]) -> Vec<char> {
     out
 }
 
-fn blend_item(members: Vec<Vec<Node>>, options: &[(String, Option<String>)]) -> Result<Item> {
+fn blend_item(
+    members: Vec<Vec<PromptNode>>,
+    options: &[(String, Option<String>)],
+) -> Result<PromptPart> {
     let (options, normalize) = match options.split_last() {
         Some(((name, _), rest)) if name == "no_normalize" => (rest, false),
         _ => (options, true),
@@ -792,8 +797,8 @@ fn blend_item(members: Vec<Vec<Node>>, options: &[(String, Option<String>)]) -> 
             ".swap(...) cannot be used inside of .blend(...)",
         ));
     }
-    Ok(Item {
-        body: Body::Blend {
+    Ok(PromptPart {
+        body: PromptBody::Blend {
             members: members.into_iter().zip(weights).collect(),
             normalize,
         },
@@ -801,10 +806,10 @@ fn blend_item(members: Vec<Vec<Node>>, options: &[(String, Option<String>)]) -> 
     })
 }
 
-fn has_swap(nodes: &[Node]) -> bool {
+fn has_swap(nodes: &[PromptNode]) -> bool {
     nodes.iter().any(|node| match node {
-        Node::Swap { .. } => true,
-        Node::Group { children, .. } => has_swap(children),
+        PromptNode::Swap { .. } => true,
+        PromptNode::Group { children, .. } => has_swap(children),
         _ => false,
     })
 }

@@ -6,7 +6,10 @@
 
 use super::a1111_print::{backslash_before_bracket, decimal};
 use super::python::{is_ascii_space, is_space};
-use super::{Body, Content, Item, Join, JoinPart, LoraUse, Node, Prompt, Span, compel};
+use super::{
+    Join, LoraUse, Prompt, PromptBody, PromptNode, PromptPart, ResolvedContent, ResolvedPart,
+    WeightedSpan, compel,
+};
 use crate::request::PromptSyntax;
 
 /// `prompt` in Compel's language; what it cannot say is added to `lost`.
@@ -51,28 +54,33 @@ enum Spelling {
 
 /// The tree of a Compel prompt, bracket by bracket.
 fn native(prompt: &Prompt, spelling: Spelling) -> String {
-    let texts: Vec<&Item> = prompt
+    let texts: Vec<&PromptPart> = prompt
         .items
         .iter()
         .filter(|item| !item.only_loras())
         .collect();
     let implicit = texts.len() <= 1 && texts.iter().all(|item| item.weight == 1.0);
     if !implicit {
-        let members = prompt.items.iter().map(|Item { body, weight }| match body {
-            Body::Text(nodes) => (nodes.as_slice(), *weight),
-            Body::Blend { .. } => (&[][..], *weight),
-        });
+        let members = prompt
+            .items
+            .iter()
+            .map(|PromptPart { body, weight }| match body {
+                PromptBody::Text(nodes) => (nodes.as_slice(), *weight),
+                PromptBody::Blend { .. } => (&[][..], *weight),
+            });
         return list(members.collect(), ".and", None, spelling);
     }
     let items: Vec<String> = prompt
         .items
         .iter()
-        .map(|Item { body, .. }| match body {
-            Body::Text(nodes) => match nodes.as_slice() {
-                [Node::Text(text)] if text.is_empty() && prompt.items.len() == 1 => String::new(),
+        .map(|PromptPart { body, .. }| match body {
+            PromptBody::Text(nodes) => match nodes.as_slice() {
+                [PromptNode::Text(text)] if text.is_empty() && prompt.items.len() == 1 => {
+                    String::new()
+                }
                 nodes => free(nodes, spelling),
             },
-            Body::Blend { members, normalize } => {
+            PromptBody::Blend { members, normalize } => {
                 let members = members
                     .iter()
                     .map(|(nodes, w)| (nodes.as_slice(), *w))
@@ -86,7 +94,7 @@ fn native(prompt: &Prompt, spelling: Spelling) -> String {
 }
 
 fn list(
-    members: Vec<(&[Node], f64)>,
+    members: Vec<(&[PromptNode], f64)>,
     operator: &str,
     option: Option<&str>,
     spelling: Spelling,
@@ -113,9 +121,9 @@ fn option_number(weight: f64) -> String {
 }
 
 /// A text of a list: in brackets if all of its words may stand there, else in quotes.
-fn member(nodes: &[Node], spelling: Spelling) -> String {
-    let fits = |node: &Node| match node {
-        Node::Text(text) => bracketable(text),
+fn member(nodes: &[PromptNode], spelling: Spelling) -> String {
+    let fits = |node: &PromptNode| match node {
+        PromptNode::Text(text) => bracketable(text),
         _ => true,
     };
     if nodes.iter().all(fits) {
@@ -144,18 +152,20 @@ fn brackets(inside: &str) -> String {
 }
 
 /// Nodes outside of brackets.
-fn free(nodes: &[Node], spelling: Spelling) -> String {
+fn free(nodes: &[PromptNode], spelling: Spelling) -> String {
     let mut out = String::new();
     for node in nodes {
         let text = match node {
-            Node::Text(text) if text.is_empty() => "\"\"".into(),
+            PromptNode::Text(text) if text.is_empty() => "\"\"".into(),
             // reading sets a space behind every comma but the second of two
-            Node::Text(text) if out.ends_with(',') && text.len() > 1 && text.starts_with(',') => {
+            PromptNode::Text(text)
+                if out.ends_with(',') && text.len() > 1 && text.starts_with(',') =>
+            {
                 out.pop();
                 out.push_str(&literal(&format!(",{text}"), spelling));
                 continue;
             }
-            Node::Text(text) => literal(text, spelling),
+            PromptNode::Text(text) => literal(text, spelling),
             node => bracketed(node),
         };
         if !out.is_empty() {
@@ -171,43 +181,43 @@ fn free(nodes: &[Node], spelling: Spelling) -> String {
 }
 
 /// Nodes inside of brackets.
-fn fragment(nodes: &[Node]) -> String {
+fn fragment(nodes: &[PromptNode]) -> String {
     let mut out = String::new();
     let mut after_word = false;
     for node in nodes {
         let (text, sign) = match node {
-            Node::Text(text) if text.is_empty() => ("\"\"".into(), false),
-            Node::Text(text) => (escape(text), matches!(text.as_str(), "," | ".")),
+            PromptNode::Text(text) if text.is_empty() => ("\"\"".into(), false),
+            PromptNode::Text(text) => (escape(text), matches!(text.as_str(), "," | ".")),
             node => (bracketed(node), false),
         };
         if !(out.is_empty() || sign && after_word) {
             out.push(' ');
         }
         out.push_str(&text);
-        after_word = matches!(node, Node::Text(_)) && !text.ends_with(['\\', '"']);
+        after_word = matches!(node, PromptNode::Text(_)) && !text.ends_with(['\\', '"']);
     }
     out
 }
 
 /// A node with brackets of its own. The other languages' nodes are gone before (see [`foreign`]).
-fn bracketed(node: &Node) -> String {
+fn bracketed(node: &PromptNode) -> String {
     match node {
-        Node::Group { weight, children } => {
+        PromptNode::Group { weight, children } => {
             let suffix = suffix(*weight);
             match children.as_slice() {
-                [Node::Text(word)] if plain_word(word) && suffix.starts_with(['+', '-']) => {
+                [PromptNode::Text(word)] if plain_word(word) && suffix.starts_with(['+', '-']) => {
                     format!("{word}{suffix}")
                 }
                 _ => brackets(&fragment(children)) + &suffix,
             }
         }
-        Node::Swap {
+        PromptNode::Swap {
             original,
             edited,
             options,
         } => {
             let target = match original.as_slice() {
-                [Node::Text(word)] if plain_word(word) => word.clone(),
+                [PromptNode::Text(word)] if plain_word(word) => word.clone(),
                 _ => brackets(&fragment(original)),
             };
             let mut edited = fragment(edited);
@@ -221,11 +231,14 @@ fn bracketed(node: &Node) -> String {
             }
             target + ".swap" + &brackets(&edited)
         }
-        Node::Lora(LoraUse { name, weight, .. }) => match *weight {
+        PromptNode::Lora(LoraUse { name, weight, .. }) => match *weight {
             1.0 => format!("withLora({name})"),
             weight => format!("withLora({name}, {})", decimal(weight)),
         },
-        Node::Text(_) | Node::Break | Node::Edit { .. } | Node::Alternate(_) => String::new(),
+        PromptNode::Text(_)
+        | PromptNode::Break
+        | PromptNode::Edit { .. }
+        | PromptNode::Alternate(_) => String::new(),
     }
 }
 
@@ -318,13 +331,13 @@ fn reads_as(text: &str, word: &str) -> bool {
         return false;
     };
     let mut read = String::new();
-    for Item { body, .. } in items {
-        let Body::Text(nodes) = body else {
+    for PromptPart { body, .. } in items {
+        let PromptBody::Text(nodes) = body else {
             return false;
         };
         for node in nodes {
             match node {
-                Node::Text(text) => read.push_str(&text),
+                PromptNode::Text(text) => read.push_str(&text),
                 _ => return false,
             }
         }
@@ -352,13 +365,15 @@ fn reads_alike(text: &str, prompt: &Prompt) -> bool {
 /// left out, since translation adds and removes them.
 fn weighted_words(prompt: &Prompt) -> Vec<(char, f64)> {
     let mut words = Vec::new();
-    for JoinPart { content, .. } in prompt.at(0, usize::MAX).parts {
+    for ResolvedPart { content, .. } in prompt.at(0, usize::MAX).parts {
         let texts = match content {
-            Content::Text(spans) => vec![spans],
-            Content::Blend { members, .. } => members.into_iter().map(|(spans, _)| spans).collect(),
+            ResolvedContent::Text(spans) => vec![spans],
+            ResolvedContent::Blend { members, .. } => {
+                members.into_iter().map(|(spans, _)| spans).collect()
+            }
         };
         for span in texts.into_iter().flatten() {
-            if let Span::Text { text, weight } = span {
+            if let WeightedSpan::Text { text, weight } = span {
                 words.extend(text.chars().filter(|c| !is_space(*c)).map(|c| (c, weight)));
             }
         }
@@ -416,13 +431,13 @@ fn foreign(prompt: &Prompt, spell: fn(&str) -> String, lost: &mut Vec<String>) -
     let resolved = prompt.at(0, usize::MAX);
     for part in &resolved.parts {
         let spans = match &part.content {
-            Content::Text(spans) => spans.as_slice(),
-            Content::Blend { .. } => &[],
+            ResolvedContent::Text(spans) => spans.as_slice(),
+            ResolvedContent::Blend { .. } => &[],
         };
         texts.push((Vec::new(), part.weight));
         for span in spans {
             match span {
-                Span::Text { text, weight } => {
+                WeightedSpan::Text { text, weight } => {
                     if *weight < 0.0 {
                         lost.push(format!("Compel has no negative weights; {weight} is now 0"));
                     }
@@ -430,10 +445,10 @@ fn foreign(prompt: &Prompt, spell: fn(&str) -> String, lost: &mut Vec<String>) -
                         spans.push((text.clone(), *weight));
                     }
                 }
-                Span::Break if resolved.join == Join::Compose => {
+                WeightedSpan::Break if resolved.join == Join::Compose => {
                     lost.push("a BREAK in a part of an AND is gone".into());
                 }
-                Span::Break => texts.push((Vec::new(), part.weight)),
+                WeightedSpan::Break => texts.push((Vec::new(), part.weight)),
             }
         }
     }
@@ -478,7 +493,7 @@ fn loras(prompt: &Prompt, lost: &mut Vec<String>) -> Vec<String> {
     let mut loras = Vec::new();
     for lora in &prompt.loras {
         if !lora.name.is_empty() && lora.name.chars().all(sayable) {
-            loras.push(bracketed(&Node::Lora(lora.clone())));
+            loras.push(bracketed(&PromptNode::Lora(lora.clone())));
             if lora.text_weight.is_some() {
                 lost.push(format!(
                     "Compel has one weight for the LoRA `{}`; that of the text encoders is gone",

@@ -1,6 +1,9 @@
 //! From the tree to what is encoded at one step.
 
-use super::{Body, Content, Item, JoinPart, Node, Prompt, Resolved, Span};
+use super::{
+    Prompt, PromptBody, PromptNode, PromptPart, ResolvedContent, ResolvedPart, ResolvedPrompt,
+    WeightedSpan,
+};
 use crate::request::PromptSyntax;
 
 /// A text before it is fused with its neighbours.
@@ -24,7 +27,7 @@ impl Prompt {
     ///
     /// With `[a:b:8]` the first 8 steps see `a`, as the web UI documents it; `[a|b]` begins with
     /// `a`.
-    pub fn at(&self, step: usize, steps: usize) -> Resolved {
+    pub fn at(&self, step: usize, steps: usize) -> ResolvedPrompt {
         let step = Step {
             number: step.saturating_add(1),
             of: steps,
@@ -32,8 +35,8 @@ impl Prompt {
         let mut parts = Vec::new();
         for item in &self.items {
             let content = match &item.body {
-                Body::Text(nodes) => Content::Text(self.spans(nodes, step)),
-                Body::Blend { members, normalize } => Content::Blend {
+                PromptBody::Text(nodes) => ResolvedContent::Text(self.spans(nodes, step)),
+                PromptBody::Blend { members, normalize } => ResolvedContent::Blend {
                     members: members
                         .iter()
                         .map(|(nodes, weight)| (or_empty(self.spans(nodes, step)), *weight))
@@ -42,15 +45,15 @@ impl Prompt {
                 },
             };
             // Compel drops what says nothing, its weight included
-            if matches!(&content, Content::Text(spans) if spans.is_empty()) {
+            if matches!(&content, ResolvedContent::Text(spans) if spans.is_empty()) {
                 continue;
             }
-            parts.push(JoinPart {
+            parts.push(ResolvedPart {
                 content,
                 weight: item.weight,
             });
         }
-        Resolved {
+        ResolvedPrompt {
             parts,
             join: self.join,
         }
@@ -58,13 +61,13 @@ impl Prompt {
 
     /// Whether the prompt has edits or alternations.
     pub fn changes_by_step(&self) -> bool {
-        self.items.iter().any(|Item { body, .. }| match body {
-            Body::Text(nodes) => changes(nodes),
-            Body::Blend { members, .. } => members.iter().any(|(nodes, _)| changes(nodes)),
+        self.items.iter().any(|PromptPart { body, .. }| match body {
+            PromptBody::Text(nodes) => changes(nodes),
+            PromptBody::Blend { members, .. } => members.iter().any(|(nodes, _)| changes(nodes)),
         })
     }
 
-    fn spans(&self, nodes: &[Node], step: Step) -> Vec<Span> {
+    fn spans(&self, nodes: &[PromptNode], step: Step) -> Vec<WeightedSpan> {
         let mut pieces = Vec::new();
         flatten(nodes, 1.0, step, &mut pieces);
         match self.syntax {
@@ -74,9 +77,9 @@ impl Prompt {
     }
 }
 
-fn or_empty(mut spans: Vec<Span>) -> Vec<Span> {
+fn or_empty(mut spans: Vec<WeightedSpan>) -> Vec<WeightedSpan> {
     if spans.is_empty() {
-        spans.push(Span::Text {
+        spans.push(WeightedSpan::Text {
             text: String::new(),
             weight: 1.0,
         });
@@ -84,21 +87,21 @@ fn or_empty(mut spans: Vec<Span>) -> Vec<Span> {
     spans
 }
 
-fn changes(nodes: &[Node]) -> bool {
+fn changes(nodes: &[PromptNode]) -> bool {
     nodes.iter().any(|node| match node {
-        Node::Edit { .. } | Node::Alternate(_) => true,
-        Node::Group { children, .. } => changes(children),
-        Node::Swap { original, .. } => changes(original),
-        Node::Text(_) | Node::Lora(_) | Node::Break => false,
+        PromptNode::Edit { .. } | PromptNode::Alternate(_) => true,
+        PromptNode::Group { children, .. } => changes(children),
+        PromptNode::Swap { original, .. } => changes(original),
+        PromptNode::Text(_) | PromptNode::Lora(_) | PromptNode::Break => false,
     })
 }
 
-fn flatten<'a>(nodes: &'a [Node], scale: f64, step: Step, out: &mut Vec<Piece<'a>>) {
+fn flatten<'a>(nodes: &'a [PromptNode], scale: f64, step: Step, out: &mut Vec<Piece<'a>>) {
     for node in nodes {
         match node {
-            Node::Text(text) => out.push(Piece::Text(text, scale)),
-            Node::Group { weight, children } => flatten(children, scale * weight, step, out),
-            Node::Swap { original, .. } => {
+            PromptNode::Text(text) => out.push(Piece::Text(text, scale)),
+            PromptNode::Group { weight, children } => flatten(children, scale * weight, step, out),
+            PromptNode::Swap { original, .. } => {
                 out.push(Piece::Border);
                 let start = out.len();
                 flatten(original, scale, step, out);
@@ -110,8 +113,8 @@ fn flatten<'a>(nodes: &'a [Node], scale: f64, step: Step, out: &mut Vec<Piece<'a
                 }
                 out.push(Piece::Border);
             }
-            Node::Break => out.push(Piece::Break),
-            Node::Edit {
+            PromptNode::Break => out.push(Piece::Break),
+            PromptNode::Edit {
                 before,
                 after,
                 when,
@@ -128,26 +131,26 @@ fn flatten<'a>(nodes: &'a [Node], scale: f64, step: Step, out: &mut Vec<Piece<'a
                 };
                 flatten(now, scale, step, out);
             }
-            Node::Alternate(choices) => {
+            PromptNode::Alternate(choices) => {
                 if let Some(now) = choices.get((step.number - 1) % choices.len().max(1)) {
                     flatten(now, scale, step, out);
                 }
             }
-            Node::Lora(_) => {}
+            PromptNode::Lora(_) => {}
         }
     }
 }
 
 /// Whether there is nothing but brackets without a weight.
-fn vacant(nodes: &[Node]) -> bool {
+fn vacant(nodes: &[PromptNode]) -> bool {
     nodes
         .iter()
-        .all(|node| matches!(node, Node::Group { weight: 1.0, children } if vacant(children)))
+        .all(|node| matches!(node, PromptNode::Group { weight: 1.0, children } if vacant(children)))
 }
 
 /// Neighbours of equal weight become one text with a space between. Each time two are joined, Compel
 /// takes one backslash more from before every bracket and quote of the joined text.
-fn fuse_compel(pieces: &[Piece]) -> Vec<Span> {
+fn fuse_compel(pieces: &[Piece]) -> Vec<WeightedSpan> {
     let mut spans = Vec::new();
     let mut start = 0;
     while start < pieces.len() {
@@ -176,7 +179,7 @@ fn fuse_compel(pieces: &[Piece]) -> Vec<Span> {
             text.push_str(&unescape(part, run.len() - i.max(1)));
         }
         start += run.len();
-        spans.push(Span::Text { text, weight });
+        spans.push(WeightedSpan::Text { text, weight });
     }
     spans
 }
@@ -214,15 +217,15 @@ pub(super) fn unescape(text: &str, times: usize) -> String {
 }
 
 /// Neighbours of equal weight become one text, with nothing between.
-fn fuse_a1111(pieces: &[Piece]) -> Vec<Span> {
-    let mut spans: Vec<Span> = Vec::new();
+fn fuse_a1111(pieces: &[Piece]) -> Vec<WeightedSpan> {
+    let mut spans: Vec<WeightedSpan> = Vec::new();
     for piece in pieces {
         match piece {
             Piece::Text("", _) | Piece::Border => {}
-            Piece::Break => spans.push(Span::Break),
+            Piece::Break => spans.push(WeightedSpan::Break),
             Piece::Text(more, weight) => match spans.last_mut() {
-                Some(Span::Text { text, weight: w }) if w == weight => text.push_str(more),
-                _ => spans.push(Span::Text {
+                Some(WeightedSpan::Text { text, weight: w }) if w == weight => text.push_str(more),
+                _ => spans.push(WeightedSpan::Text {
                     text: (*more).to_string(),
                     weight: *weight,
                 }),

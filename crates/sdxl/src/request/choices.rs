@@ -68,7 +68,7 @@ named! { PooledFrom:
 /// When the VAE works tile by tile (slower at the seams, bounded memory).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Tiling {
+pub enum VaeTiling {
     /// Only where the whole picture would not fit in memory.
     #[default]
     Auto,
@@ -78,7 +78,7 @@ pub enum Tiling {
     Off,
 }
 
-named! { Tiling:
+named! { VaeTiling:
     Auto, "auto", "Only if the picture would not fit in memory otherwise";
     On, "on", "Always, for pictures larger than a tile";
     Off, "off", "Never";

@@ -48,7 +48,7 @@ named! { UpscaleMethod:
 /// Pixels on each side of a picture, written `left=128,top=0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Margins {
+pub struct ExtendMargins {
     /// Pixels added on the left.
     pub left: usize,
     /// Pixels added above.
@@ -59,10 +59,10 @@ pub struct Margins {
     pub bottom: usize,
 }
 
-impl Margins {
+impl ExtendMargins {
     /// Whether nothing is added.
     pub fn is_zero(&self) -> bool {
-        *self == Margins::default()
+        *self == ExtendMargins::default()
     }
 
     fn sides(self) -> [(&'static str, usize); 4] {
@@ -75,7 +75,7 @@ impl Margins {
     }
 }
 
-impl fmt::Display for Margins {
+impl fmt::Display for ExtendMargins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let given = self.sides().into_iter().filter(|(_, pixels)| *pixels > 0);
         let words: Vec<String> = given.map(|(side, n)| format!("{side}={n}")).collect();
@@ -83,11 +83,11 @@ impl fmt::Display for Margins {
     }
 }
 
-impl FromStr for Margins {
+impl FromStr for ExtendMargins {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let mut margins = Margins::default();
+        let mut margins = ExtendMargins::default();
         for part in text.split(',').filter(|part| !part.trim().is_empty()) {
             let parsed = part
                 .split_once('=')
@@ -109,15 +109,15 @@ impl FromStr for Margins {
     }
 }
 
-impl TryFrom<String> for Margins {
+impl TryFrom<String> for ExtendMargins {
     type Error = String;
     fn try_from(text: String) -> std::result::Result<Self, String> {
         text.parse()
     }
 }
 
-impl From<Margins> for String {
-    fn from(margins: Margins) -> String {
+impl From<ExtendMargins> for String {
+    fn from(margins: ExtendMargins) -> String {
         margins.to_string()
     }
 }
@@ -243,19 +243,19 @@ mod tests {
 
     #[test]
     fn margins_are_read_as_they_are_written() {
-        let margins: Margins = "left=128, top=0,bottom=8".parse().unwrap();
+        let margins: ExtendMargins = "left=128, top=0,bottom=8".parse().unwrap();
         assert_eq!(
             margins,
-            Margins {
+            ExtendMargins {
                 left: 128,
                 bottom: 8,
-                ..Margins::default()
+                ..ExtendMargins::default()
             }
         );
         assert_eq!(margins.to_string(), "left=128,bottom=8");
-        assert!("".parse::<Margins>().unwrap().is_zero());
+        assert!("".parse::<ExtendMargins>().unwrap().is_zero());
         for wrong in ["128", "left", "middle=3", "left=-1"] {
-            assert!(wrong.parse::<Margins>().is_err(), "{wrong}");
+            assert!(wrong.parse::<ExtendMargins>().is_err(), "{wrong}");
         }
     }
 

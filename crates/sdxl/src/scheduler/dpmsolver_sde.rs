@@ -12,7 +12,7 @@ use super::update_rule::{Built, Step, UpdateRule};
 use super::variance_exploding;
 use super::{InferenceSteps, SchedulerConfig, SchedulerError};
 use crate::latents::Latents;
-use crate::noise::{BrownianTree, NoiseError, PartOfBatch};
+use crate::noise::{BatchSlice, BrownianTree, NoiseError};
 use crate::noise_schedule::SigmaTable;
 
 pub(super) static INFO: Info = Info {
@@ -85,7 +85,7 @@ struct DpmSolverSde {
     /// The seeds of `trees`.
     tree_seeds: Vec<u64>,
     /// The images of this run within the batch, where one path serves a whole batch.
-    part: Option<PartOfBatch>,
+    part: Option<BatchSlice>,
 }
 
 impl UpdateRule for DpmSolverSde {

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::prompt::Span;
+use crate::prompt::WeightedSpan;
 
 /// The rule by which a text that is too long for one chunk is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +71,7 @@ impl ChunkLayout {
     /// Text that the tokenizer refuses, or that needs more than a hundred chunks.
     pub fn new(
         tokenizer: &Tokenizer,
-        spans: &[Span],
+        spans: &[WeightedSpan],
         splitting: Splitting,
         truncate: bool,
     ) -> Result<ChunkLayout> {
@@ -82,9 +82,9 @@ impl ChunkLayout {
         let mut sections: Vec<Vec<Token>> = vec![Vec::new()];
         for span in spans {
             match span {
-                Span::Break if truncate => {}
-                Span::Break => sections.push(Vec::new()),
-                Span::Text { text, weight } => {
+                WeightedSpan::Break if truncate => {}
+                WeightedSpan::Break => sections.push(Vec::new()),
+                WeightedSpan::Text { text, weight } => {
                     let mut ids = tokenizer.ids(text)?;
                     if truncate {
                         let held: usize = sections.iter().map(Vec::len).sum();

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::profile::scope;
 use crate::weights::Loader;
-use crate::weights::{Part, TextParts};
+use crate::weights::{Part, TextCheckpoint};
 
 /// Sequences that go through the network together: more would not make it faster.
 const BATCH: usize = 8;
@@ -41,7 +41,7 @@ impl Encoder {
     /// # Errors
     /// A missing or wrong file, and a tokenizer that does not go with the encoder.
     pub(super) fn load(
-        parts: &TextParts,
+        parts: &TextCheckpoint,
         part: Part,
         precision: Precision,
         streamed: bool,

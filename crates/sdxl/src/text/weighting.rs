@@ -4,7 +4,7 @@ use super::chunks::{Chunk, ChunkLayout, Splitting};
 use super::encoder::{Encoder, Sequence};
 use crate::cancel::OrCancelled;
 use crate::error::Result;
-use crate::prompt::{Content, JoinPart, Span};
+use crate::prompt::{ResolvedContent, ResolvedPart, WeightedSpan};
 
 /// The arithmetic by which a prompt weight changes the states of a text encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ pub(super) struct States {
 /// Text that the tokenizer refuses, and [`crate::Cancelled`].
 pub(super) fn states(
     encoder: &Encoder,
-    parts: &[JoinPart],
+    parts: &[ResolvedPart],
     method: WeightingMethod,
 ) -> Result<States> {
     if parts.is_empty() {
@@ -60,8 +60,8 @@ pub(super) fn states(
     };
     for part in parts {
         let mut states = match &part.content {
-            Content::Text(spans) => of_text(encoder, spans, method)?,
-            Content::Blend { members, normalize } => {
+            ResolvedContent::Text(spans) => of_text(encoder, spans, method)?,
+            ResolvedContent::Blend { members, normalize } => {
                 of_blend(encoder, members, *normalize, method)?
             }
         };
@@ -87,7 +87,7 @@ pub(super) fn pad(values: &mut Vec<f32>, len: usize, empty: &[f32]) {
 /// A weighted sum; shorter members are padded first.
 fn of_blend(
     encoder: &Encoder,
-    members: &[(Vec<Span>, f64)],
+    members: &[(Vec<WeightedSpan>, f64)],
     normalize: bool,
     method: WeightingMethod,
 ) -> Result<States> {
@@ -124,7 +124,7 @@ pub(super) fn weighted_sum(members: &[Vec<f32>], weights: &[f64], normalize: boo
     sums.into_iter().map(|sum| sum as f32).collect()
 }
 
-fn of_text(encoder: &Encoder, spans: &[Span], method: WeightingMethod) -> Result<States> {
+fn of_text(encoder: &Encoder, spans: &[WeightedSpan], method: WeightingMethod) -> Result<States> {
     let tokenizer = encoder.tokenizer();
     let layout = ChunkLayout::new(tokenizer, spans, method.splitting, method.truncate)?;
     let sequences: Vec<Sequence> = (layout.chunks.iter())

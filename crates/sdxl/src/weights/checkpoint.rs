@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use super::checkpoint_files::{CheckpointFiles, missing_part};
 use super::inversion::{InversionFile, Inversions, Widths};
 use super::layout::{check_index, named_class, only_safetensors, what_is_in};
-use super::lora::{Adapters, BaseNetworks, Lora};
-use super::part::{Family, Part};
+use super::lora::{BaseNetworks, Lora, OpenedLoras};
+use super::part::{CheckpointKind, Part};
 use super::replacement::Replacement;
 use super::safetensors::refuse_pickle;
 use super::single_file::{SingleFile, parse};
@@ -43,7 +43,7 @@ pub struct OpenOptions {
 #[derive(Clone)]
 pub struct Checkpoint {
     files: CheckpointFiles,
-    family: Family,
+    family: CheckpointKind,
     /// Whether an absent negative prompt means zeros instead of an encoded "".
     pub force_zeros_for_empty_prompt: bool,
     /// Whether the size ids end in an aesthetic score instead of a target size.
@@ -114,9 +114,9 @@ impl Checkpoint {
     }
 
     /// Opens LoRAs for the networks of this checkpoint, which has none yet.
-    fn adapters(&self, loras: &[Lora]) -> Result<Adapters> {
+    fn adapters(&self, loras: &[Lora]) -> Result<OpenedLoras> {
         if loras.is_empty() {
-            return Ok(Adapters::default());
+            return Ok(OpenedLoras::default());
         }
         let parts = [Part::UNet, Part::TextEncoder, Part::TextEncoder2];
         let tensors = (parts.into_iter().filter(|part| self.has(*part)))
@@ -127,7 +127,7 @@ impl Checkpoint {
             unet_config: self.config_path(Part::UNet),
             tensors,
         };
-        Adapters::open(loras, &networks)
+        OpenedLoras::open(loras, &networks)
     }
 
     fn open_bare(root: &Path, options: &OpenOptions) -> Result<Self> {
@@ -219,7 +219,7 @@ impl Checkpoint {
         let has = |part: Part| single.tensors(part).is_some();
         for part in Part::ALL {
             let needed = match part {
-                Part::TextEncoder => single.family() == Family::Base,
+                Part::TextEncoder => single.family() == CheckpointKind::Base,
                 Part::Vae => files.vae.is_none(),
                 _ => true,
             };
@@ -257,9 +257,9 @@ impl Checkpoint {
         let checkpoint = Checkpoint {
             files,
             family: if configs.text_encoder.is_some() {
-                Family::Base
+                CheckpointKind::Base
             } else {
-                Family::Refiner
+                CheckpointKind::Refiner
             },
             // diffusers' defaults where a key is absent.
             force_zeros_for_empty_prompt: flag("force_zeros_for_empty_prompt").unwrap_or(true),
@@ -337,7 +337,7 @@ impl Checkpoint {
     }
 
     /// Base or refiner.
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> CheckpointKind {
         self.family
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::inversion::Inversions;
 use super::layer_cache::LayerCache;
 use super::layout::find_weights;
-use super::lora::Adapters;
+use super::lora::OpenedLoras;
 use super::part::Part;
 use super::replacement::Replacement;
 use super::single_file::SingleFile;
@@ -22,7 +22,7 @@ pub struct CheckpointFiles {
     pub(super) single: Option<Arc<SingleFile>>,
     pub(super) vae: Option<Arc<Replacement>>,
     pub(super) unet: Option<Arc<Replacement>>,
-    pub(super) adapters: Arc<Adapters>,
+    pub(super) adapters: Arc<OpenedLoras>,
     pub(super) layer_cache: Arc<LayerCache>,
     pub(super) inversions: Arc<Inversions>,
     /// The device that its networks are loaded to.
@@ -77,7 +77,7 @@ impl CheckpointFiles {
     }
 
     /// The LoRAs that are added to the weights.
-    pub fn adapters(&self) -> &Adapters {
+    pub fn adapters(&self) -> &OpenedLoras {
         &self.adapters
     }
 

@@ -180,7 +180,7 @@ fn entries<'a>(laid: impl IntoIterator<Item = (String, Laid<'a>)>) -> Vec<(Strin
 /// # Errors
 /// As [`to_single_file`] and [`to_folder`]; a weight that the target has no number for; a name
 /// that does not go with the target.
-pub fn lower(checkpoint: &Checkpoint, target: Target, to: &Path) -> Result<Report> {
+pub fn to_lower_precision(checkpoint: &Checkpoint, target: Target, to: &Path) -> Result<Report> {
     check_name(target, to)?;
     let lowering = Lowering {
         target,

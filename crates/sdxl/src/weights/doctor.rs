@@ -5,12 +5,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::inversion::{InversionFile, Inversions, Widths};
-use super::recognise::{FileKind, lora_context};
+use super::recognise::{FileKind, lora_text_width};
 use super::single_file::refuse_scaled;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::TensorSet;
 use crate::weights::layout::files_of;
-use crate::weights::{Checkpoint, Family, Part, missing_files};
+use crate::weights::{Checkpoint, CheckpointKind, Part, missing_files};
 
 /// Something to know about a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -88,7 +88,7 @@ pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
             }
         }
     }
-    if checkpoint.family() == Family::Refiner {
+    if checkpoint.family() == CheckpointKind::Refiner {
         found.push(note(
             "this is a refiner: it finishes pictures and cannot start one from a prompt; give it \
              with `refiner`, beside a base checkpoint as `model`",
@@ -270,7 +270,7 @@ fn inversion(path: &Path) -> Finding {
 }
 
 fn lora(tensors: &TensorSet) -> Vec<Finding> {
-    match lora_context(tensors) {
+    match lora_text_width(tensors) {
         Some(768) => vec![problem(
             "this is a LoRA for Stable Diffusion 1 (its text states have 768 channels, SDXL's \
              2048); get one trained on SDXL",

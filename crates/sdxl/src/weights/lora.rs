@@ -20,14 +20,14 @@ use super::changes::Changes;
 use super::layer_cache::FileStamp;
 use super::names::Names;
 use super::part::Part;
-use super::recognise::lora_context;
+use super::recognise::lora_text_width;
 use super::stored_tensor::StoredTensor;
 use super::tensor_set::TensorSet;
 use crate::error::{Error, Result};
 use crate::files::read_json;
 use crate::warning::{Warning, WarningKind};
 pub(super) use base::BaseNetworks;
-use blocks::{Blocks, Factors};
+use blocks::{BlockFactors, BlockScales};
 use update::{ModuleTensors, TensorRole, Update, apply};
 
 /// A file to add, and how much of it.
@@ -42,7 +42,7 @@ pub struct Lora {
     pub text_scale: Option<f32>,
     /// Factors that those scales are multiplied by, for each part and block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blocks: Option<Blocks>,
+    pub blocks: Option<BlockScales>,
     /// The name that a prompt calls it by, if a prompt asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -72,7 +72,7 @@ impl Lora {
 impl std::str::FromStr for Lora {
     type Err = String;
 
-    /// `FILE`, `FILE:SCALE`, and either with `:BLOCKS` behind it (see [`Blocks`]).
+    /// `FILE`, `FILE:SCALE`, and either with `:BLOCKS` behind it (see [`BlockScales`]).
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (text, blocks) = match text.rsplit_once(':') {
             Some((text, blocks)) if is_blocks(blocks) => (text, Some(blocks.parse()?)),
@@ -127,21 +127,21 @@ impl Changes for Updates {
 
 /// Opened LoRAs: matched with a checkpoint's tensors, no values read yet.
 #[derive(Default)]
-pub struct Adapters {
+pub struct OpenedLoras {
     loras: Vec<Lora>,
     updates: HashMap<&'static str, Arc<Updates>>,
     warnings: Vec<Warning>,
 }
 
-impl Adapters {
+impl OpenedLoras {
     /// Opens the files and finds the weights that they change.
     ///
     /// # Errors
     /// A file that is no LoRA, that changes nothing of this checkpoint, or that was made for
     /// networks of other sizes.
-    pub(super) fn open(loras: &[Lora], base: &BaseNetworks<'_>) -> Result<Adapters> {
+    pub(super) fn open(loras: &[Lora], base: &BaseNetworks<'_>) -> Result<OpenedLoras> {
         if loras.is_empty() {
-            return Ok(Adapters::default());
+            return Ok(OpenedLoras::default());
         }
         let targets = Targets::of(base)?;
         let mut updates: HashMap<&'static str, Updates> = HashMap::new();
@@ -154,7 +154,7 @@ impl Adapters {
                 of_part.0.entry(name).or_default().push(update);
             }
         }
-        Ok(Adapters {
+        Ok(OpenedLoras {
             loras: loras.to_vec(),
             updates: (updates.into_iter())
                 .map(|(part, updates)| (part, Arc::new(updates)))
@@ -174,8 +174,8 @@ impl Adapters {
     }
 
     /// Whether `other` changes a part in the same way.
-    pub(crate) fn change_alike(&self, other: &Adapters, part: Part) -> bool {
-        let changes = |adapters: &Adapters| -> BTreeMap<String, Vec<_>> {
+    pub(crate) fn change_alike(&self, other: &OpenedLoras, part: Part) -> bool {
+        let changes = |adapters: &OpenedLoras| -> BTreeMap<String, Vec<_>> {
             (adapters
                 .updates
                 .get(part.folder())
@@ -340,7 +340,7 @@ fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result
         let text = format!("none of its tensors is named as a LoRA's are: it is {what}");
         return Err(Error::file(path, text));
     }
-    let factors = Factors::new(lora.blocks.as_ref(), base, path)?;
+    let factors = BlockFactors::new(lora.blocks.as_ref(), base, path)?;
     let mut updates = Vec::new();
     let mut matched: Vec<(Part, String)> = Vec::new();
     for (key, pieces) in modules {
@@ -405,7 +405,7 @@ fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result
 /// Refuses a LoRA whose attention reads text states of another width: another model's.
 fn check_model(set: &TensorSet, base: &BaseNetworks<'_>, path: &Path) -> Result<()> {
     let wanted = base.unet.cross_attention_dim;
-    let Some(width) = lora_context(set).filter(|width| *width != wanted) else {
+    let Some(width) = lora_text_width(set).filter(|width| *width != wanted) else {
         return Ok(());
     };
     let model = match width {

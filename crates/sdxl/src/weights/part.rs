@@ -2,7 +2,7 @@
 
 /// The kinds of SDXL checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub enum CheckpointKind {
     /// Two text encoders; makes pictures from noise.
     Base,
     /// Only the second text encoder; finishes pictures of a base model.

@@ -156,7 +156,7 @@ pub fn is_lora(name: &str) -> bool {
 }
 
 /// The channels of the text states that a LoRA's attention was trained on, where it has some.
-pub fn lora_context(tensors: &TensorSet) -> Option<usize> {
+pub fn lora_text_width(tensors: &TensorSet) -> Option<usize> {
     let of = |part: &str| {
         tensors.iter().find_map(|(name, tensor)| {
             // Old diffusers wrote `attn2.processor.to_k_lora.down.weight`.

@@ -19,28 +19,28 @@ use super::recognise::FileKind;
 use crate::error::{Error, Result};
 use crate::model::config::{UNetConfig, VaeConfig};
 use crate::weights::tensor_set::SCALE;
+use crate::weights::{CheckpointKind, Part};
 use crate::weights::{ElementType, StoredTensor, TensorSet};
-use crate::weights::{Family, Part};
 
 /// Key of the header under which a converted folder's configuration files are kept: a JSON
 /// object from their paths to their contents.
 pub const CONFIGS: &str = "sdxl.configs";
 
 /// Gives the prefix of the names of a part's tensors.
-pub fn prefix(family: Family, part: Part) -> &'static str {
+pub fn prefix(family: CheckpointKind, part: Part) -> &'static str {
     match (part, family) {
         (Part::UNet, _) => "model.diffusion_model.",
         (Part::Vae, _) => "first_stage_model.",
         (Part::TextEncoder, _) => "conditioner.embedders.0.transformer.",
-        (Part::TextEncoder2, Family::Base) => "conditioner.embedders.1.model.",
-        (Part::TextEncoder2, Family::Refiner) => "conditioner.embedders.0.model.",
+        (Part::TextEncoder2, CheckpointKind::Base) => "conditioner.embedders.1.model.",
+        (Part::TextEncoder2, CheckpointKind::Refiner) => "conditioner.embedders.0.model.",
     }
 }
 
 /// An opened file: names and configuration, no weights yet.
 pub struct SingleFile {
     path: PathBuf,
-    family: Family,
+    family: CheckpointKind,
     parts: HashMap<&'static str, TensorSet>,
     configs: Map<String, Value>,
 }
@@ -54,8 +54,8 @@ impl SingleFile {
         let all = TensorSet::open(&[path.to_path_buf()])?;
         let kind = FileKind::of(&all);
         let family = match kind {
-            FileKind::Base => Family::Base,
-            FileKind::Refiner => Family::Refiner,
+            FileKind::Base => CheckpointKind::Base,
+            FileKind::Refiner => CheckpointKind::Refiner,
             other => {
                 let message = format!("this is {}", other.describe());
                 return Err(Error::file(path, message).with_hint(other.advice()));
@@ -72,7 +72,7 @@ impl SingleFile {
         };
         let (v_prediction, zero_snr) = markers(&all);
         file.default("model_index.json", || {
-            Ok(infer::model_index(family == Family::Refiner).into())
+            Ok(infer::model_index(family == CheckpointKind::Refiner).into())
         })?;
         file.default("scheduler/scheduler_config.json", || {
             Ok(infer::scheduler(v_prediction, zero_snr).into())
@@ -96,7 +96,7 @@ impl SingleFile {
         let own: Vec<(&str, &StoredTensor)> = (all.iter())
             .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
             .collect();
-        if own.is_empty() || part == Part::TextEncoder && self.family == Family::Refiner {
+        if own.is_empty() || part == Part::TextEncoder && self.family == CheckpointKind::Refiner {
             return Ok(());
         }
         let path = self.path.clone();
@@ -136,14 +136,14 @@ impl SingleFile {
         let parts = Part::ALL.map(|part| (part.folder(), TensorSet::random()));
         SingleFile {
             path: random::NAME.into(),
-            family: Family::Base,
+            family: CheckpointKind::Base,
             parts: parts.into(),
             configs: random::base_configs(),
         }
     }
 
     /// Base or refiner.
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> CheckpointKind {
         self.family
     }
 

@@ -6,7 +6,7 @@ use sdxl_kernels::Weights;
 use super::stored_tensor::StoredTensor;
 use super::tensor_set::TensorSet;
 use super::values::to_f32;
-use crate::device::{ReadingBytes, StoredWeights};
+use crate::device::{ReadingMemory, StoredWeights};
 use crate::error::Result;
 
 /// Tensors whose rows, stacked, are a layer.
@@ -47,7 +47,7 @@ impl StoredWeights for StackedTensors {
         }
     }
 
-    fn memory(&self) -> ReadingBytes {
+    fn memory(&self) -> ReadingMemory {
         let reading =
             |(name, tensor): &(String, StoredTensor)| self.tensors.reading_bytes(name, tensor);
         let checking = match self.tensors.is_random() {
@@ -55,7 +55,7 @@ impl StoredWeights for StackedTensors {
             false => self.found.iter().map(reading).max().unwrap_or(0),
         };
         match self.found.as_slice() {
-            [one] => ReadingBytes {
+            [one] => ReadingMemory {
                 gathering: 0,
                 packing: reading(one),
                 checking,
@@ -67,7 +67,7 @@ impl StoredWeights for StackedTensors {
                     let widened = if self.narrow() { 0 } else { last.1.values() };
                     widened * self.value_bytes() + reading(last)
                 });
-                ReadingBytes {
+                ReadingMemory {
                     gathering: rows + last,
                     packing: rows,
                     checking,

@@ -16,7 +16,7 @@ use crate::model::config::ClipConfig;
 /// The text encoders of a checkpoint with their tokenizers: all that encoding prompts
 /// takes. A folder need not hold anything else.
 #[derive(Clone)]
-pub struct TextParts {
+pub struct TextCheckpoint {
     files: CheckpointFiles,
     /// First text encoder; a refiner has none.
     pub text_encoder: Option<ClipConfig>,
@@ -24,13 +24,13 @@ pub struct TextParts {
     pub text_encoder_2: ClipConfig,
 }
 
-impl TextParts {
+impl TextCheckpoint {
     /// Opens the text parts of the folder `root`: `text_encoder_2` with `tokenizer_2`, and
     /// `text_encoder` with `tokenizer` where they are there; or those of a single file.
     ///
     /// # Errors
     /// Names the file that is missing or that this program cannot run.
-    pub fn open(root: &Path, variant: Option<&str>) -> Result<TextParts> {
+    pub fn open(root: &Path, variant: Option<&str>) -> Result<TextCheckpoint> {
         let options = OpenOptions {
             variant: variant.map(str::to_string),
             ..OpenOptions::default()
@@ -42,7 +42,7 @@ impl TextParts {
     ///
     /// # Errors
     /// As [`Self::open`], and a textual inversion that cannot be used.
-    pub fn open_with(root: &Path, options: &OpenOptions) -> Result<TextParts> {
+    pub fn open_with(root: &Path, options: &OpenOptions) -> Result<TextCheckpoint> {
         if root.is_file() {
             return Ok(Checkpoint::open_with(root, options)?.text_parts());
         }
@@ -65,7 +65,7 @@ impl TextParts {
             first: text_encoder.as_ref().map(|c| c.hidden_size),
             second: text_encoder_2.hidden_size,
         };
-        Ok(TextParts {
+        Ok(TextCheckpoint {
             files: CheckpointFiles {
                 root: root.to_path_buf(),
                 variant: options.variant.clone(),
@@ -95,8 +95,8 @@ impl TextParts {
 
 impl Checkpoint {
     /// The text encoders and what goes with them.
-    pub fn text_parts(&self) -> TextParts {
-        TextParts {
+    pub fn text_parts(&self) -> TextCheckpoint {
+        TextCheckpoint {
             files: self.files().clone(),
             text_encoder: self.text_encoder.clone(),
             text_encoder_2: self.text_encoder_2.clone(),

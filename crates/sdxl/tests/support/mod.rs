@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use sdxl::files::read_json;
-use sdxl::pipeline::Source;
+use sdxl::pipeline::CheckpointSource;
 use sdxl::prompt::Prompt;
 use sdxl::tensor::Tensor;
 use sdxl::text::{Conditioning, TextEncoders, TextInput, TextOptions};
@@ -63,7 +63,7 @@ pub(crate) fn encode(text: &TextEncoders, prompt: &str, request: &Request) -> Ar
 }
 
 /// A pipeline whose networks stay in memory.
-pub(crate) fn load(source: impl Into<Source>, precision: Precision) -> Pipeline {
+pub(crate) fn load(source: impl Into<CheckpointSource>, precision: Precision) -> Pipeline {
     Pipeline::open(source).precision(precision).load().unwrap()
 }
 

@@ -18,7 +18,7 @@ use crate::pipeline::offload::Offload;
 use crate::pipeline::stages::{Network, Stage, StageProgress, StartFrom};
 use crate::pipeline::vae::{VaeBatching, latent_grid};
 use crate::profile;
-use crate::request::{Size, Tiling, UpscaleMethod};
+use crate::request::{Size, UpscaleMethod, VaeTiling};
 use crate::warning::Warning;
 use crate::weights::{Checkpoint, Part};
 
@@ -215,7 +215,7 @@ impl<'a> Planner<'a> {
                 .map(|(_, p)| p.clone()),
         );
         let (tile, sliced) = chosen;
-        let asked = request.vae_tiling == Tiling::On || request.vae_tile_size.is_some();
+        let asked = request.vae_tiling == VaeTiling::On || request.vae_tile_size.is_some();
         Ok(Plan {
             budget: self.asked.budget.bytes(),
             precision: self.asked.precision,
@@ -337,10 +337,10 @@ impl<'a> Planner<'a> {
         let request = self.asked.request;
         let usual = vae.tile_size();
         let tiles = match (request.vae_tiling, request.vae_tile_size) {
-            (Tiling::Off, _) => vec![None],
+            (VaeTiling::Off, _) => vec![None],
             (_, Some(side)) => vec![Some(side as usize / VAE_FACTOR)],
-            (Tiling::On, None) => vec![Some(usual)],
-            (Tiling::Auto, None) => {
+            (VaeTiling::On, None) => vec![Some(usual)],
+            (VaeTiling::Auto, None) => {
                 let halves = std::iter::successors(Some(usual / 2), |side| Some(side / 2));
                 let halves = halves.take_while(|side| *side >= 16 && side.is_multiple_of(4));
                 let halves = halves.filter(|_| smallest).map(Some);

@@ -21,7 +21,7 @@ use crate::weights::names::Names;
 /// Factors for parts of the networks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Blocks {
+pub enum BlockScales {
     /// The dictionary that diffusers' `set_adapters` takes as `adapter_weights`:
     /// `{"unet": {"down": 0.5, "mid": 1, "up": {"block_0": [1, 0.5, 0]}}, "text_encoder": 0.2}`.
     /// A number in the place of a dictionary or a list is for all of it, and places that are not
@@ -80,14 +80,14 @@ pub fn read_list(text: &str) -> std::result::Result<Vec<f32>, String> {
     })
 }
 
-impl std::str::FromStr for Blocks {
+impl std::str::FromStr for BlockScales {
     type Err = String;
 
     /// `down=0.5,up.block_0=1,0.5,0,text_encoder=0.2`: the dictionary's entries by their path, with
     /// or without `unet.` in front; or `lbw=` and a list or a preset.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         if let Some(list) = text.strip_prefix("lbw=") {
-            return read_list(list).map(Blocks::Listed);
+            return read_list(list).map(BlockScales::Listed);
         }
         // A word without a name goes on with the list before it.
         let mut entries: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -130,7 +130,7 @@ impl std::str::FromStr for Blocks {
             insert(&mut root, &path, value)
                 .ok_or_else(|| format!("`{name}` is given as a whole and in parts"))?;
         }
-        Ok(Blocks::Named(root))
+        Ok(BlockScales::Named(root))
     }
 }
 
@@ -157,8 +157,8 @@ struct Asked {
 /// A factor, and which of the askings it comes from.
 type AskedFactor = (f32, usize);
 
-/// [`Blocks`] matched with a checkpoint's networks.
-pub struct Factors {
+/// [`BlockScales`] matched with a checkpoint's networks.
+pub(super) struct BlockFactors {
     kind: ByBlock,
     asked: Vec<Asked>,
 }
@@ -180,20 +180,20 @@ enum ByBlock {
     },
 }
 
-impl Factors {
+impl BlockFactors {
     /// # Errors
     /// [`Error::File`] naming `path`, the LoRA: blocks that this checkpoint does not have, values
     /// that are no scales, and lists of another length.
     pub(super) fn new(
-        blocks: Option<&Blocks>,
+        blocks: Option<&BlockScales>,
         base: &BaseNetworks<'_>,
         path: &Path,
-    ) -> Result<Factors> {
+    ) -> Result<BlockFactors> {
         let mut asked = Vec::new();
         let kind = match blocks {
             None => ByBlock::None,
-            Some(Blocks::Listed(weights)) => listed(weights, base, path)?,
-            Some(Blocks::Named(dictionary)) => {
+            Some(BlockScales::Listed(weights)) => listed(weights, base, path)?,
+            Some(BlockScales::Named(dictionary)) => {
                 let mut reader = Reader {
                     path,
                     asked: &mut asked,
@@ -201,11 +201,11 @@ impl Factors {
                 reader.dictionary(dictionary, base)?
             }
         };
-        Ok(Factors { kind, asked })
+        Ok(BlockFactors { kind, asked })
     }
 
     /// The factor of a module.
-    pub fn of(&self, part: Part, module: &str) -> f32 {
+    pub(super) fn of(&self, part: Part, module: &str) -> f32 {
         let found = match &self.kind {
             ByBlock::None => None,
             ByBlock::Listed {
@@ -239,7 +239,7 @@ impl Factors {
 
     /// Refuses scales for places where the file changes nothing. `changed`: the modules that it
     /// changes.
-    pub fn check_met(&self, changed: &[(Part, String)], path: &Path) -> Result<()> {
+    pub(super) fn check_met(&self, changed: &[(Part, String)], path: &Path) -> Result<()> {
         let in_vain: Vec<&str> = (self.asked.iter().filter(|asked| !asked.met.get()))
             .map(|asked| asked.label.as_str())
             .collect();
@@ -512,8 +512,8 @@ mod tests {
     use serde_json::json;
 
     fn named(text: &str) -> Value {
-        match text.parse::<Blocks>() {
-            Ok(Blocks::Named(map)) => map.into(),
+        match text.parse::<BlockScales>() {
+            Ok(BlockScales::Named(map)) => map.into(),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -538,7 +538,7 @@ mod tests {
             ("lbw=OUT", "OUTALL"),
             ("lbw=1,R", "1,R"),
         ] {
-            let told = text.parse::<Blocks>().unwrap_err();
+            let told = text.parse::<BlockScales>().unwrap_err();
             assert!(told.contains(word), "{text}: {told}");
         }
     }

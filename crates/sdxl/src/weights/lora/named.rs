@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Lora;
-use super::blocks::Blocks;
+use super::blocks::BlockScales;
 use crate::error::{Error, Result};
 use crate::prompt::LoraUse;
 use crate::weights::TensorSet;
@@ -17,7 +17,7 @@ impl Lora {
         Lora {
             text_scale: wanted.text_weight.map(|w| w as f32),
             blocks: (!wanted.block_weights.is_empty())
-                .then(|| Blocks::Listed(wanted.block_weights.clone())),
+                .then(|| BlockScales::Listed(wanted.block_weights.clone())),
             name: Some(wanted.name.clone()),
             ..Lora::new(file, wanted.weight as f32)
         }
