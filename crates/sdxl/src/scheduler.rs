@@ -5,7 +5,7 @@
 //! loop is the same for all of them:
 //!
 //! ```
-//! # use sdxl::latents::Latents;
+//! # use sdxl::Latents;
 //! # use sdxl::noise::{NoiseSource, Rng};
 //! # use sdxl::scheduler::{InferenceSteps, SchedulerConfig, build};
 //! # fn unet(input: &Latents, _timestep: f64) -> Latents { input.map(|x| 0.5 * x) }
