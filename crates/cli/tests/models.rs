@@ -343,7 +343,21 @@ fn doctor_tells_files_apart() {
         assert_eq!(code, 2);
         speaks(&found, true, &words);
     }
+    // As `generate` judges it: one that lacks a half, or fits no layer, is of no use.
     write_zeros(&at.join("lora.safetensors"), &[(down, &[4, 2048])]);
+    let (code, found) = doctor(at, "lora.safetensors");
+    assert_eq!(code, 2);
+    speaks(&found, true, &["lacks some of its tensors"]);
+    let flux = "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight";
+    write_zeros(&at.join("lora.safetensors"), &[(flux, &[4, 3072])]);
+    let (code, found) = doctor(at, "lora.safetensors");
+    assert_eq!(code, 2);
+    speaks(&found, true, &["double_blocks", "none of it fits"]);
+    let up = down.replace("lora_down", "lora_up");
+    write_zeros(
+        &at.join("lora.safetensors"),
+        &[(down, &[4, 2048]), (&up, &[640, 4])],
+    );
     let (code, found) = doctor(at, "lora.safetensors");
     assert_eq!(code, 0);
     speaks(&found, false, &["`loras`"]);

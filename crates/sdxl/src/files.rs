@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::{python_json, sniff};
 
 /// A weight file of a checkpoint and what was in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,16 +43,44 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::read(path, &e))
 }
 
-/// Reads a JSON file into `T`; errors name the file, the line and the key.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+/// Reads a text file of a checkpoint.
+///
+/// # Errors
+/// A file that is missing, or is something else.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = read_file(path)?;
+    match python_json::decode(&bytes) {
+        Some(text) => Ok(text.trim_start_matches('\u{feff}').to_string()),
+        None => Err(Error::file(path, "it is no text")),
+    }
+}
+
+/// Reads a file of a checkpoint that is no weights.
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::file(
             path,
             "this file of the checkpoint is missing; download it, or the whole checkpoint, again",
         ),
         _ => Error::read(path, &e),
     })?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not as expected: {e}")))
+    match sniff::impostor(&bytes) {
+        Some(what) => Err(Error::file(path, what)),
+        None => Ok(bytes),
+    }
+}
+
+/// Reads a JSON file into `T`, also as Python and editors write it (with bare infinities, in UTF-16); errors
+/// name the file, the line and the key.
+///
+/// # Errors
+/// A file that is missing, or is something else, or holds something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = read_file(path)?;
+    let Some(text) = python_json::decode(&bytes) else {
+        return Err(Error::file(path, "it is no text, so it is no JSON"));
+    };
+    python_json::from_str(&text).map_err(|e| Error::file(path, format!("not as expected: {e}")))
 }
 
 /// Size and SHA-256 of a file.

@@ -48,6 +48,8 @@ mod cancel;
 mod hint;
 mod latents;
 mod precision;
+mod python_json;
+mod sniff;
 
 // What is hidden from the documentation, here and in modules below, is for the project's own tests
 // and benchmark, which look inside of networks and files. It changes without notice.

@@ -8,6 +8,7 @@ pub mod embeds_file;
 mod encoder;
 #[doc(hidden)]
 pub mod tokenizer;
+pub(crate) mod tokenizer_files;
 pub(crate) mod vocabulary;
 mod weighting;
 

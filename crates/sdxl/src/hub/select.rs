@@ -142,8 +142,15 @@ fn of_folder(want: &FetchOptions, view: &View<'_>, found: &mut Selection) -> Res
         taken.push(weights(want, view, &folder, part, found)?);
         if let Part::TextEncoder | Part::TextEncoder2 = part {
             let folder = part.folder().replace("text_encoder", "tokenizer");
-            for file in ["vocab.json", "merges.txt"] {
-                view.need(&format!("{folder}/{file}"), found);
+            let pair = ["vocab.json", "merges.txt"].map(|file| format!("{folder}/{file}"));
+            // transformers 5 writes one file in the place of the two.
+            let both = format!("{folder}/tokenizer.json");
+            if view.has(&both) && !pair.iter().all(|file| view.has(file)) {
+                view.need(&both, found);
+            } else {
+                for file in &pair {
+                    view.need(file, found);
+                }
             }
             for file in [
                 "special_tokens_map.json",

@@ -38,7 +38,10 @@ impl Pipeline {
             (&mut pipeline.networks, &self.networks),
             (&mut pipeline.streamed, &self.streamed),
         ] {
-            if same(Part::TextEncoder) && same(Part::TextEncoder2) {
+            // LoRAs may bring words along.
+            let same_words = self.checkpoint.files().inversions().words()
+                == checkpoint.files().inversions().words();
+            if same_words && same(Part::TextEncoder) && same(Part::TextEncoder2) {
                 new.text = Arc::clone(&old.text);
             }
             if same(Part::UNet) {

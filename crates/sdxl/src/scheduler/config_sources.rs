@@ -41,9 +41,9 @@ impl SchedulerConfig {
     }
 
     /// Reads the text that diffusers writes (`scheduler_config.json`), which is JSON except for
-    /// infinite numbers.
+    /// numbers that are infinite.
     pub fn from_text(text: &str) -> Result<Self, SchedulerError> {
-        let object = serde_json::from_str(&quote_infinities(text));
+        let object = crate::python_json::from_str(text);
         Self::from_json(object.map_err(|e| SchedulerError::NotJson(e.to_string()))?)
     }
 
@@ -68,29 +68,6 @@ impl SchedulerConfig {
         values.extend(implied);
         Ok(Self::new(info, values))
     }
-}
-
-/// Python writes infinite numbers bare, which is not JSON; as strings they can be read.
-fn quote_infinities(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let (mut quoted, mut escaped) = (false, false);
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        if !quoted
-            && let Some(word) = ["-Infinity", "Infinity"]
-                .into_iter()
-                .find(|w| rest.starts_with(w))
-        {
-            out.extend(["\"", word, "\""]);
-            rest = &rest[word.len()..];
-            continue;
-        }
-        quoted ^= c == '"' && !escaped;
-        escaped = c == '\\' && !escaped;
-        out.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    out
 }
 
 impl<'de> Deserialize<'de> for SchedulerConfig {

@@ -1,4 +1,4 @@
-//! Prompt text to token ids: CLIP's byte-level BPE from `vocab.json` and `merges.txt`.
+//! Prompt text to token ids: CLIP's byte-level BPE.
 //!
 //! Behaves as transformers' fast `CLIPTokenizer`: NFC, white space folded, lower case,
 //! no HTML or "ftfy" clean-up. The two tokenizers of a checkpoint have the same
@@ -15,6 +15,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
+use super::tokenizer_files::TokenizerFiles;
 use super::vocabulary;
 use crate::error::{Error, Result};
 use crate::files::read_json;
@@ -47,24 +48,14 @@ impl Tokenizer {
     /// # Errors
     /// A missing or malformed file, by name.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-        for path in [&vocab, &merges] {
-            if !path.is_file() {
-                return Err(Error::file(
-                    path,
-                    "this file of the tokenizer is missing; download it, or the checkpoint, again",
-                ));
-            }
-        }
-        let config: Map<String, Value> = match folder.join("tokenizer_config.json") {
-            path if path.is_file() => read_json(&path)?,
-            _ => Map::new(),
-        };
-        let special_map: Map<String, Value> = match folder.join("special_tokens_map.json") {
-            path if path.is_file() => read_json(&path)?,
-            _ => Map::new(),
-        };
-        let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
+        let TokenizerFiles {
+            vocab,
+            merges,
+            config,
+            special_map,
+        } = TokenizerFiles::read(folder)?;
+        let vocab: Vocab = vocab.into_iter().collect();
+        let model = BPE::builder().vocab_and_merges(vocab, merges);
         Self::build(model, &config, &special_map, folder, true)
     }
 

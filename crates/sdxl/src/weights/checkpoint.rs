@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::checkpoint_files::{CheckpointFiles, missing_part};
@@ -15,7 +16,6 @@ use super::layout::{check_index, named_class, only_safetensors, what_is_in};
 use super::lora::{BaseNetworks, Lora, OpenedLoras};
 use super::part::{CheckpointKind, Part};
 use super::replacement::Replacement;
-use super::safetensors::refuse_pickle;
 use super::single_file::{SingleFile, parse};
 use super::tensor_set::TensorSet;
 use crate::device::{Device, cpu};
@@ -69,6 +69,12 @@ struct Configs {
     scheduler: Map<String, Value>,
 }
 
+/// The configuration of a part that stands in for another, where it has one of its own.
+fn replaced<T: DeserializeOwned>(part: &Option<Arc<Replacement>>) -> Result<Option<T>> {
+    let config = part.as_ref().map(|part| part.config()).transpose()?;
+    Ok(config.flatten())
+}
+
 impl Checkpoint {
     /// Opens the folder or file `root`. With `variant` (`fp16`), weight files named
     /// `*.fp16.safetensors` are used where a part has them.
@@ -91,12 +97,7 @@ impl Checkpoint {
     pub fn open_with(root: &Path, options: &OpenOptions) -> Result<Self> {
         let mut checkpoint = Self::open_bare(root, options)?;
         checkpoint.files.adapters = Arc::new(checkpoint.adapters(&options.loras)?);
-        let widths = Widths {
-            first: checkpoint.text_encoder.as_ref().map(|c| c.hidden_size),
-            second: checkpoint.text_encoder_2.hidden_size,
-        };
-        let inversions = Inversions::open(&options.embeddings, widths)?;
-        checkpoint.files.inversions = Arc::new(inversions);
+        checkpoint.files.inversions = Arc::new(checkpoint.inversions(&options.embeddings)?);
         Ok(checkpoint)
     }
 
@@ -109,6 +110,8 @@ impl Checkpoint {
         let mut changed = self.clone();
         changed.files.adapters = Arc::default();
         changed.files.adapters = Arc::new(changed.adapters(loras)?);
+        let words = changed.inversions(self.files.inversions().files())?;
+        changed.files.inversions = Arc::new(words);
         changed.files.layer_cache.evict_dropped();
         Ok(changed)
     }
@@ -128,6 +131,16 @@ impl Checkpoint {
             tensors,
         };
         OpenedLoras::open(loras, &networks)
+    }
+
+    /// Opens textual inversions for the text encoders of this checkpoint, with those that its LoRAs
+    /// bring along.
+    fn inversions(&self, files: &[InversionFile]) -> Result<Inversions> {
+        let widths = Widths {
+            first: self.text_encoder.as_ref().map(|c| c.hidden_size),
+            second: self.text_encoder_2.hidden_size,
+        };
+        Inversions::open(files, self.files.adapters.bundles(), widths)
     }
 
     fn open_bare(root: &Path, options: &OpenOptions) -> Result<Self> {
@@ -176,12 +189,12 @@ impl Checkpoint {
         let configs = Configs {
             text_encoder,
             text_encoder_2: read_json(&config_path(Part::TextEncoder2))?,
-            unet: match &files.unet {
-                Some(unet) => unet.config()?,
+            unet: match replaced(&files.unet)? {
+                Some(config) => config,
                 None => read_json(&config_path(Part::UNet))?,
             },
-            vae: match &files.vae {
-                Some(vae) => vae.config()?,
+            vae: match replaced(&files.vae)? {
+                Some(config) => config,
                 None => read_json(&config_path(Part::Vae))?,
             },
             scheduler: read_json(&root.join("scheduler/scheduler_config.json"))?,
@@ -209,7 +222,6 @@ impl Checkpoint {
     }
 
     fn of_single_file(files: CheckpointFiles) -> Result<Self> {
-        refuse_pickle(&files.root)?;
         let single = SingleFile::open(&files.root)?;
         Self::of_parts(files, single)
     }
@@ -234,12 +246,12 @@ impl Checkpoint {
                 .then(|| single.config(Part::TextEncoder))
                 .transpose()?,
             text_encoder_2: single.config(Part::TextEncoder2)?,
-            unet: match &files.unet {
-                Some(unet) => unet.config()?,
+            unet: match replaced(&files.unet)? {
+                Some(config) => config,
                 None => single.config(Part::UNet)?,
             },
-            vae: match &files.vae {
-                Some(vae) => vae.config()?,
+            vae: match replaced(&files.vae)? {
+                Some(config) => config,
                 None => single.config(Part::Vae)?,
             },
             scheduler: parse(single.configs(), "scheduler/scheduler_config.json", &root)?,

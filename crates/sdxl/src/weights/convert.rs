@@ -22,6 +22,7 @@ use super::single_file::{CONFIGS, prefix};
 use crate::error::{Error, Result};
 use crate::files::read_json;
 use crate::text::tokenizer::Tokenizer;
+use crate::text::tokenizer_files::TokenizerFiles;
 use crate::text::vocabulary;
 use crate::weights::part::config_key;
 use crate::weights::tensor_set::SCALE;
@@ -436,7 +437,9 @@ fn configs(checkpoint: &Checkpoint) -> Result<Map<String, Value>> {
     };
     for part in [Part::Vae, Part::UNet] {
         if let Some(other) = files.replacement(part) {
-            configs.insert(config_key(part), other.config_json().clone());
+            if let Some(config) = other.config_json() {
+                configs.insert(config_key(part), config.clone());
+            }
             if let Some(scheduler) = other.scheduler() {
                 let key = "scheduler/scheduler_config.json".to_string();
                 configs.insert(key, scheduler.clone().into());
@@ -597,9 +600,8 @@ fn check_tokenizer(checkpoint: &Checkpoint, part: Part) -> Result<()> {
     let ends = |t: &Tokenizer| (t.bos(), t.eos(), t.pad(), t.max_length(), t.vocab_size());
     let same_tokens = ends(&own) == ends(&clip)
         && (0..own.vocab_size() as u32).all(|id| own.token(id) == clip.token(id));
-    let merges = fs::read_to_string(folder.join("merges.txt")).unwrap_or_default();
-    let lines = |text: &str| vocabulary::merges(text);
-    if same_tokens && lines(&merges) == lines(&vocabulary::merges_txt()) {
+    let merges = TokenizerFiles::read(&folder)?.merges;
+    if same_tokens && merges == vocabulary::merges(&vocabulary::merges_txt()) {
         return Ok(());
     }
     Err(Error::file(
@@ -616,7 +618,10 @@ fn write_tokenizer(
     write: &dyn Fn(PathBuf, &str) -> Result<()>,
 ) -> Result<()> {
     if let Some(folder) = checkpoint.files().tokenizer_folder(part) {
-        for name in TOKENIZER_FILES.iter().chain(&["added_tokens.json"]) {
+        for name in TOKENIZER_FILES
+            .iter()
+            .chain(&["added_tokens.json", "tokenizer.json"])
+        {
             let from = folder.join(name);
             if from.is_file() {
                 let text = fs::read_to_string(&from).map_err(|e| Error::read(&from, &e))?;

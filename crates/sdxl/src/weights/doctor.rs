@@ -5,8 +5,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::inversion::{InversionFile, Inversions, Widths};
+use super::loader::Loader;
+use super::lora::{BaseNetworks, Lora, OpenedLoras};
 use super::recognise::{FileKind, lora_text_width};
 use super::single_file::refuse_scaled;
+use crate::error::Result;
+use crate::model::unet::UNet;
+use crate::precision::Precision;
+use crate::text::clip::ClipTextModel;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::TensorSet;
 use crate::weights::layout::files_of;
@@ -43,7 +49,7 @@ pub fn examine(path: &Path, variant: Option<&str>) -> Vec<Finding> {
             Err(error) => return vec![problem(error.to_string())],
             Ok(tensors) => match FileKind::of(&tensors) {
                 FileKind::Base | FileKind::Refiner => {}
-                FileKind::Lora => return lora(&tensors),
+                FileKind::Lora => return lora(path, &tensors),
                 FileKind::Embedding => return vec![inversion(path)],
                 FileKind::Vae => return vec![vae_file(&tensors)],
                 FileKind::OriginalUNet => return vec![unet_file(&tensors, path)],
@@ -260,7 +266,7 @@ fn inversion(path: &Path) -> Finding {
         first: Some(768),
         second: 1280,
     };
-    match Inversions::open(&[file], widths) {
+    match Inversions::open(&[file], &[], widths) {
         Ok(_) => note(
             "this is a textual inversion: give a checkpoint as the model and this file with \
              `embeddings`",
@@ -269,21 +275,59 @@ fn inversion(path: &Path) -> Finding {
     }
 }
 
-fn lora(tensors: &TensorSet) -> Vec<Finding> {
-    match lora_text_width(tensors) {
-        Some(768) => vec![problem(
-            "this is a LoRA for Stable Diffusion 1 (its text states have 768 channels, SDXL's \
-             2048); get one trained on SDXL",
-        )],
-        Some(1024) => vec![problem(
-            "this is a LoRA for Stable Diffusion 2 (its text states have 1024 channels, SDXL's \
-             2048); get one trained on SDXL",
-        )],
-        Some(1280) => vec![note(
+/// A LoRA, judged by the code that adds it to a checkpoint: for SDXL base, whose tensors are known
+/// without a file.
+fn lora(path: &Path, tensors: &TensorSet) -> Vec<Finding> {
+    if lora_text_width(tensors) == Some(1280) {
+        return vec![note(
             "this is a LoRA for SDXL's refiner; it does not go with the base model",
-        )],
-        _ => vec![note(
+        )];
+    }
+    let judged = || -> Result<Vec<Finding>> {
+        let base = Checkpoint::with_random_weights()?;
+        let parts = [Part::UNet, Part::TextEncoder, Part::TextEncoder2];
+        let tensors = parts.into_iter().map(|part| {
+            let set =
+                TensorSet::asked_by(|set| load(&base, part, &Loader::new(set, Precision::F32)));
+            Ok((part, set?))
+        });
+        let networks = BaseNetworks {
+            unet: &base.unet,
+            unet_config: base.config_path(Part::UNet),
+            tensors: tensors.collect::<Result<_>>()?,
+        };
+        let opened = OpenedLoras::open(&[Lora::new(path, 1.0)], &networks)?;
+        let widths = Widths {
+            first: Some(768),
+            second: 1280,
+        };
+        Inversions::open(&[], opened.bundles(), widths)?;
+        let mut found = vec![note(
             "this is a LoRA: give a checkpoint as the model and this file with `loras`",
-        )],
+        )];
+        let words = opened.bundles().iter();
+        found.extend(words.map(|bundle| {
+            note(format!(
+                "it brings a textual inversion along: write `{}` in a prompt",
+                bundle.word
+            ))
+        }));
+        found.extend(
+            opened
+                .warnings()
+                .iter()
+                .map(|warning| note(warning.to_string())),
+        );
+        Ok(found)
+    };
+    judged().unwrap_or_else(|error| vec![problem(error.to_string())])
+}
+
+/// Loads a network that LoRAs change.
+fn load(base: &Checkpoint, part: Part, from: &Loader<'_>) -> Result<()> {
+    match (part, &base.text_encoder) {
+        (Part::UNet, _) => UNet::load(&base.unet, &base.config_path(part), from).map(drop),
+        (Part::TextEncoder, Some(config)) => ClipTextModel::load(config, from, false).map(drop),
+        _ => ClipTextModel::load(&base.text_encoder_2, from, true).map(drop),
     }
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::lora::Bundle;
 use super::recognise::FileKind;
 use crate::error::{Error, Result};
 use crate::weights::Part;
 use crate::weights::TensorSet;
-use crate::weights::safetensors::refuse_pickle;
 use crate::weights::values::to_f32;
 
 /// A file, and the word that stands for its vectors in prompts.
@@ -107,7 +107,11 @@ impl Inversions {
     /// # Errors
     /// A file that is no textual inversion, lacks one of the text encoders, or was made for
     /// others; a word that two files claim.
-    pub(super) fn open(files: &[InversionFile], widths: Widths) -> Result<Inversions> {
+    pub(super) fn open(
+        files: &[InversionFile],
+        bundles: &[Bundle],
+        widths: Widths,
+    ) -> Result<Inversions> {
         let mut all = Inversions::default();
         for given in files {
             let word = read(given, widths)?;
@@ -124,6 +128,20 @@ impl Inversions {
             match all.words.iter_mut().find(|other| halves(other, &word)) {
                 Some(other) => other.join(word)?,
                 None => all.words.push(word),
+            }
+        }
+        for bundle in bundles {
+            let token = Some(bundle.word.as_str());
+            let word = read_word(&bundle.tensors, &bundle.file, token, widths)?;
+            // The same LoRA twice, or the same words beside another file of it.
+            let again = |other: &Inversion| {
+                Inversion {
+                    file: other.file.clone(),
+                    ..word.clone()
+                } == *other
+            };
+            if !all.words.iter().any(again) {
+                all.words.push(word);
             }
         }
         for word in &all.words {
@@ -210,13 +228,21 @@ const PAIRS: [[&str; 2]; 2] = [
 ];
 
 fn read(given: &InversionFile, widths: Widths) -> Result<Inversion> {
-    let path = given.file.as_path();
-    refuse_pickle(path)?;
     let set = TensorSet::open(std::slice::from_ref(&given.file))?;
+    read_word(&set, &given.file, given.token.as_deref(), widths)
+}
+
+/// Reads the word of a file's tensors. `token`: the name that it is given.
+fn read_word(
+    set: &TensorSet,
+    path: &Path,
+    token: Option<&str>,
+    widths: Widths,
+) -> Result<Inversion> {
     set.check_shapes(|_| true)?;
     let named = |trained: Option<&str>| -> String {
         let stem = || path.file_stem().unwrap_or_default().to_string_lossy();
-        let token = given.token.as_deref().or(trained);
+        let token = token.or(trained);
         token.map_or_else(|| stem().into_owned(), str::to_string)
     };
     let word = |token, vectors, first, second| Inversion {
@@ -241,9 +267,9 @@ fn read(given: &InversionFile, widths: Widths) -> Result<Inversion> {
                 ));
             }
         }
-        let (count, second) = vectors(&set, g, path, "second", widths.second)?;
+        let (count, second) = vectors(set, g, path, "second", widths.second)?;
         let first = (widths.first)
-            .map(|width| vectors(&set, l, path, "first", width))
+            .map(|width| vectors(set, l, path, "first", width))
             .transpose()?;
         if let Some((other, _)) = &first
             && *other != count
@@ -258,22 +284,22 @@ fn read(given: &InversionFile, widths: Widths) -> Result<Inversion> {
     // One tensor: `emb_params` as A1111 has it, or named by its word as diffusers has it.
     let only: Vec<_> = set.iter().collect();
     let [(key, tensor)] = only[..] else {
-        return Err(no_inversion(&set, path));
+        return Err(no_inversion(set, path));
     };
     let ([width] | [_, width]) = *tensor.shape() else {
-        return Err(no_inversion(&set, path));
+        return Err(no_inversion(set, path));
     };
     if key.ends_with(".weight") {
-        return Err(no_inversion(&set, path));
+        return Err(no_inversion(set, path));
     }
     let token = named((key != "emb_params").then_some(key));
     if width == widths.second {
-        let (count, rows) = vectors(&set, key, path, "second", width)?;
+        let (count, rows) = vectors(set, key, path, "second", width)?;
         return Ok(word(token, count, None, Some(rows)));
     }
     let Some(first) = widths.first else {
         // Beside its other half it may be for a base model, which a refiner runs beside.
-        let (count, rows) = vectors(&set, key, path, "first", width)?;
+        let (count, rows) = vectors(set, key, path, "first", width)?;
         return Ok(word(token, count, Some(rows), None));
     };
     if first != width {
@@ -293,7 +319,7 @@ fn read(given: &InversionFile, widths: Widths) -> Result<Inversion> {
             ),
         ));
     }
-    let (count, rows) = vectors(&set, key, path, "first", first)?;
+    let (count, rows) = vectors(set, key, path, "first", first)?;
     Ok(word(token, count, Some(rows), None))
 }
 

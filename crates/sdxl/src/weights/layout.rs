@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::part::Part;
 use crate::error::{Error, Result};
 use crate::files::read_json;
-use crate::weights::safetensors::refuse_pickle;
+use crate::weights::safetensors::is_named_pickle;
 
 /// Refuses a pipeline that is not SDXL's and have the parts that SDXL needs.
 pub(crate) fn check_index(path: &Path, index: &Map<String, Value>) -> Result<()> {
@@ -98,8 +98,12 @@ pub fn missing_files(root: &Path) -> Vec<String> {
         wanted.push(folder.join("config.json"));
         if let Part::TextEncoder | Part::TextEncoder2 = part {
             let tokenizer = part.folder().replace("text_encoder", "tokenizer");
-            wanted.push(root.join(&tokenizer).join("vocab.json"));
-            wanted.push(root.join(&tokenizer).join("merges.txt"));
+            let folder = root.join(tokenizer);
+            // transformers 5 writes one file in the place of the two.
+            if !folder.join("tokenizer.json").is_file() {
+                wanted.push(folder.join("vocab.json"));
+                wanted.push(folder.join("merges.txt"));
+            }
         }
         let found = [None, Some("fp16")]
             .into_iter()
@@ -220,7 +224,7 @@ fn missing_weights(folder: &Path, part: Part) -> Error {
     }
     if let Some(pickle) = names
         .iter()
-        .find(|n| refuse_pickle(Path::new(n.as_str())).is_err())
+        .find(|n| is_named_pickle(Path::new(n.as_str())))
     {
         return Error::file(
             folder,

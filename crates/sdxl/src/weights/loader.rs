@@ -107,7 +107,8 @@ impl<'a> Loader<'a> {
         cancel::check()?;
         if self.tensors.is_random() {
             let full = format!("{}{name}", self.prefix);
-            return Ok((full, Cow::Owned(StoredTensor::random(shapes[0]))));
+            let tensor = self.tensors.random_tensor(&full, shapes[0]);
+            return Ok((full, Cow::Owned(tensor)));
         }
         let (full, tensor) = self.find(name)?;
         if shapes.iter().any(|s| *s == tensor.shape()) {

@@ -6,10 +6,13 @@
 
 mod base;
 pub mod blocks;
+mod bundle;
 pub mod named;
+mod targets;
+mod tensor_names;
 mod update;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,16 +21,20 @@ use serde_json::{Map, Value};
 
 use super::changes::Changes;
 use super::layer_cache::FileStamp;
-use super::names::Names;
 use super::part::Part;
 use super::recognise::lora_text_width;
 use super::stored_tensor::StoredTensor;
 use super::tensor_set::TensorSet;
 use crate::error::{Error, Result};
 use crate::files::read_json;
+use crate::python_json;
 use crate::warning::{Warning, WarningKind};
 pub(super) use base::BaseNetworks;
 use blocks::{BlockFactors, BlockScales};
+pub(super) use bundle::Bundle;
+use bundle::{bundles, is_bundled};
+use targets::Targets;
+use tensor_names::{TensorName, changes_nothing, foreign_kind};
 use update::{ModuleTensors, TensorRole, Update, apply};
 
 /// A file to add, and how much of it.
@@ -130,6 +137,7 @@ impl Changes for Updates {
 pub struct OpenedLoras {
     loras: Vec<Lora>,
     updates: HashMap<&'static str, Arc<Updates>>,
+    bundles: Vec<Bundle>,
     warnings: Vec<Warning>,
 }
 
@@ -145,9 +153,10 @@ impl OpenedLoras {
         }
         let targets = Targets::of(base)?;
         let mut updates: HashMap<&'static str, Updates> = HashMap::new();
-        let mut warnings = Vec::new();
+        let (mut bundles, mut warnings) = (Vec::new(), Vec::new());
         for lora in loras {
             let matched = match_file(lora, base, &targets)?;
+            bundles.extend(matched.bundles);
             warnings.extend(matched.warning);
             for (part, name, update) in matched.updates {
                 let of_part = updates.entry(part.folder()).or_default();
@@ -159,6 +168,7 @@ impl OpenedLoras {
             updates: (updates.into_iter())
                 .map(|(part, updates)| (part, Arc::new(updates)))
                 .collect(),
+            bundles,
             warnings,
         })
     }
@@ -166,6 +176,11 @@ impl OpenedLoras {
     /// The files and their scales, as they were given.
     pub fn loras(&self) -> &[Lora] {
         &self.loras
+    }
+
+    /// The textual inversions that the files bring along.
+    pub(super) fn bundles(&self) -> &[Bundle] {
+        &self.bundles
     }
 
     /// Gives the warnings about modules of the files that are not used.
@@ -194,165 +209,104 @@ impl OpenedLoras {
     }
 }
 
-/// Modules that can be changed, by their names with `_` for `.`, as kohya writes them.
-struct Targets {
-    parts: Vec<(Part, TensorSet, HashMap<String, String>)>,
-}
-
-impl Targets {
-    fn of(base: &BaseNetworks<'_>) -> Result<Targets> {
-        let mut parts = Vec::new();
-        for (part, set) in &base.tensors {
-            let (part, set) = (*part, set.clone());
-            let original = match part {
-                Part::UNet => Some(Names::unet(base.unet, &base.unet_config)?),
-                _ => None,
-            };
-            let mut modules = HashMap::new();
-            for (name, _) in set.iter() {
-                let Some(module) = name.strip_suffix(".weight") else {
-                    continue;
-                };
-                let flat = |name: &str| name.replace('.', "_");
-                if let Some(name) = original.as_ref().and_then(|n| n.to_original(module)) {
-                    modules.insert(flat(&name), module.to_string());
-                }
-                if let Some(short) = module.strip_prefix("text_model.") {
-                    modules.insert(flat(short), module.to_string());
-                } else if part != Part::UNet {
-                    modules.insert(flat(&format!("text_model.{module}")), module.to_string());
-                }
-                modules.insert(flat(module), module.to_string());
-            }
-            parts.push((part, set, modules));
-        }
-        Ok(Targets { parts })
-    }
-
-    /// The part, the module and the tensors of a name in a LoRA.
-    fn find(&self, key: &str) -> Option<(Part, &str, &TensorSet)> {
-        let key = key.strip_prefix("base_model.model.").unwrap_or(key);
-        let (part, name) = [
-            ("lora_unet_", Part::UNet),
-            ("lora_te1_", Part::TextEncoder),
-            ("lora_te2_", Part::TextEncoder2),
-            ("lora_te_", Part::TextEncoder),
-            ("unet.", Part::UNet),
-            ("model.diffusion_model.", Part::UNet),
-            ("diffusion_model.", Part::UNet),
-            ("text_encoder.", Part::TextEncoder),
-            ("text_encoder_2.", Part::TextEncoder2),
-            ("text_encoders.clip_l.transformer.", Part::TextEncoder),
-            ("text_encoders.clip_g.transformer.", Part::TextEncoder2),
-        ]
-        .into_iter()
-        .find_map(|(prefix, part)| Some((part, key.strip_prefix(prefix)?)))
-        .unwrap_or((Part::UNet, key));
-        // Before PEFT, diffusers named the objects that held the attention's LoRAs.
-        let mut name = name.replace(".processor.", ".").replace('.', "_");
-        if name.ends_with("_to_out") {
-            name.push_str("_0");
-        }
-        let (_, set, modules) = self.parts.iter().find(|(p, _, _)| *p == part)?;
-        Some((part, modules.get(&name)?.as_str(), set))
-    }
-}
-
-/// The endings of the names of a LoRA's tensors, each with the piece of a change that it marks.
-const ENDINGS: [(&str, TensorRole); 37] = [
-    (".lora_down.weight", TensorRole::Down),
-    (".lora_up.weight", TensorRole::Up),
-    (".lora_mid.weight", TensorRole::Mid),
-    (".lora_A.weight", TensorRole::Down),
-    (".lora_B.weight", TensorRole::Up),
-    (".lora_A.default.weight", TensorRole::Down),
-    (".lora_B.default.weight", TensorRole::Up),
-    (".lora.down.weight", TensorRole::Down),
-    (".lora.up.weight", TensorRole::Up),
-    ("_lora.down.weight", TensorRole::Down),
-    ("_lora.up.weight", TensorRole::Up),
-    (".lora_linear_layer.down.weight", TensorRole::Down),
-    (".lora_linear_layer.up.weight", TensorRole::Up),
-    (".alpha", TensorRole::Alpha),
-    (".dora_scale", TensorRole::DoraScale),
-    (".lora_magnitude_vector", TensorRole::Magnitude),
-    (".lora_magnitude_vector.weight", TensorRole::Magnitude),
-    (
-        ".lora_magnitude_vector.default.weight",
-        TensorRole::Magnitude,
-    ),
-    (".hada_w1_a", TensorRole::Hada1A),
-    (".hada_w1_b", TensorRole::Hada1B),
-    (".hada_w2_a", TensorRole::Hada2A),
-    (".hada_w2_b", TensorRole::Hada2B),
-    (".hada_t1", TensorRole::HadaT1),
-    (".hada_t2", TensorRole::HadaT2),
-    (".lokr_w1", TensorRole::Kron1),
-    (".lokr_w1_a", TensorRole::Kron1A),
-    (".lokr_w1_b", TensorRole::Kron1B),
-    (".lokr_w2", TensorRole::Kron2),
-    (".lokr_w2_a", TensorRole::Kron2A),
-    (".lokr_w2_b", TensorRole::Kron2B),
-    (".lokr_t2", TensorRole::KronT2),
-    (".diff", TensorRole::Diff),
-    (".w_norm", TensorRole::Diff),
-    (".diff_b", TensorRole::DiffBias),
-    (".b_norm", TensorRole::DiffBias),
-    (".lora_B.bias", TensorRole::DiffBias),
-    (".lora_up.bias", TensorRole::DiffBias),
-];
-
-fn split(name: &str) -> Option<(&str, TensorRole)> {
-    (ENDINGS.iter()).find_map(|(ending, piece)| Some((name.strip_suffix(ending)?, *piece)))
-}
-
 /// The changes that a file makes to the checkpoint, and a warning about modules without a place.
 struct Matched {
     updates: Vec<(Part, String, Update)>,
+    bundles: Vec<Bundle>,
     warning: Option<Warning>,
+}
+
+/// The tensors of one module, by their roles.
+struct Module {
+    /// The module's name in the file; of several the first.
+    key: String,
+    roles: HashMap<TensorRole, StoredTensor>,
 }
 
 fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result<Matched> {
     let path = lora.file.as_path();
     let set = TensorSet::open(std::slice::from_ref(&lora.file))?;
-    set.check_shapes(|name| split(name).is_some())?;
+    let is_ia3 = |module: &str| set.get(&format!("{module}.on_input")).is_some();
+    set.check_shapes(|name| TensorName::parse(name, is_ia3).is_some())?;
     check_model(&set, base, path)?;
     let peft = PeftConfig::of(&set, path);
-    let set = Arc::new(set);
     // Sorted, so that messages name the same keys every time.
-    let mut modules: BTreeMap<&str, HashMap<TensorRole, StoredTensor>> = BTreeMap::new();
+    let mut names: Vec<&str> = set.iter().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    // Modules of the checkpoint, and those that it does not have: one module may have several names.
+    let mut modules: BTreeMap<(Option<&'static str>, String), Module> = BTreeMap::new();
+    let mut adapters: BTreeSet<&str> = BTreeSet::new();
     let mut unused: Vec<String> = Vec::new();
-    for (name, tensor) in set.iter() {
-        match split(name) {
-            Some((key, piece)) => {
-                modules
-                    .entry(key)
-                    .or_default()
-                    .insert(piece, tensor.clone());
+    for name in names {
+        let tensor = set.get(name).expect("the name is one of the set's");
+        let Some(parsed) = TensorName::parse(name, is_ia3) else {
+            // An empty marker changes nothing; the words are read by `bundles`.
+            let idle = changes_nothing(name) || tensor.values() == 0 || is_bundled(name);
+            if !idle {
+                unused.push(name.to_string());
             }
-            // A list of numbers from 0, or an empty marker, changes nothing.
-            None if name.ends_with(".position_ids") || tensor.values() == 0 => {}
-            None => unused.push(name.to_string()),
+            continue;
+        };
+        adapters.extend(parsed.adapter);
+        let meant = match targets.find(parsed.module) {
+            Some((part, module, _)) => (Some(part.folder()), module.to_string()),
+            None => (None, parsed.module.to_string()),
+        };
+        let module = modules.entry(meant).or_insert_with(|| Module {
+            key: parsed.module.to_string(),
+            roles: HashMap::new(),
+        });
+        if module.roles.insert(parsed.role, tensor.clone()).is_some() && adapters.len() < 2 {
+            return Err(Error::file(
+                path,
+                format!(
+                    "`{name}` is there a second time, under another name of the same module \
+                     (`{}`); which one counts cannot be known",
+                    module.key
+                ),
+            ));
         }
+    }
+    if let Some(kind) = foreign_kind(set.iter().map(|(name, _)| name)) {
+        return Err(Error::file(
+            path,
+            format!(
+                "it changes weights by {kind}, which is not read here: LoRA, LoCon, DoRA, LoHa, LoKr, \
+                 GLoRA, (IA)3 and whole changes are"
+            ),
+        ));
+    }
+    if adapters.len() > 1 {
+        let names: Vec<&str> = adapters.into_iter().collect();
+        return Err(Error::file(
+            path,
+            format!(
+                "it holds several adapters of PEFT's ({}); save each in a file of its own, and give \
+                 those that you want",
+                names.join(", ")
+            ),
+        ));
     }
     if modules.is_empty() {
         let what = super::recognise::FileKind::of(&set).describe();
         let text = format!("none of its tensors is named as a LoRA's are: it is {what}");
         return Err(Error::file(path, text));
     }
+    let set = Arc::new(set);
     let factors = BlockFactors::new(lora.blocks.as_ref(), base, path)?;
     let mut updates = Vec::new();
     let mut matched: Vec<(Part, String)> = Vec::new();
-    for (key, pieces) in modules {
-        let Some((part, module, weights)) = targets.find(key) else {
-            unused.push(key.to_string());
+    for module in modules.into_values() {
+        let Module { key, roles } = module;
+        let Some((part, module, weights)) = targets.find(&key) else {
+            unused.push(key);
             continue;
         };
         let tensors = ModuleTensors {
-            key,
+            key: &key,
             path,
             source: &set,
-            pieces,
+            pieces: roles,
         };
         let alpha = peft.alpha(part, module);
         let mut used = false;
@@ -362,7 +316,7 @@ fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result
             let Some(weight) = weights.get(&name) else {
                 continue;
             };
-            update.check(weight.shape(), key, path)?;
+            update.check(weight.shape(), &key, path)?;
             used = true;
             // Left out rather than multiplied by nothing: what is read stays as it is stored.
             if !update.is_nothing() {
@@ -372,7 +326,7 @@ fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result
         if used {
             matched.push((part, module.to_string()));
         } else {
-            unused.push(key.to_string());
+            unused.push(key);
         }
     }
     unused.sort();
@@ -399,7 +353,11 @@ fn match_file(lora: &Lora, base: &BaseNetworks<'_>, targets: &Targets) -> Result
         );
         Warning::new(WarningKind::LoraPartlyUsed, "loras", message)
     });
-    Ok(Matched { updates, warning })
+    Ok(Matched {
+        updates,
+        bundles: bundles(&set, path),
+        warning,
+    })
 }
 
 /// Refuses a LoRA whose attention reads text states of another width: another model's.
@@ -434,7 +392,7 @@ impl PeftConfig {
     fn of(set: &TensorSet, path: &Path) -> PeftConfig {
         let header = set.metadata("lora_adapter_metadata");
         let mut config = header
-            .and_then(|text| serde_json::from_str(text).ok())
+            .and_then(|text| python_json::from_str(text).ok())
             .unwrap_or_default();
         if path
             .file_name()

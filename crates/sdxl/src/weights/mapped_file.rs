@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::layer_cache::FileStamp;
+use super::safetensors::{is_named_pickle, pickle};
 use crate::error::{Error, Result};
 
 /// A mapped file and what its header says beside its tensors.
@@ -17,12 +18,32 @@ pub(super) struct MappedFile {
     pub(super) metadata: HashMap<String, String>,
 }
 
+/// The error for a folder in the place of a file: it names the file that is probably meant.
+fn folder(path: &Path) -> Error {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = (entries.map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    files.sort();
+    let error = Error::file(path, "this is a folder, and one file is wanted");
+    match files.first() {
+        Some(first) => error.with_hint(format!("give the file in it, such as {}", first.display())),
+        None => error.with_hint("it holds no .safetensors file"),
+    }
+}
+
 /// Maps a file for reading.
 #[allow(unsafe_code)]
 pub(super) fn map_file(path: &Path) -> Result<(Mmap, FileStamp)> {
     let file = File::open(path).map_err(|e| Error::read(path, &e))?;
     let metadata = file.metadata().map_err(|e| Error::read(path, &e))?;
+    if metadata.is_dir() {
+        return Err(folder(path));
+    }
     let length = metadata.len();
+    if length < 8 && is_named_pickle(path) {
+        return Err(pickle(path));
+    }
     if length < 8 {
         return Err(Error::file(
             path,

@@ -117,7 +117,8 @@ impl FileKind {
             FileKind::Base => "give it as the model",
             FileKind::Refiner => "give it as the refiner, beside a base checkpoint",
             FileKind::OriginalUNet => "give a checkpoint as the model and this file with `unet`",
-            FileKind::UNet | FileKind::TextEncoder => {
+            FileKind::UNet => "give a checkpoint as the model and this file with `unet`",
+            FileKind::TextEncoder => {
                 "give the checkpoint's folder, the one that holds model_index.json"
             }
             FileKind::Vae => "give a checkpoint as the model and this file with `vae`",
@@ -148,11 +149,17 @@ pub fn is_lora(name: &str) -> bool {
         ".hada_w",
         ".dora_scale",
         ".lora_linear_layer.",
+        ".lora_magnitude_vector",
+        ".oft_",
+        ".boft_",
+        ".on_input",
     ]
     .iter()
     .any(|part| name.contains(part))
         || name.starts_with("lora_unet_")
         || name.starts_with("lora_te")
+        || name.starts_with("lycoris_")
+        || name.starts_with("oft_unet_")
 }
 
 /// The channels of the text states that a LoRA's attention was trained on, where it has some.

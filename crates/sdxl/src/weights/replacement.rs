@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::read_json;
 use crate::model::config::VaeConfig;
 use crate::weights::Part;
+use crate::weights::StoredTensor;
 use crate::weights::TensorSet;
 use crate::weights::layout::files_of;
 use crate::weights::part::config_key;
@@ -21,7 +22,8 @@ use crate::weights::part::config_key;
 /// An opened part: names and configuration, no weights yet.
 pub struct Replacement {
     path: PathBuf,
-    config: Value,
+    /// Nothing: it is built as the part that it replaces.
+    config: Option<Value>,
     files: Vec<PathBuf>,
     scheduler: Option<Map<String, Value>>,
     tensors: TensorSet,
@@ -67,7 +69,7 @@ impl Replacement {
         };
         Ok(Replacement {
             path: path.to_path_buf(),
-            config,
+            config: Some(config),
             files,
             scheduler: None,
             tensors,
@@ -75,9 +77,10 @@ impl Replacement {
     }
 
     /// Opens a UNet's folder (with `config.json`), a checkpoint's folder, or a file: `.safetensors`
-    /// or GGUF, with the original names, alone or in a whole checkpoint. How it is built is
-    /// told by its header or its shapes; where they tell nothing, it is taken to be built as
-    /// the UNet that it replaces, whose config is `replaced`. Where it says that it predicts `v`,
+    /// or GGUF, with the original names, alone or in a whole checkpoint, or with diffusers' names. How
+    /// it is built is told by its header, its shapes or a `config.json` beside it; where they tell
+    /// nothing, it is taken to be built as the UNet that it replaces, whose config is `replaced` or
+    /// in the same file as the rest of the checkpoint. Where it says that it predicts `v`,
     /// [`Replacement::scheduler`] tells.
     ///
     /// # Errors
@@ -93,20 +96,7 @@ impl Replacement {
             .into_iter()
             .find(|prefix| starts(&format!("{prefix}label_emb.")));
         let Some(prefix) = prefix else {
-            let kind = FileKind::of(&all);
-            let advice = match kind {
-                FileKind::UNet => {
-                    "; give the folder it lies in, which says in config.json how it is built"
-                }
-                _ => "",
-            };
-            return Err(Error::file(
-                path,
-                format!(
-                    "there is no UNet of SDXL with the original names in this file: it is {}{advice}",
-                    kind.describe()
-                ),
-            ));
+            return Self::unet_in_diffusers_names(path, all);
         };
         refuse_scaled(&all, path)?;
         all.check_shapes(|name| name.starts_with(prefix))?;
@@ -120,10 +110,54 @@ impl Replacement {
         };
         Ok(Replacement {
             path: path.to_path_buf(),
-            config,
+            config: Some(config),
             files,
             scheduler: v_prediction.then(|| infer::scheduler(true, zero_snr)),
             tensors: all.renamed(tensors),
+        })
+    }
+
+    /// A UNet with the names of a folder's, in a file by itself, as SDXL-Lightning, Hyper-SD and DMD2
+    /// are handed on.
+    fn unet_in_diffusers_names(path: &Path, all: TensorSet) -> Result<Replacement> {
+        let has = |name: String| all.get(&name).is_some();
+        // Every UNet of SDXL has these two, and nothing else has both.
+        let marks = ["conv_in.weight", "add_embedding.linear_1.weight"];
+        let prefix = (["", "unet.", "model."].into_iter())
+            .find(|prefix| marks.iter().all(|mark| has(format!("{prefix}{mark}"))));
+        let Some(prefix) = prefix else {
+            let kind = FileKind::of(&all);
+            return Err(Error::file(
+                path,
+                format!(
+                    "there is no UNet of SDXL in this file: it is {}",
+                    kind.describe()
+                ),
+            ));
+        };
+        refuse_scaled(&all, path)?;
+        all.check_shapes(|name| name.starts_with(prefix))?;
+        let stored = stored_configs(&all, path)?.remove(&config_key(Part::UNet));
+        let beside = path.with_file_name("config.json");
+        let config = match stored {
+            None if beside.is_file() => {
+                let config: Map<String, Value> = read_json(&beside)?;
+                let class = config.get("_class_name").and_then(Value::as_str);
+                // That of another model says nothing about this one.
+                (class == Some("UNet2DConditionModel")).then_some(Value::Object(config))
+            }
+            stored => stored,
+        };
+        let (v_prediction, zero_snr) = markers(&all);
+        let own = |(name, tensor): (&str, &StoredTensor)| {
+            Some((name.strip_prefix(prefix)?.to_string(), tensor.clone()))
+        };
+        Ok(Replacement {
+            path: path.to_path_buf(),
+            config,
+            files: vec![path.to_path_buf()],
+            scheduler: v_prediction.then(|| infer::scheduler(true, zero_snr)),
+            tensors: all.renamed(all.iter().filter_map(own).collect()),
         })
     }
 
@@ -149,7 +183,7 @@ impl Replacement {
         })?;
         Ok(Replacement {
             path: path.to_path_buf(),
-            config: read_json(&folder.join("config.json"))?,
+            config: Some(read_json(&folder.join("config.json"))?),
             tensors: TensorSet::open(&files)?,
             files,
             scheduler: None,
@@ -161,13 +195,13 @@ impl Replacement {
         &self.path
     }
 
-    /// Reads the part's configuration.
+    /// Reads the part's configuration; `None`: it is that of the part that is replaced.
     ///
     /// # Errors
     /// A `config.json` that does not make sense.
-    pub fn config<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(self.config.clone())
-            .map_err(|e| Error::file(&self.path, format!("its config is not as expected: {e}")))
+    pub fn config<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        let config = self.config.clone().map(serde_json::from_value).transpose();
+        config.map_err(|e| Error::file(&self.path, format!("its config is not as expected: {e}")))
     }
 
     /// The scheduler that a UNet asks for which says that it predicts `v`.
@@ -175,9 +209,9 @@ impl Replacement {
         self.scheduler.as_ref()
     }
 
-    /// Gives the part's configuration as JSON.
-    pub fn config_json(&self) -> &Value {
-        &self.config
+    /// Gives the part's configuration as JSON, where it is not that of the part that is replaced.
+    pub fn config_json(&self) -> Option<&Value> {
+        self.config.as_ref()
     }
 
     /// Gives the part's weight files.

@@ -33,17 +33,20 @@ pub(super) fn entries_of_safetensors(
     Ok((entries, metadata.metadata().clone().unwrap_or_default()))
 }
 
-/// Refuses files that only Python's pickle can read, by their name.
-pub(super) fn refuse_pickle(path: &Path) -> Result<()> {
+/// Whether a file begins as a `.safetensors` file: a length that leaves room for data, and a JSON
+/// object.
+pub(super) fn begins_as_safetensors(map: &[u8]) -> bool {
+    header_end(map).is_some_and(|end| end <= map.len()) && map.get(8) == Some(&b'{')
+}
+
+/// Whether a file's name is one that files of Python's pickle have.
+pub(super) fn is_named_pickle(path: &Path) -> bool {
     let extension = path
         .extension()
         .and_then(|e| e.to_str())
         .unwrap_or_default()
         .to_ascii_lowercase();
-    if ["ckpt", "bin", "pt", "pth", "pkl"].contains(&extension.as_str()) {
-        return Err(pickle(path));
-    }
-    Ok(())
+    ["ckpt", "bin", "pt", "pth", "pkl"].contains(&extension.as_str())
 }
 
 pub(super) fn pickle(path: &Path) -> Error {

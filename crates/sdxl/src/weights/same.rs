@@ -58,6 +58,7 @@ fn same_tokenizer(a: &Checkpoint, b: &Checkpoint, part: Part) -> Result<bool> {
     let names = [
         "vocab.json",
         "merges.txt",
+        "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
     ];

@@ -186,7 +186,7 @@ pub fn stored_configs(all: &TensorSet, path: &Path) -> Result<Map<String, Value>
     let Some(text) = all.metadata(CONFIGS) else {
         return Ok(Map::new());
     };
-    serde_json::from_str(text).map_err(|e| {
+    crate::python_json::from_str(text).map_err(|e| {
         Error::file(
             path,
             format!("`{CONFIGS}` in its header is not as expected: {e}"),

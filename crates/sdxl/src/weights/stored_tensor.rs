@@ -64,7 +64,8 @@ impl StoredTensor {
     pub(super) fn reading_bytes(&self) -> usize {
         let file = self.byte_len();
         let widened = match self.element {
-            ElementType::Plain(Dtype::F8_E4M3 | Dtype::F8_E5M2) | ElementType::Blocks(_) => true,
+            ElementType::Plain(Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F64)
+            | ElementType::Blocks(_) => true,
             ElementType::Plain(_) => self.transposed || file == 0,
         };
         file + if widened {

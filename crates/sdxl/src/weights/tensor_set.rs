@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -14,12 +14,13 @@ use super::changes::Changes;
 use super::element::ElementType;
 use super::layer_cache::{FileStamp, LayerCache, Origin};
 use super::mapped_file::{MappedFile, map_file, release};
-use super::safetensors::{entries_of_safetensors, pickle, refuse_pickle};
+use super::safetensors::{begins_as_safetensors, entries_of_safetensors, is_named_pickle, pickle};
 use super::stored_tensor::StoredTensor;
 use super::values::to_f32;
 use super::{gguf, random};
-use crate::device::{Device, cpu};
+use crate::device::{Device, Meta, cpu};
 use crate::error::{Error, Result};
+use crate::sniff;
 
 /// The suffix that is added to a weight's name to give the name of its scales.
 pub(super) const SCALE: &str = "_scale";
@@ -36,6 +37,8 @@ pub struct TensorSet {
     /// Whether values are made up instead of read: there are no files then, and tensors have
     /// the shapes they are asked for.
     random: bool,
+    /// The names and shapes that were asked for, of values that are made up.
+    asked: Option<Arc<Mutex<HashMap<String, StoredTensor>>>>,
     /// The device that layers are packed by.
     device: Arc<dyn Device>,
 }
@@ -50,6 +53,7 @@ impl TensorSet {
             changes: None,
             cache: None,
             random: false,
+            asked: None,
             device: cpu(),
         };
         for path in paths {
@@ -66,8 +70,37 @@ impl TensorSet {
             changes: None,
             cache: None,
             random: true,
+            asked: None,
             device: cpu(),
         }
+    }
+
+    /// The tensors that `load` asks for, by their names: what a network has, without a file of it. No
+    /// values are made.
+    ///
+    /// # Errors
+    /// Those of `load`.
+    pub(super) fn asked_by(load: impl FnOnce(&TensorSet) -> Result<()>) -> Result<TensorSet> {
+        let set = TensorSet {
+            asked: Some(Arc::default()),
+            ..TensorSet::random()
+        };
+        let meta: Arc<dyn Device> = Arc::new(Meta::default());
+        let set = set.on(&meta);
+        load(&set)?;
+        let asked = set.asked.as_deref().map(Mutex::lock);
+        let asked = asked.map(|asked| asked.unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(set.renamed(asked.unwrap_or_default()))
+    }
+
+    /// A tensor of a set of random weights.
+    pub(super) fn random_tensor(&self, name: &str, shape: &[usize]) -> StoredTensor {
+        let tensor = StoredTensor::random(shape);
+        if let Some(asked) = &self.asked {
+            let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.insert(name.to_string(), tensor.clone());
+        }
+        tensor
     }
 
     /// Whether this is [`Self::random`].
@@ -84,24 +117,29 @@ impl TensorSet {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        refuse_pickle(path)?;
         let (map, stamp) = map_file(path)?;
-        if map.starts_with(b"version https://git-lfs") {
-            return Err(Error::file(
-                path,
-                "this is a Git LFS pointer, not the weights themselves; run `git lfs pull` in \
-                 the checkpoint's folder or download the file again",
-            ));
-        }
-        if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
-            return Err(pickle(path));
-        }
+        // The formats that are read come first: a header's length may look like anything.
         let (entries, metadata) = if map.starts_with(gguf::MAGIC) {
             let entries = gguf::read(&map).map_err(|broken| Error::file(path, broken))?;
             (entries, HashMap::new())
+        } else if begins_as_safetensors(&map) {
+            entries_of_safetensors(path, &map)?
+        } else if let Some(what) = sniff::impostor(&map) {
+            return Err(Error::file(path, what));
+        } else if sniff::is_pickle(&map) || is_named_pickle(path) {
+            return Err(pickle(path));
         } else {
             entries_of_safetensors(path, &map)?
         };
+        if let Some(bits) = bitsandbytes(&entries) {
+            return Err(Error::file(
+                path,
+                format!(
+                    "its weights were packed into {bits} bits by bitsandbytes, which is not read here; \
+                     get the fp16 version, and choose `precision int8` if memory is short"
+                ),
+            ));
+        }
         let tensors = Arc::make_mut(&mut self.tensors);
         for gguf::TensorEntry {
             name,
@@ -148,6 +186,7 @@ impl TensorSet {
             changes: None,
             cache: None,
             random: false,
+            asked: None,
             device: cpu(),
         }
     }
@@ -356,6 +395,15 @@ impl TensorSet {
                 halves = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
                 Weights::F16(&halves)
             }
+            Dtype::F64 => {
+                floats = copied(&bytes, |b| f64::from_le_bytes(b) as f32);
+                Weights::F32(&floats)
+            }
+            // A number, or a list of numbers, such as a LoRA's alpha: no weights of a layer.
+            _ if tensor.shape.len() < 2 && whole_numbers(dtype, &bytes).is_some() => {
+                floats = whole_numbers(dtype, &bytes).unwrap_or_default();
+                Weights::F32(&floats)
+            }
             Dtype::I8 => {
                 scales = self.scales(name, tensor)?;
                 Weights::Int8 {
@@ -367,8 +415,8 @@ impl TensorSet {
                 return Err(Error::file(
                     &file.path,
                     format!(
-                        "tensor `{name}` is stored as {other:?}; weights must be F32, F16, BF16, \
-                         F8_E4M3, F8_E5M2, or I8 with scales"
+                        "tensor `{name}` is stored as {other:?}; weights must be F64, F32, F16, \
+                         BF16, F8_E4M3, F8_E5M2, or I8 with scales"
                     ),
                 ));
             }
@@ -444,6 +492,30 @@ fn f8_e4m3(bits: u8) -> f16 {
         _ => (8.0 + mantissa) * 2f32.powi(i32::from(exponent) - 10),
     };
     f16::from_f32(if bits < 128 { magnitude } else { -magnitude })
+}
+
+/// Whole numbers and switches as floats; `None` for other types.
+fn whole_numbers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    Some(match dtype {
+        Dtype::I8 => copied(bytes, |b| f32::from(i8::from_le_bytes(b))),
+        Dtype::U8 | Dtype::BOOL => copied(bytes, |[b]| f32::from(b)),
+        Dtype::I16 => copied(bytes, |b| f32::from(i16::from_le_bytes(b))),
+        Dtype::U16 => copied(bytes, |b| f32::from(u16::from_le_bytes(b))),
+        Dtype::I32 => copied(bytes, |b| i32::from_le_bytes(b) as f32),
+        Dtype::U32 => copied(bytes, |b| u32::from_le_bytes(b) as f32),
+        Dtype::I64 => copied(bytes, |b| i64::from_le_bytes(b) as f32),
+        Dtype::U64 => copied(bytes, |b| u64::from_le_bytes(b) as f32),
+        _ => return None,
+    })
+}
+
+/// The number of bits that bitsandbytes packed weights into, told by what it stores beside them.
+fn bitsandbytes(entries: &[gguf::TensorEntry]) -> Option<u32> {
+    entries.iter().find_map(|entry| match entry.name.as_str() {
+        name if name.contains(".quant_state.bitsandbytes") || name.ends_with(".absmax") => Some(4),
+        name if name.ends_with(".SCB") => Some(8),
+        _ => None,
+    })
 }
 
 fn copied<T, const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> T) -> Vec<T> {

@@ -74,7 +74,7 @@ impl TextCheckpoint {
                 unet: None,
                 adapters: Arc::default(),
                 layer_cache: Arc::default(),
-                inversions: Arc::new(Inversions::open(&options.embeddings, widths)?),
+                inversions: Arc::new(Inversions::open(&options.embeddings, &[], widths)?),
                 device: cpu(),
             },
             text_encoder,

@@ -47,6 +47,16 @@ pub(super) enum TensorRole {
     Kron2A,
     Kron2B,
     KronT2,
+    /// GLoRA's four matrices, and the kernel of a convolution where it stands apart.
+    Glora1A,
+    Glora2A,
+    Glora1B,
+    Glora2B,
+    GloraMid,
+    /// (IA)3's factors, one for each output or input.
+    Ia3,
+    /// A number: whether (IA)3's factors are for inputs.
+    OnInput,
     /// The whole change of a weight.
     Diff,
     /// The whole change of a bias.
@@ -81,6 +91,16 @@ enum Change {
     Hadamard(Product, Product),
     Kronecker(Factor, Factor),
     Whole(StoredTensor),
+    /// GLoRA: `weight · inner + outer`.
+    General {
+        inner: Product,
+        outer: Product,
+    },
+    /// (IA)3: the weight times a factor for each input, or for each output.
+    Factors {
+        factors: StoredTensor,
+        on_input: bool,
+    },
 }
 
 /// A change that is added to one tensor.
@@ -138,6 +158,25 @@ impl ModuleTensors<'_> {
         }
     }
 
+    /// GLoRA's change and its rank. LyCORIS exchanged the two matrices of each product in 2024: the
+    /// rank, the shorter side of a matrix, tells which file this is.
+    fn general(&self) -> Result<(Change, usize)> {
+        use TensorRole as P;
+        let (one, two) = (self.need(P::Glora1A)?, self.need(P::Glora1B)?);
+        let (rows, columns) = matrix(&one);
+        let old = rows < columns || rows == columns && matrix(&two).0 < matrix(&two).1;
+        let [inner, outer] = match old {
+            true => [(P::Glora2A, P::Glora1A), (P::Glora2B, P::Glora1B)],
+            false => [(P::Glora1A, P::Glora2A), (P::Glora1B, P::Glora2B)],
+        };
+        let change = Change::General {
+            // The first product has no kernel; `Mid` is never among GLoRA's tensors.
+            inner: self.product(inner.0, inner.1, P::Mid, false)?,
+            outer: self.product(outer.0, outer.1, P::GloraMid, false)?,
+        };
+        Ok((change, if old { rows } else { columns }))
+    }
+
     /// The changes of `weight` and of `bias`. `told`: alpha where no tensor says it, and
     /// whether it is divided by the root of the rank.
     pub(super) fn updates(
@@ -164,6 +203,17 @@ impl ModuleTensors<'_> {
             let two = self.factor(P::Kron2, P::Kron2A, P::Kron2B, P::KronT2)?;
             let rank = rank(P::Kron1B).or(rank(P::Kron2B));
             (Some(Change::Kronecker(one, two)), rank)
+        } else if has(P::Glora1A) {
+            let (change, rank) = self.general()?;
+            (Some(change), Some(rank))
+        } else if has(P::Ia3) {
+            let on_input = self.need(P::OnInput)?;
+            let on_input = self.source.read(self.key, &on_input, to_f32)?;
+            let change = Change::Factors {
+                factors: self.need(P::Ia3)?,
+                on_input: on_input.first().is_some_and(|number| *number != 0.0),
+            };
+            (Some(change), None)
         } else if has(P::Diff) {
             (Some(Change::Whole(self.need(P::Diff)?)), None)
         } else if has(P::DiffBias) {
@@ -174,7 +224,9 @@ impl ModuleTensors<'_> {
         let alpha = match self.pieces.get(&P::Alpha) {
             Some(tensor) => {
                 let values = self.source.read(self.key, tensor, to_f32)?;
-                values.first().map(|alpha| (*alpha, false))
+                let alpha = values.first().map(|alpha| (*alpha, false));
+                // LyCORIS takes 0 for GLoRA's alpha as none.
+                alpha.filter(|(alpha, _)| *alpha != 0.0 || !has(P::Glora1A))
             }
             None => told,
         };
@@ -290,7 +342,12 @@ impl Update {
         let first = match &self.change {
             Change::Low(product) | Change::Hadamard(product, _) => &product.a,
             Change::Kronecker(Factor::Product(product), _) => &product.a,
-            Change::Kronecker(Factor::Whole(tensor), _) | Change::Whole(tensor) => tensor,
+            Change::Kronecker(Factor::Whole(tensor), _)
+            | Change::Whole(tensor)
+            | Change::Factors {
+                factors: tensor, ..
+            } => tensor,
+            Change::General { inner, .. } => &inner.a,
         };
         let (file, start) = self.source.place_of(first);
         (file, start, self.scale.to_bits())
@@ -313,6 +370,18 @@ impl Update {
                 _ => None,
             },
             Change::Whole(tensor) => Some(matrix(tensor)),
+            Change::General { inner, outer } => {
+                let inputs = shape.get(1).copied().unwrap_or(1);
+                let fits = inner.size() == Some((inputs, inputs));
+                outer.size().filter(|_| fits)
+            }
+            Change::Factors { factors, on_input } => {
+                let wanted = match on_input {
+                    true => shape.get(1).copied().unwrap_or(1),
+                    false => rows,
+                };
+                (factors.values() == wanted).then_some((rows, columns))
+            }
         };
         let lengths = self.magnitude.as_ref().is_none_or(|(tensor, of_rows)| {
             let wanted = if *of_rows {
@@ -338,12 +407,48 @@ impl Update {
         ))
     }
 
-    /// The change alone, before scales: as many values as the weight has.
-    fn change(&self, name: &str) -> Result<Vec<f32>> {
+    /// Whether the change depends on the weight that it is made to.
+    fn needs_weight(&self) -> bool {
+        let change = matches!(self.change, Change::General { .. } | Change::Factors { .. });
+        change || self.magnitude.is_some()
+    }
+
+    /// The change alone, before scales: as many values as the weight has. `weight` has its values
+    /// where the change [needs](Self::needs_weight) them.
+    fn change(&self, name: &str, weight: &[f32], shape: &[usize]) -> Result<Vec<f32>> {
         let source = &self.source;
         match &self.change {
             Change::Low(product) => product.value(source, name),
             Change::Whole(tensor) => source.read(name, tensor, to_f32),
+            Change::General { inner, outer } => {
+                let mut all = outer.value(source, name)?;
+                let rows = shape.first().copied().unwrap_or(1);
+                let inputs = shape.get(1).copied().unwrap_or(1);
+                let kernel = weight.len() / (rows * inputs).max(1);
+                let inner = inner.value(source, name)?;
+                // A position of the kernel at a time, each a matrix of its own.
+                for position in 0..kernel {
+                    let at = |index: usize| index * kernel + position;
+                    let part: Vec<f32> = (0..rows * inputs).map(|i| weight[at(i)]).collect();
+                    let changed = multiply(&part, rows, inputs, &inner, inputs);
+                    for (index, value) in changed.into_iter().enumerate() {
+                        all[at(index)] += value;
+                    }
+                }
+                Ok(all)
+            }
+            Change::Factors { factors, on_input } => {
+                let factors = source.read(name, factors, to_f32)?;
+                let rows = shape.first().copied().unwrap_or(1).max(1);
+                let row = weight.len() / rows;
+                let kernel: usize = shape.iter().skip(2).product();
+                let factor = |index: usize| match on_input {
+                    true => factors[index % row / kernel],
+                    false => factors[index / row],
+                };
+                let weight = weight.iter().enumerate();
+                Ok(weight.map(|(index, w)| w * factor(index)).collect())
+            }
             Change::Hadamard(a, b) => {
                 let (a, b) = (a.value(source, name)?, b.value(source, name)?);
                 Ok(a.iter().zip(&b).map(|(a, b)| a * b).collect())
@@ -367,7 +472,7 @@ impl Update {
 
     /// Adds to `sum` what this makes of `weight`.
     fn add(&self, name: &str, weight: &[f32], shape: &[usize], sum: &mut [f32]) -> Result<()> {
-        let mut changed = self.change(name)?;
+        let mut changed = self.change(name, weight, shape)?;
         let Some((magnitude, of_rows)) = &self.magnitude else {
             for (sum, change) in sum.iter_mut().zip(&changed) {
                 *sum += self.scale * change;
@@ -411,8 +516,8 @@ pub(super) fn apply(
     shape: &[usize],
     values: &mut [f32],
 ) -> Result<()> {
-    // Only DoRA looks at the weight as it was.
-    let weight = if updates.iter().any(|u| u.magnitude.is_some()) {
+    // Few look at the weight as it was.
+    let weight = if updates.iter().any(Update::needs_weight) {
         values.to_vec()
     } else {
         Vec::new()
