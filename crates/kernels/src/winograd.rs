@@ -75,7 +75,7 @@ fn workspace<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     g: &ConvGeometry,
     w: &ConvLayout,
 ) -> Workspace {
-    let tiling = VaeTiling::new::<A, IN>(g, w);
+    let tiling = Tiling::new::<A, IN>(g, w);
     let at_once = tiling.at_once;
     let tasks = w.panel_layout.count() * at_once.div_ceil(A::TASK_GROUPS);
     let sums = A::POINTS * A::TASK_GROUPS.min(at_once) * tiling.rows * w.panel_layout.width;
@@ -108,7 +108,7 @@ unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
     out: &mut [A::E],
 ) {
     let panels = &w.panel_layout;
-    let tiling = VaeTiling::new::<A, IN>(g, w);
+    let tiling = Tiling::new::<A, IN>(g, w);
     let (group_len, groups, at_once) = (tiling.group_len, tiling.groups(), tiling.at_once);
     let mut input = Scratch::new(f32s_in::<A::E>(at_once * group_len));
     let input: &mut [A::E] = bytemuck::cast_slice_mut(&mut input);
@@ -153,7 +153,7 @@ unsafe fn conv<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize>(
 }
 
 /// The positions of the tiles and the layout of the transformed input.
-struct VaeTiling<'a, const OUT: usize> {
+struct Tiling<'a, const OUT: usize> {
     g: &'a ConvGeometry,
     c_in: usize,
     c_out: usize,
@@ -171,11 +171,11 @@ struct VaeTiling<'a, const OUT: usize> {
     at_once: usize,
 }
 
-impl<'a, const OUT: usize> VaeTiling<'a, OUT> {
+impl<'a, const OUT: usize> Tiling<'a, OUT> {
     fn new<A: Algorithm<IN, OUT>, const IN: usize>(
         g: &'a ConvGeometry,
         w: &ConvLayout,
-    ) -> VaeTiling<'a, OUT> {
+    ) -> Tiling<'a, OUT> {
         assert!(
             w.kh == 3 && w.kw == 3 && g.stride == 1,
             "a 3x3 convolution of stride 1"
@@ -183,7 +183,7 @@ impl<'a, const OUT: usize> VaeTiling<'a, OUT> {
         let (height, width) = g.output_size(w.kh, w.kw);
         let rows = w.panel_layout.tile_rows;
         let stride = w.c_in.next_multiple_of(A::LINE) + A::LINE;
-        let mut tiling = VaeTiling {
+        let mut tiling = Tiling {
             g,
             c_in: w.c_in,
             c_out: w.c_out,
@@ -251,7 +251,7 @@ fn transposed<V: Copy, const M: usize, const N: usize>(rows: [[V; N]; M]) -> [[V
 
 /// Transforms the input of a group of tiles.
 struct TransformInput<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
-    tiling: &'a VaeTiling<'a, OUT>,
+    tiling: &'a Tiling<'a, OUT>,
     x: &'a [A::E],
     norm: Option<&'a GroupNorm>,
     /// The first tile. The group may be incomplete: the places of tiles that are not there keep
@@ -273,7 +273,7 @@ impl<A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> Op
 
 /// Multiplies some groups of tiles with one panel and writes their outputs.
 struct MultiplyPanel<'a, A: Algorithm<IN, OUT>, const IN: usize, const OUT: usize> {
-    tiling: &'a VaeTiling<'a, OUT>,
+    tiling: &'a Tiling<'a, OUT>,
     panels: &'a PanelLayout,
     panel: usize,
     /// The panel's transformed weights: see [`conv`].

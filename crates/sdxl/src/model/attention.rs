@@ -44,15 +44,15 @@ impl TextKeys {
 }
 
 /// The texts of a batch, a row an image, while a network goes through its blocks.
-pub struct Texts<'a> {
+pub struct TextStates<'a> {
     rows: &'a [Arc<TextKeys>],
     next: Cell<usize>,
 }
 
-impl<'a> Texts<'a> {
+impl<'a> TextStates<'a> {
     /// The texts before the first block.
-    pub fn new(rows: &'a [Arc<TextKeys>]) -> Texts<'a> {
-        Texts {
+    pub fn new(rows: &'a [Arc<TextKeys>]) -> TextStates<'a> {
+        TextStates {
             rows,
             next: Cell::new(0),
         }
@@ -100,7 +100,7 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> OrCancelled<Tensor> {
+    fn forward(&self, x: &Tensor, texts: &TextStates<'_>) -> OrCancelled<Tensor> {
         let x = scope("attn1", || self.attend_to_image(x))?;
         let x = scope("attn2", || self.attend_to_text(&x, texts))?;
         scope("ff", || {
@@ -122,7 +122,7 @@ impl BasicTransformerBlock {
         ops::linear(&seen, &self.attn1_to_out, none, Some(x))
     }
 
-    fn attend_to_text(&self, x: &Tensor, texts: &Texts<'_>) -> Tensor {
+    fn attend_to_text(&self, x: &Tensor, texts: &TextStates<'_>) -> Tensor {
         let none = Activation::None;
         let q = ops::linear(
             &ops::layer_norm(x, &self.norm2),
@@ -170,7 +170,7 @@ impl Transformer2D {
     ///
     /// # Errors
     /// [`crate::Cancelled`]. Without it the result may still be incomplete, until its caller has asked.
-    pub fn forward(&self, x: &Tensor, texts: &Texts<'_>) -> OrCancelled<Tensor> {
+    pub fn forward(&self, x: &Tensor, texts: &TextStates<'_>) -> OrCancelled<Tensor> {
         let tokens = vec![x.dim(0), x.dim(1) * x.dim(2), x.channels()];
         let normed = ops::group_norm(x, &self.norm, false).reshape(tokens);
         let mut hidden = ops::linear(&normed, &self.proj_in, Activation::None, None);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use blocks::{BlockInputs, BlockSizes, DownPath, MidBlock, UpPath};
 
-use super::attention::{TextKeys, Texts};
+use super::attention::{TextKeys, TextStates};
 use super::config::UNetConfig;
 use super::embeddings::{TimestepEmbedding, sinusoidal};
 use crate::cancel::{self, OrCancelled};
@@ -165,7 +165,7 @@ impl UNet {
         let inputs = BlockInputs {
             // Every resnet starts its use of the embedding with a SiLU.
             emb: ops::silu(&emb),
-            texts: Texts::new(texts),
+            texts: TextStates::new(texts),
         };
         let x = ops::conv2d(
             &x.to_dtype(self.dtype),

@@ -14,7 +14,7 @@ use crate::weights::Checkpoint;
 pub(super) type Weighted = (f32, Arc<Conditioning>);
 
 /// One side of the guidance over a run.
-struct Side {
+struct EncodedSide {
     /// The conditionings that the steps choose from: each a single prediction, or several where the
     /// prompt has `AND`.
     variants: Vec<Vec<Weighted>>,
@@ -22,9 +22,9 @@ struct Side {
     at: Vec<usize>,
 }
 
-impl Side {
-    fn one(conditioning: Arc<Conditioning>) -> Side {
-        Side {
+impl EncodedSide {
+    fn one(conditioning: Arc<Conditioning>) -> EncodedSide {
+        EncodedSide {
             variants: vec![vec![(1.0, conditioning)]],
             at: Vec::new(),
         }
@@ -53,8 +53,8 @@ impl Side {
 
 /// A prompt's positive and negative conditioning, all of one length.
 pub(super) struct PromptPair {
-    positive: Side,
-    negative: Side,
+    positive: EncodedSide,
+    negative: EncodedSide,
 }
 
 impl PromptPair {
@@ -203,9 +203,9 @@ pub(super) fn encode(
         ..options
     };
     let zeros = checkpoint.force_zeros_for_empty_prompt && request.negative_prompt.is_empty();
-    let given = |side: &[Conditioning], i: usize| -> Option<Side> {
+    let given = |side: &[Conditioning], i: usize| -> Option<EncodedSide> {
         let conditioning = side.get(if side.len() == 1 { 0 } else { i })?;
-        Some(Side::one(Arc::new(conditioning.clone())))
+        Some(EncodedSide::one(Arc::new(conditioning.clone())))
     };
     let mut pairs: Vec<PromptPair> = Vec::new();
     for (i, prompt) in prompts.prompt.iter().enumerate() {
@@ -254,7 +254,7 @@ pub(super) fn encode(
         };
         let channels = text.channels();
         let tokens = (positive.all())
-            .chain(negative.iter().flat_map(Side::all))
+            .chain(negative.iter().flat_map(EncodedSide::all))
             .map(|c| c.tokens(channels))
             .max()
             .expect("a prompt has a conditioning");
@@ -264,7 +264,7 @@ pub(super) fn encode(
                 negative.pad(text, tokens, &negative_options)?;
                 negative
             }
-            None => Side::one(Arc::new(Conditioning::zeros_like(&positive.at(0)[0].1))),
+            None => EncodedSide::one(Arc::new(Conditioning::zeros_like(&positive.at(0)[0].1))),
         };
         pairs.push(PromptPair { positive, negative });
     }
@@ -344,11 +344,11 @@ fn encode_side(
     negative: bool,
     steps: usize,
     warn: &mut dyn FnMut(Warning),
-) -> Result<Side> {
+) -> Result<EncodedSide> {
     let (raw_2, prompt_2) = second.unzip();
     let changes = prompt.changes_by_step() || prompt_2.is_some_and(Prompt::changes_by_step);
     let mut seen: Vec<(ResolvedPrompt, Option<ResolvedPrompt>)> = Vec::new();
-    let mut side = Side {
+    let mut side = EncodedSide {
         variants: Vec::new(),
         at: Vec::new(),
     };

@@ -68,7 +68,7 @@ impl Request {
     pub fn fields() -> &'static [&'static str] {
         let mut fields: &'static [&'static str] = &[];
         // It notes the names and refuses then.
-        let _ = Request::deserialize(Names(&mut fields));
+        let _ = Request::deserialize(FieldNames(&mut fields));
         fields
     }
 }
@@ -89,9 +89,9 @@ fn nearest(name: &str) -> Option<&'static str> {
 }
 
 /// A source of data that takes down which fields a structure asks it for, and has none.
-struct Names<'a>(&'a mut &'static [&'static str]);
+struct FieldNames<'a>(&'a mut &'static [&'static str]);
 
-impl<'de> Deserializer<'de> for Names<'_> {
+impl<'de> Deserializer<'de> for FieldNames<'_> {
     type Error = value::Error;
 
     fn deserialize_struct<V: Visitor<'de>>(

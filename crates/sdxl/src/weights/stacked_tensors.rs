@@ -108,9 +108,9 @@ fn same_type<'a>(a: Weights<'a>, b: Weights<'a>) -> bool {
 /// not rounded again, and as stored while all are of 16 bits, which is quicker.
 #[derive(Default)]
 struct StackedRows {
-    floats: Vec<f32>,
-    halves: Vec<f16>,
-    brains: Vec<bf16>,
+    f32s: Vec<f32>,
+    f16s: Vec<f16>,
+    bf16s: Vec<bf16>,
     bytes: Vec<i8>,
     scales: Vec<f32>,
 }
@@ -119,9 +119,9 @@ impl StackedRows {
     fn add(&mut self, rows: Weights<'_>) {
         if self.len() == 0 || self.with(|all| same_type(all, rows)) {
             match rows {
-                Weights::F32(v) => self.floats.extend_from_slice(v),
-                Weights::F16(v) => self.halves.extend_from_slice(v),
-                Weights::Bf16(v) => self.brains.extend_from_slice(v),
+                Weights::F32(v) => self.f32s.extend_from_slice(v),
+                Weights::F16(v) => self.f16s.extend_from_slice(v),
+                Weights::Bf16(v) => self.bf16s.extend_from_slice(v),
                 Weights::Int8 { bytes, scales } => {
                     self.bytes.extend_from_slice(bytes);
                     self.scales.extend_from_slice(scales);
@@ -129,28 +129,28 @@ impl StackedRows {
             }
             return;
         }
-        let mut floats = self.with(to_f32);
-        floats.extend(to_f32(rows));
+        let mut f32s = self.with(to_f32);
+        f32s.extend(to_f32(rows));
         *self = StackedRows {
-            floats,
+            f32s,
             ..StackedRows::default()
         };
     }
 
     fn len(&self) -> usize {
-        self.floats.len() + self.halves.len() + self.brains.len() + self.bytes.len()
+        self.f32s.len() + self.f16s.len() + self.bf16s.len() + self.bytes.len()
     }
 
     fn with<R>(&self, use_values: impl FnOnce(Weights<'_>) -> R) -> R {
         let (bytes, scales) = (&self.bytes, &self.scales);
         use_values(if !bytes.is_empty() {
             Weights::Int8 { bytes, scales }
-        } else if !self.halves.is_empty() {
-            Weights::F16(&self.halves)
-        } else if !self.brains.is_empty() {
-            Weights::Bf16(&self.brains)
+        } else if !self.f16s.is_empty() {
+            Weights::F16(&self.f16s)
+        } else if !self.bf16s.is_empty() {
+            Weights::Bf16(&self.bf16s)
         } else {
-            Weights::F32(&self.floats)
+            Weights::F32(&self.f32s)
         })
     }
 }
@@ -161,16 +161,16 @@ mod tests {
 
     #[test]
     fn stacked_rows_keep_their_values() {
-        let floats = [1.0, -0.3333, 3e-6, 7.5];
-        let halves = floats.map(f16::from_f32);
-        let brains = floats.map(bf16::from_f32);
+        let f32s = [1.0, -0.3333, 3e-6, 7.5];
+        let f16s = f32s.map(f16::from_f32);
+        let bf16s = f32s.map(bf16::from_f32);
         let (bytes, scales) = ([3, -7, 127, 0], [0.5, 0.1]);
         let bytes = Weights::Int8 {
             bytes: &bytes,
             scales: &scales,
         };
-        let (floats, halves) = (Weights::F32(&floats), Weights::F16(&halves));
-        let all = [floats, halves, Weights::Bf16(&brains), bytes];
+        let (f32s, f16s) = (Weights::F32(&f32s), Weights::F16(&f16s));
+        let all = [f32s, f16s, Weights::Bf16(&bf16s), bytes];
         for first in all {
             for second in all {
                 for third in all {

@@ -343,7 +343,7 @@ impl TensorSet {
         let file = &self.files[tensor.file];
         let bytes = self.bytes(tensor);
         // A header may leave values unaligned; those are copied first.
-        let (floats, halves, brains, scales);
+        let (f32s, f16s, bf16s, scales);
         let dtype = match tensor.element {
             ElementType::Plain(dtype) => dtype,
             ElementType::Blocks(block) => {
@@ -356,22 +356,22 @@ impl TensorSet {
             Dtype::F32 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::F32(slice),
                 Err(_) => {
-                    floats = copied(&bytes, f32::from_le_bytes);
-                    Weights::F32(&floats)
+                    f32s = copied(&bytes, f32::from_le_bytes);
+                    Weights::F32(&f32s)
                 }
             },
             Dtype::F16 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::F16(slice),
                 Err(_) => {
-                    halves = copied(&bytes, f16::from_le_bytes);
-                    Weights::F16(&halves)
+                    f16s = copied(&bytes, f16::from_le_bytes);
+                    Weights::F16(&f16s)
                 }
             },
             Dtype::BF16 => match bytemuck::try_cast_slice(&bytes) {
                 Ok(slice) => Weights::Bf16(slice),
                 Err(_) => {
-                    brains = copied(&bytes, bf16::from_le_bytes);
-                    Weights::Bf16(&brains)
+                    bf16s = copied(&bytes, bf16::from_le_bytes);
+                    Weights::Bf16(&bf16s)
                 }
             },
             // Bytes and scales of another kind: a factor for the whole tensor.
@@ -388,21 +388,21 @@ impl TensorSet {
             }
             // Both have fewer bits than f16 in every field, so nothing is rounded.
             Dtype::F8_E4M3 => {
-                halves = bytes.iter().map(|b| f8_e4m3(*b)).collect();
-                Weights::F16(&halves)
+                f16s = bytes.iter().map(|b| f8_e4m3(*b)).collect();
+                Weights::F16(&f16s)
             }
             Dtype::F8_E5M2 => {
-                halves = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
-                Weights::F16(&halves)
+                f16s = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
+                Weights::F16(&f16s)
             }
             Dtype::F64 => {
-                floats = copied(&bytes, |b| f64::from_le_bytes(b) as f32);
-                Weights::F32(&floats)
+                f32s = copied(&bytes, |b| f64::from_le_bytes(b) as f32);
+                Weights::F32(&f32s)
             }
             // A number, or a list of numbers, such as a LoRA's alpha: no weights of a layer.
             _ if tensor.shape.len() < 2 && whole_numbers(dtype, &bytes).is_some() => {
-                floats = whole_numbers(dtype, &bytes).unwrap_or_default();
-                Weights::F32(&floats)
+                f32s = whole_numbers(dtype, &bytes).unwrap_or_default();
+                Weights::F32(&f32s)
             }
             Dtype::I8 => {
                 scales = self.scales(name, tensor)?;
@@ -494,7 +494,7 @@ fn f8_e4m3(bits: u8) -> f16 {
     f16::from_f32(if bits < 128 { magnitude } else { -magnitude })
 }
 
-/// Whole numbers and switches as floats; `None` for other types.
+/// Whole numbers and switches as `f32`; `None` for other types.
 fn whole_numbers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     Some(match dtype {
         Dtype::I8 => copied(bytes, |b| f32::from(i8::from_le_bytes(b))),

@@ -5,7 +5,7 @@ use std::fmt::Arguments;
 
 use crate::cancel::OrCancelled;
 use crate::error::Result;
-use crate::model::attention::{Texts, Transformer2D};
+use crate::model::attention::{TextStates, Transformer2D};
 use crate::model::config::{Level, Middle, UNetConfig};
 use crate::model::resnet::{Downsample2D, ResnetBlock2D, ResnetSizes, Upsample2D};
 use crate::ops;
@@ -18,7 +18,7 @@ pub(super) struct BlockInputs<'a> {
     /// The embedding of timestep, pooled text and size ids after its SiLU, `[B, 4·C]`.
     pub emb: Tensor,
     /// The texts, a row an image.
-    pub texts: Texts<'a>,
+    pub texts: TextStates<'a>,
 }
 
 /// The sizes that the blocks of a network have in common.

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
+use sdxl_testing::golden;
 use serde_json::json;
 
 use super::*;
@@ -67,12 +67,6 @@ fn every_field_is_decided_about() {
     }
     let known = |field: &&str| Request::fields().contains(field);
     assert!(ruled.iter().chain(&never).all(known));
-}
-
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../golden")
-        .join(name)
 }
 
 /// The pipelines that a case may be about.
