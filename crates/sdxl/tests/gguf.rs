@@ -66,7 +66,8 @@ fn a_unet_also_comes_from_a_folder_or_a_checkpoint_in_one_file() {
     let base = Checkpoint::open(&golden("base"), None).unwrap();
     convert::to_single_file(&base, &single).unwrap();
     let own = latents(base);
-    for unet in [golden("base"), golden("base/unet"), single] {
+    let alone = golden("base/unet/diffusion_pytorch_model.safetensors");
+    for unet in [golden("base"), golden("base/unet"), alone, single] {
         assert!(latents(open(&unet).unwrap()) == own, "{}", unet.display());
     }
 }
@@ -82,8 +83,8 @@ fn refused(path: PathBuf) -> String {
 fn what_is_no_unet_for_the_checkpoint_is_refused() {
     let lora = refused(golden("lora/kohya.safetensors"));
     assert!(lora.contains("it is a LoRA"), "{lora}");
-    let part = refused(golden("base/unet/diffusion_pytorch_model.safetensors"));
-    assert!(part.contains("give the folder"), "{part}");
+    let part = refused(golden("base/text_encoder/model.safetensors"));
+    assert!(part.contains("it is a text encoder"), "{part}");
     let refiner = refused(golden("refiner/unet"));
     assert!(refiner.contains("different models"), "{refiner}");
     let nothing = refused(golden("base/tokenizer"));

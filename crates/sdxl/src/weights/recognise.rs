@@ -117,7 +117,10 @@ impl FileKind {
             FileKind::Base => "give it as the model",
             FileKind::Refiner => "give it as the refiner, beside a base checkpoint",
             FileKind::OriginalUNet => "give a checkpoint as the model and this file with `unet`",
-            FileKind::UNet => "give a checkpoint as the model and this file with `unet`",
+            FileKind::UNet => {
+                "give the checkpoint's folder, the one that holds model_index.json, or another \
+                 checkpoint as the model and this file with `unet`"
+            }
             FileKind::TextEncoder => {
                 "give the checkpoint's folder, the one that holds model_index.json"
             }
