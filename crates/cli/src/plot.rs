@@ -500,6 +500,7 @@ fn write(own: &PlotArgs, shared: &Recipe, axes: &[Axis], drawn: &Pixels) -> anyh
         )),
         recipe: Some(format!("{recipe:#}")),
         source_type: Some(xmp::TRAINED.into()),
+        ..Texts::default()
     };
     let mut bytes = Vec::new();
     png::write(&mut bytes, drawn, &texts)?;

@@ -60,6 +60,8 @@ pub(crate) fn run(args: &ShowArgs) -> anyhow::Result<()> {
         #[cfg_attr(not(feature = "c2pa"), expect(unused_mut))]
         let mut object = serde_json::json!({
             "parameters": texts.parameters,
+            "tool": texts.tool(),
+            "texts": texts.others.iter().map(|(name, text)| (name.clone(), text.clone().into())).collect::<serde_json::Map<_, _>>(),
             "recipe": recipe,
             "source_type": texts.source_type,
             "watermark": mark.map(|mark| mark.found()),
@@ -74,9 +76,20 @@ pub(crate) fn run(args: &ShowArgs) -> anyhow::Result<()> {
     if let Some(parameters) = &texts.parameters {
         out!("{}", harmless(parameters));
     }
+    for (name, text) in &texts.others {
+        // JSON on one line is for programs.
+        let text = match serde_json::from_str::<serde_json::Value>(text) {
+            Ok(json @ serde_json::Value::Object(_)) => format!("{json:#}"),
+            _ => text.clone(),
+        };
+        out!("\n{}:\n{}", harmless(name), harmless(&text));
+    }
     match recipe {
         Some(recipe) => out!("\nrecipe:\n{recipe:#}"),
-        None => out!("\n(no sdxl recipe: made by another tool)"),
+        None => match texts.tool() {
+            Some(tool) => out!("\n(no sdxl recipe: made by {tool})"),
+            None => out!("\n(no sdxl recipe: made by another tool)"),
+        },
     }
     if let Some(uri) = &texts.source_type {
         out!("\ndigital source type: {}", harmless(uri));

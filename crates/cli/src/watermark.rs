@@ -128,7 +128,8 @@ fn embed(file: &Path, to: &Path, encoding: Encoding, overwrite: bool) -> anyhow:
         .collect();
     watermark::embed(&mut values, width, height);
     let marked = Pixels::new(width, height, 3, sdxl::image::to_u8(&values));
-    let written = encoding.encode(&marked, &texts)?;
+    let original = std::fs::read(file).map_err(|e| sdxl::Error::read(file, &e))?;
+    let written = encoding.encode_like(&marked, &original, &texts)?;
     for warning in written.warnings {
         err!("{}", flags::of_warning(&warning));
     }

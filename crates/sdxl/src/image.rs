@@ -12,6 +12,7 @@ mod read;
 mod read_texts;
 #[doc(hidden)]
 pub mod resize;
+mod rewrite;
 mod texts;
 pub mod xmp;
 

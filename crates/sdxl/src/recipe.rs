@@ -139,6 +139,7 @@ impl Recipe {
                 }
                 .to_string(),
             ),
+            ..Texts::default()
         }
     }
 

@@ -57,15 +57,20 @@ impl Format {
         file.take(12)
             .read_to_end(&mut start)
             .map_err(|e| Error::read(path, &e))?;
-        Ok(if start.starts_with(b"\x89PNG\r\n\x1a\n") {
+        Ok(Self::of_bytes(&start))
+    }
+
+    /// The format that a file begins with.
+    pub(super) fn of_bytes(file: &[u8]) -> Option<Format> {
+        if file.starts_with(b"\x89PNG\r\n\x1a\n") {
             Some(Format::Png)
-        } else if start.starts_with(b"\xff\xd8\xff") {
+        } else if file.starts_with(b"\xff\xd8\xff") {
             Some(Format::Jpeg)
-        } else if start.starts_with(b"RIFF") && start.get(8..) == Some(b"WEBP") {
+        } else if file.starts_with(b"RIFF") && file.get(8..12) == Some(b"WEBP") {
             Some(Format::Webp)
         } else {
             None
-        })
+        }
     }
 
     /// The usual ending of a file's name.
@@ -194,7 +199,7 @@ impl Encoding {
             warnings.push(no_room("recipe"));
             packet = xmp::write(&xmp::XmpTexts {
                 source_type: texts.source_type.clone(),
-                recipe: None,
+                ..xmp::XmpTexts::default()
             });
         }
         let place = jpeg.segments().len().min(1);
@@ -255,6 +260,7 @@ fn packet(texts: &Texts) -> String {
     xmp::write(&xmp::XmpTexts {
         source_type: texts.source_type.clone(),
         recipe: texts.recipe.as_ref().map(compact),
+        ..xmp::XmpTexts::default()
     })
 }
 
@@ -278,6 +284,7 @@ mod tests {
             parameters: Some("a café, 猫 🐱\nSteps: 1".into()),
             recipe: Some(r#"{"prompt":"naïve <b> & 🐱"}"#.into()),
             source_type: Some(xmp::TRAINED.into()),
+            ..Texts::default()
         }
     }
 

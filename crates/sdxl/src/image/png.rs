@@ -12,7 +12,7 @@ use png::text_metadata::{ITXtChunk, ZTXtChunk};
 use crate::error::{Error, Result};
 use crate::image::Pixels;
 use crate::image::texts::Texts;
-use crate::image::xmp;
+use crate::image::{exif, xmp};
 
 /// Key of the text that other tools read.
 const PARAMETERS: &str = "parameters";
@@ -50,7 +50,7 @@ pub fn write(out: impl Write, picture: &Pixels, texts: &Texts) -> Result<()> {
     }
     let packet = xmp::write(&xmp::XmpTexts {
         source_type: texts.source_type.clone(),
-        recipe: None,
+        ..xmp::XmpTexts::default()
     });
     if !packet.is_empty() {
         encoder.add_itxt_chunk(XMP.into(), packet).map_err(failed)?;
@@ -110,23 +110,45 @@ fn collect(info: &png::Info<'_>) -> Texts {
         )
     };
     let mut texts = Texts::default();
+    if let Some(block) = &info.exif_metadata {
+        (exif::read(block).into_iter()).for_each(|(name, text)| texts.add(name, text));
+    }
     let plain = info
         .uncompressed_latin1_text
         .iter()
         .map(|c| (c.keyword.clone(), Some(c.text.clone())));
     let compressed = info.compressed_latin1_text.iter().map(latin1);
+    let as_meant = |(key, text): (String, Option<String>)| (key, text.map(as_meant));
     for (key, text) in plain
         .chain(compressed)
+        .map(as_meant)
         .chain(info.utf8_text.iter().map(utf8))
     {
+        let Some(text) = text else {
+            continue;
+        };
         match key.as_str() {
-            PARAMETERS => texts.parameters = text,
-            RECIPE => texts.recipe = text,
-            XMP => texts.source_type = text.and_then(|packet| xmp::read(&packet).source_type),
-            _ => {}
+            // SwarmUI's is JSON.
+            PARAMETERS if !text.starts_with('{') => texts.parameters = Some(text),
+            RECIPE => texts.recipe = Some(text),
+            XMP => {
+                let found = xmp::read(&text);
+                texts.source_type = found.source_type;
+                (found.comment.into_iter()).for_each(|text| texts.add("XMP UserComment", text));
+            }
+            key => texts.add(key, text),
         }
     }
     texts
+}
+
+/// A text of Latin-1, or the UTF-8 that some writers put in its place.
+fn as_meant(text: String) -> String {
+    let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c as u32).ok()).collect();
+    let utf8 = bytes
+        .filter(|bytes| !bytes.is_ascii())
+        .map(String::from_utf8);
+    utf8.and_then(std::result::Result::ok).unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -146,6 +168,7 @@ mod tests {
                 parameters: Some(parameters.into()),
                 recipe: Some(r#"{"prompt":"naïve 🐱"}"#.into()),
                 source_type: Some(xmp::TRAINED.into()),
+                ..Texts::default()
             };
             let mut bytes = Vec::new();
             write(&mut bytes, &picture(), &texts).unwrap();

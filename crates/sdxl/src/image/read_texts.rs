@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use img_parts::jpeg::Jpeg;
+use img_parts::jpeg::{Jpeg, markers};
 use img_parts::webp::{CHUNK_XMP, WebP};
 use img_parts::{Bytes, ImageEXIF};
 
@@ -21,6 +21,7 @@ impl Texts {
     /// A file that cannot be read, or is broken.
     pub fn read(path: &Path) -> Result<Option<Texts>> {
         let broken = |e: img_parts::Error| Error::file(path, format!("the picture is broken: {e}"));
+        let mut texts = Texts::default();
         let (block, packet) = match Format::of_file(path)? {
             None => return Ok(None),
             Some(Format::Png) => return png::read_texts(path).map(Some),
@@ -29,6 +30,10 @@ impl Texts {
                 let jpeg = Jpeg::from_bytes(file).map_err(broken)?;
                 let packet = (jpeg.segments().iter())
                     .find_map(|s| s.contents().strip_prefix(XMP_PREFIX).map(<[u8]>::to_vec));
+                for comment in jpeg.segments_by_marker(markers::COM) {
+                    let text = String::from_utf8_lossy(comment.contents());
+                    texts.add("Comment", text.into_owned());
+                }
                 (jpeg.exif(), packet)
             }
             Some(Format::Webp) => {
@@ -40,13 +45,15 @@ impl Texts {
                 (webp.exif(), packet)
             }
         };
-        let found = packet.map_or_else(xmp::XmpTexts::default, |packet| {
-            xmp::read(&String::from_utf8_lossy(&packet))
-        });
-        Ok(Some(Texts {
-            parameters: block.as_deref().and_then(exif::read),
-            recipe: found.recipe,
-            source_type: found.source_type,
-        }))
+        if let Some(block) = block {
+            (exif::read(&block).into_iter()).for_each(|(name, text)| texts.add(name, text));
+        }
+        if let Some(packet) = packet {
+            let found = xmp::read(&String::from_utf8_lossy(&packet));
+            texts.recipe = found.recipe;
+            texts.source_type = found.source_type;
+            (found.comment.into_iter()).for_each(|text| texts.add("XMP UserComment", text));
+        }
+        Ok(Some(texts))
     }
 }

@@ -13,6 +13,8 @@ const RDF: &str = "http://www.w3.org/1999/02/22-rdf-syntax-ns#";
 const IPTC: &str = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/";
 /// The namespace of our own property.
 const OWN: &str = "urn:sdxl:xmp:1.0:";
+const EXIF: &str = "http://ns.adobe.com/exif/1.0/";
+const DUBLIN_CORE: &str = "http://purl.org/dc/elements/1.1/";
 
 /// The properties that are read from a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +23,9 @@ pub struct XmpTexts {
     pub source_type: Option<String>,
     /// `sdxl:recipe`, JSON.
     pub recipe: Option<String>,
+    /// `exif:UserComment` or `dc:description`, where other programs say how a picture was made. It is
+    /// read and never written.
+    pub comment: Option<String>,
 }
 
 /// A packet that says what is there; empty where nothing is.
@@ -77,10 +82,12 @@ pub fn read(packet: &str) -> XmpTexts {
     let property = |namespace: &str, name: &str| -> Option<String> {
         document.descendants().find_map(|node| {
             if node.has_tag_name((namespace, name)) {
-                return node
-                    .attribute((RDF, "resource"))
-                    .or(node.text())
-                    .map(|text| text.trim().to_string());
+                // A text may stand in a list of languages.
+                let inside = node.descendants().filter(|inner| inner.is_text());
+                let text: String = inside.filter_map(|inner| inner.text()).collect();
+                let resource = node.attribute((RDF, "resource")).map(str::to_string);
+                let text = resource.unwrap_or(text).trim().to_string();
+                return (!text.is_empty()).then_some(text);
             }
             let of_description = node.has_tag_name((RDF, "Description"));
             of_description
@@ -91,6 +98,7 @@ pub fn read(packet: &str) -> XmpTexts {
     XmpTexts {
         source_type: property(IPTC, "DigitalSourceType"),
         recipe: property(OWN, "recipe"),
+        comment: property(EXIF, "UserComment").or_else(|| property(DUBLIN_CORE, "description")),
     }
 }
 
@@ -103,6 +111,7 @@ mod tests {
         let what = XmpTexts {
             source_type: Some(TRAINED.into()),
             recipe: Some(r#"{"prompt":"a <b> & \"c\" 猫 ]]>"}"#.into()),
+            ..XmpTexts::default()
         };
         assert_eq!(read(&write(&what)), what);
         assert_eq!(write(&XmpTexts::default()), "");
