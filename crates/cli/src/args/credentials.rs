@@ -7,7 +7,7 @@ use sdxl::image::credentials::Signer;
 
 /// The files of a certificate.
 #[derive(Args)]
-pub struct CredentialsArgs {
+pub(crate) struct CredentialsArgs {
     /// Sign pictures (Content Credentials, C2PA): your chain of certificates, PEM
     #[arg(
         long,
@@ -28,7 +28,7 @@ pub struct CredentialsArgs {
 
 impl CredentialsArgs {
     /// Reads and tries them.
-    pub fn signer(&self) -> sdxl::Result<Option<Signer>> {
+    pub(crate) fn signer(&self) -> sdxl::Result<Option<Signer>> {
         match (&self.c2pa_certificate, &self.c2pa_key) {
             (Some(certificate), Some(key)) => Signer::read(certificate, key).map(Some),
             _ => Ok(None),
