@@ -36,10 +36,12 @@ use crate::error::{Error, Result};
 /// Reads `text`.
 ///
 /// # Errors
-/// [`Error::Request`] for text after `.blend(...)`, weights of a wrong count or that are not
-/// numbers, a swap inside a blend, stray vertical tabs and form feeds, and brackets nested too deep.
+/// [`Error::Request`] for text after `.blend(...)`, weights of a wrong count, that are not numbers, or
+/// that are to be divided by a sum of 0, a swap inside a blend, and brackets nested too deep.
 pub(super) fn parse(text: &str) -> Result<Vec<PromptPart>> {
-    let text = space_commas(text);
+    // Compel refuses most of them; they come with texts that are pasted, and mean a blank.
+    let text = text.replace(['\u{b}', '\u{c}'], " ");
+    let text = space_commas(&text);
     if text.chars().all(is_space) {
         return Ok(vec![PromptPart::text(vec![
             PromptNode::Text(String::new()),
@@ -666,16 +668,12 @@ impl Reader {
             return Ok(items);
         }
         let rest: String = self.text[rest..].iter().take(40).collect();
-        Err(if blended {
-            let message = format!("only withLora(...) may follow .blend(...), not `{rest}`");
-            Error::request("prompt", message)
-        } else {
-            let message = format!(
-                "there is a vertical tab or a form feed before `{}`",
-                rest.trim_start()
-            );
-            Error::request("prompt", message).with_hint("remove it")
-        })
+        let message = match blended {
+            true => format!("only withLora(...) may follow .blend(...), not `{rest}`"),
+            // A prompt reads everything that is no blank.
+            false => format!("`{rest}` is not understood"),
+        };
+        Err(Error::request("prompt", message))
     }
 
     fn loras(&mut self, mut at: usize, items: &mut Vec<PromptPart>) -> usize {
@@ -791,6 +789,17 @@ fn blend_item(
         _ => (options, true),
     };
     let weights = weights(".blend", options, members.len())?;
+    let sum: f64 = weights.iter().sum();
+    // Sums of decimals are seldom exactly 0.
+    if normalize && sum.abs() < 1e-9 {
+        let written: Vec<String> = weights.iter().map(f64::to_string).collect();
+        let message = format!(
+            ".blend({}): each weight is divided by their sum, which is 0",
+            written.join(", ")
+        );
+        let hint = "change one, or add no_normalize behind them, which takes them as they are";
+        return Err(Error::request("prompt", message).with_hint(hint));
+    }
     if members.iter().any(|nodes| has_swap(nodes)) {
         return Err(Error::request(
             "prompt",
