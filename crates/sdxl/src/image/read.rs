@@ -32,6 +32,9 @@ pub(super) fn decode(file: &[u8]) -> std::result::Result<DynamicImage, String> {
     let mut reader = ImageReader::new(Cursor::new(file))
         .with_guessed_format()
         .map_err(|e| format!("this picture cannot be read: {e}"))?;
+    if reader.format() == Some(::image::ImageFormat::Jpeg) && !has_end(file) {
+        return Err("the picture is cut short: download it, or save it, again".into());
+    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -105,6 +108,24 @@ fn luma([r, g, b]: [u8; 3]) -> u8 {
     ((sum + 0x8000) >> 16) as u8
 }
 
+/// Whether a JPEG has the marker of its end behind the data of its pixels: decoders fill up with grey
+/// what is missing, and say nothing.
+fn has_end(file: &[u8]) -> bool {
+    const START_OF_SCAN: u8 = 0xda;
+    let mut at = 2;
+    while let Some([0xff, marker, high, low]) = file.get(at..at + 4) {
+        if *marker == START_OF_SCAN {
+            return file[at..].windows(2).any(|pair| pair == [0xff, 0xd9]);
+        }
+        // A marker may be filled up in front.
+        at += match marker {
+            0xff => 1,
+            _ => 2 + usize::from(u16::from_be_bytes([*high, *low])),
+        };
+    }
+    false
+}
+
 fn explain(error: &::image::ImageError) -> String {
     use ::image::ImageError as E;
     match error {
@@ -161,6 +182,24 @@ mod tests {
             let read = read(&path).unwrap();
             assert_eq!((read.width, read.height), (8, 4), "{format:?}");
             assert!(read.data[0] > 240 && read.data[1] < 20, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_short_is_refused() {
+        let image = DynamicImage::ImageRgb8(::image::RgbImage::from_fn(64, 64, |x, y| {
+            [(x * 4) as u8, (y * 4) as u8, (x * y) as u8].into()
+        }));
+        let whole = encoded(&image, ::image::ImageFormat::Jpeg);
+        let (_dir, path) = file(&whole);
+        assert!(read(&path).is_ok());
+        for end in [whole.len() - 2, whole.len() / 2 + 300, 700] {
+            let (_dir, path) = file(&whole[..end]);
+            let error = read(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("cut short") || error.contains("broken"),
+                "{error}"
+            );
         }
     }
 
