@@ -5,6 +5,7 @@
 #[cfg(feature = "c2pa")]
 mod credentials;
 mod files;
+mod habits;
 mod help;
 mod model;
 mod old;
@@ -21,9 +22,11 @@ use clap::Args;
 use sdxl::Request;
 use sdxl::memory::Budget;
 
+pub(crate) use habits::with_meant;
 pub(crate) use help::{arrange, complete};
 pub(crate) use model::ModelArgs;
 pub(crate) use old::in_new_spelling;
+use values::Seed;
 use values::set;
 pub(crate) use values::{Numbers, names, scheduler_option, switch};
 
@@ -76,9 +79,11 @@ pub(crate) struct GenerateArgs {
     /// Pictures per prompt
     #[arg(long, value_name = "N", help_heading = heading::PICTURE)]
     num_images: Option<usize>,
-    /// Seed, or one seed per picture [default: drawn from the clock]
-    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', help_heading = heading::PICTURE)]
-    seed: Vec<u64>,
+    /// Seed, or one seed per picture, which then says how many there are; -1 draws one [default: drawn
+    /// from the clock]
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', allow_negative_numbers = true,
+          help_heading = heading::PICTURE)]
+    seed: Vec<Seed>,
     /// Start from these latents (safetensors, `latents` [N,4,H/8,W/8]): instead of noise; with
     /// --strength as a finished picture; with --denoising-start as another run's unfinished one
     #[arg(long, value_name = "FILE", help_heading = heading::PICTURE)]
@@ -153,8 +158,15 @@ impl GenerateArgs {
         set(&mut r.prompt, &self.prompt);
         set(&mut r.prompt_embeds, &self.prompt_embeds);
         set(&mut r.negative_prompt_embeds, &self.negative_prompt_embeds);
-        set(&mut r.seed, &self.seed);
         set(&mut r.num_images, &self.num_images);
+        if let Some(seeds) = Seed::values(&self.seed) {
+            // Pictures are as many as seeds, where nobody says how many.
+            let prompts = r.prompt.len().max(1);
+            if self.num_images.is_none() && seeds.len() > r.images() && seeds.len() % prompts == 0 {
+                r.num_images = seeds.len() / prompts;
+            }
+            r.seed = seeds;
+        }
         set(&mut r.steps, &self.steps);
         let wildcards = switch(self.wildcards, self.no_wildcards);
         if wildcards.unwrap_or(self.wildcards_dir.is_some()) {

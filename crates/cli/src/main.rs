@@ -129,10 +129,16 @@ fn main() -> ExitCode {
     sdxl_kernels::fix_mmap_threshold();
     let words = args::in_new_spelling(std::env::args_os());
     let short_help = words.iter().take_while(|w| *w != "--").any(|w| w == "-h");
-    let matches = command(short_help).get_matches_from(words);
-    let cli = match Cli::from_arg_matches(&matches) {
+    let wants_json = words
+        .iter()
+        .take_while(|w| *w != "--")
+        .any(|w| w == "--json");
+    let command = command(short_help);
+    let parsed = (command.clone().try_get_matches_from(words))
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => error.exit(),
+        Err(error) => return refuse(args::with_meant(error, &command), wants_json),
     };
     let (json, result) = match &cli.command {
         Command::Generate(args) => (
@@ -159,6 +165,27 @@ fn main() -> ExitCode {
     }
     err!("sdxl: {}", flags::of_chain(&error));
     ExitCode::from(code)
+}
+
+/// Says what is wrong with the words that were typed, or the help that they asked for.
+fn refuse(error: clap::Error, wants_json: bool) -> ExitCode {
+    if wants_json && error.use_stderr() {
+        let text = error.to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        out!(
+            "{}",
+            serde_json::json!({
+                "error": message,
+                "class": Class::Request,
+                "field": null,
+                "hint": null,
+                "exit_code": 2,
+            })
+        );
+    }
+    // A closed pipe is no error.
+    let _ = error.print();
+    ExitCode::from(u8::from(error.use_stderr()) * 2)
 }
 
 /// An error for programs, which know fields and no flags.

@@ -560,3 +560,27 @@ fn an_interrupt_keeps_the_pictures_that_are_finished() {
     assert!(!shown["recipe"]["files"].as_array().unwrap().is_empty());
     assert_eq!(shown["recipe"]["image_index"], 0);
 }
+
+#[test]
+fn words_that_do_not_parse_are_answered_in_json_too() {
+    let dir = TempDir::new().unwrap();
+    let refused = sdxl(
+        dir.path(),
+        &["generate", "a star", "--cfg_scale", "7", "--json"],
+    );
+    assert_eq!(refused.status.code(), Some(2));
+    let told: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(
+        (&told["exit_code"], &told["class"]),
+        (&2.into(), &"request".into())
+    );
+    let said = told["error"].as_str().unwrap();
+    assert!(
+        said.contains("'--cfg_scale'") && said.contains("'--guidance-scale'"),
+        "{said}"
+    );
+    // Help is no error.
+    let help = sdxl(dir.path(), &["generate", "--json", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&help.stdout).starts_with("Make pictures"));
+}

@@ -31,7 +31,7 @@ pub use event::{Event, Output, PictureEvent, StepEvent};
 pub use offload::Offload;
 pub use open::{CheckpointSource, PipelineBuilder, default_precision};
 pub use plan::{Plan, PlannedPhase};
-pub(crate) use prepare::fresh_seed;
+pub use prepare::fresh_seed;
 pub use refine::Refiner;
 pub use run::{Run, RunState};
 

@@ -1,4 +1,4 @@
-//! Spellings of before, which scripts may have.
+//! Spellings of before, which scripts may have, and of other programs.
 
 use std::ffi::OsString;
 
@@ -7,7 +7,7 @@ const SWITCHES: [&str; 2] = ["vae-slicing", "truncate-long-prompts"];
 
 /// The words of a command line, switches with a word turned into the flag or its negative.
 pub(crate) fn in_new_spelling(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut new = Vec::new();
+    let mut new: Vec<OsString> = Vec::new();
     let mut words = words.peekable();
     while let Some(word) = words.next() {
         if word == "--" {
@@ -21,6 +21,14 @@ pub(crate) fn in_new_spelling(words: impl Iterator<Item = OsString>) -> Vec<OsSt
             Some((name, value)) => (name.to_string(), Some(value.to_string())),
             None => (named.to_string(), None),
         };
+        // A prompt needs no flag, and many are used to one; `plot` has it.
+        let makes_pictures = new
+            .get(1)
+            .is_some_and(|word| word == "generate" || word == "plan");
+        if name == "prompt" && makes_pictures {
+            new.extend(value.map(Into::into).or_else(|| words.next()));
+            continue;
+        }
         if !SWITCHES.contains(&name.as_str()) {
             new.push(word);
             continue;
@@ -66,6 +74,13 @@ mod tests {
             ("--vae-slicing", "--vae-slicing"),
             ("--vae-tiling off", "--vae-tiling off"),
             ("a -- --vae-slicing off", "a -- --vae-slicing off"),
+            ("sdxl generate --prompt cat", "sdxl generate cat"),
+            ("sdxl plan --prompt=cat --prompt dog", "sdxl plan cat dog"),
+            ("sdxl plot --prompt cat", "sdxl plot --prompt cat"),
+            (
+                "sdxl generate -- --prompt cat",
+                "sdxl generate -- --prompt cat",
+            ),
         ] {
             let words = old.split(' ').map(OsString::from);
             let got = in_new_spelling(words);

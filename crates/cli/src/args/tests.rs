@@ -86,7 +86,7 @@ fn knobs() -> Vec<Knob> {
             json!("clean"),
             json!("raw"),
         ),
-        knob("seed", &["--seed", "7,8"], json!([7, 8]), json!([9])),
+        knob("seed", &["--seed", "7"], json!([7]), json!([9])),
         knob(
             "rng",
             &["--rng", "torch-cuda"],
@@ -501,4 +501,30 @@ fn wildcards_are_asked_for_or_not() {
         "{red|red} ball"
     );
     assert_eq!(prompt(&["--no-wildcards", "--wildcards"]), "red ball");
+}
+
+#[test]
+fn seeds_are_given_drawn_or_count_the_pictures() {
+    let of = |recipe: Value, words: &[&str]| {
+        let words = [&["a"], words].concat();
+        let request = request(&recipe, &words);
+        (request["seed"].clone(), request["num_images"].clone())
+    };
+    let plain = || json!({});
+    assert_eq!(of(plain(), &["--seed", "-2"]).0, json!([u64::MAX - 1]));
+    // Drawn anew, also in the place of a recipe's.
+    let recipe = json!({"seed": [7], "prompt": ["a"]});
+    assert_eq!(of(recipe.clone(), &[]).0, json!([7]));
+    assert_eq!(of(recipe, &["--seed", "-1"]).0, json!([]));
+    let (seeds, images) = of(plain(), &["--seed", "5,-1,6"]);
+    assert_eq!(
+        (&seeds[0], &seeds[2], images),
+        (&json!(5), &json!(6), json!(3))
+    );
+    assert!(seeds[1].as_u64().unwrap() < 1 << 32);
+    // As many as is said, if it is said; over several prompts, if they share them.
+    let (_, images) = of(plain(), &["--seed", "1,2", "--num-images", "1"]);
+    assert_eq!(images, json!(1));
+    assert_eq!(of(plain(), &["b", "--seed", "1,2,3,4"]).1, json!(2));
+    assert_eq!(of(plain(), &["b", "--seed", "1,2,3"]).1, json!(1));
 }

@@ -36,6 +36,50 @@ impl Numbers {
     }
 }
 
+/// A seed that was typed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Seed {
+    /// `-1`, as A1111 writes a seed that is to be drawn.
+    Drawn,
+    /// This one.
+    Given(u64),
+}
+
+impl FromStr for Seed {
+    type Err = String;
+
+    /// A whole number; a negative one is taken by its bits, as PyTorch's generators take it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        match (text.parse::<u64>(), text.parse::<i64>()) {
+            (Ok(seed), _) => Ok(Seed::Given(seed)),
+            (_, Ok(-1)) => Ok(Seed::Drawn),
+            (_, Ok(negative)) => Ok(Seed::Given(negative as u64)),
+            _ => Err(format!(
+                "`{text}` is not a seed; use a whole number of up to 64 bits, or -1 to draw one"
+            )),
+        }
+    }
+}
+
+impl Seed {
+    /// The seeds of a request: none, to have them drawn; `None` where none were typed.
+    pub(crate) fn values(seeds: &[Seed]) -> Option<Vec<u64>> {
+        if seeds.is_empty() {
+            return None;
+        }
+        if seeds == [Seed::Drawn] {
+            return Some(Vec::new());
+        }
+        let drawn = sdxl::pipeline::fresh_seed();
+        let values = seeds.iter().zip(drawn..).map(|(seed, fresh)| match seed {
+            Seed::Given(seed) => *seed,
+            Seed::Drawn => fresh,
+        });
+        Some(values.collect())
+    }
+}
+
 /// Parses a number from 1 on.
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {

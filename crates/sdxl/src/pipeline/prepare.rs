@@ -290,8 +290,8 @@ fn check_clip_skip(checkpoint: &Checkpoint, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// A seed nobody chose: from the clock, below 2^32 so that other tools can use it too.
-pub(crate) fn fresh_seed() -> u64 {
+/// Draws a seed from the clock, below 2^32 so that other tools can use it too.
+pub fn fresh_seed() -> u64 {
     let nanos = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos() as u64);
