@@ -140,6 +140,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(args::with_meant(error, &command), wants_json),
     };
+    // Help and names of all flags take a megabyte, which the run can use.
+    drop(command);
     let (json, result) = match &cli.command {
         Command::Generate(args) => (
             args.picture.output.json,

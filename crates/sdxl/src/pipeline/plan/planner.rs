@@ -23,8 +23,9 @@ use crate::warning::Warning;
 use crate::weights::{Checkpoint, Part};
 
 /// A process without networks: program, threads, tokenizers, and what the allocator does not give
-/// back. Measured: what runs take beside what is counted.
-const PROCESS: u64 = 30 << 20;
+/// back. Measured: what runs take beside what is counted, 32.5 MiB optimised and 34 MiB in tests; the
+/// part of a budget that is left free covers the difference.
+const PROCESS: u64 = 33 << 20;
 
 /// Bytes that reading the tokenizers takes for a moment, measured in the same way.
 const TOKENIZERS: u64 = 8 << 20;
