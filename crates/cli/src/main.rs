@@ -128,20 +128,17 @@ fn command(short_help: bool) -> clap::Command {
 fn main() -> ExitCode {
     sdxl_kernels::fix_mmap_threshold();
     let words = args::in_new_spelling(std::env::args_os());
-    let short_help = words.iter().take_while(|w| *w != "--").any(|w| w == "-h");
-    let wants_json = words
-        .iter()
-        .take_while(|w| *w != "--")
-        .any(|w| w == "--json");
-    let command = command(short_help);
-    let parsed = (command.clone().try_get_matches_from(words))
+    let has = |flag: &str| words.iter().take_while(|w| *w != "--").any(|w| w == flag);
+    let (short_help, wants_json) = (has("-h"), has("--json"));
+    let parsed = (command(short_help).try_get_matches_from(words))
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return refuse(args::with_meant(error, &command), wants_json),
+        Err(error) => {
+            let error = args::with_meant(error, &command(short_help));
+            return refuse(error, wants_json);
+        }
     };
-    // Help and names of all flags take a megabyte, which the run can use.
-    drop(command);
     let (json, result) = match &cli.command {
         Command::Generate(args) => (
             args.picture.output.json,

@@ -18,6 +18,12 @@ use crate::weights::TensorSet;
 use crate::weights::layout::files_of;
 use crate::weights::{Checkpoint, CheckpointKind, Part, missing_files};
 
+/// Lengths of the vectors that the text encoders of SDXL base take.
+const PUBLISHED: Widths = Widths {
+    first: Some(768),
+    second: 1280,
+};
+
 /// Something to know about a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
@@ -262,11 +268,7 @@ fn inversion(path: &Path) -> Finding {
         file: path.to_path_buf(),
         token: None,
     };
-    let widths = Widths {
-        first: Some(768),
-        second: 1280,
-    };
-    match Inversions::open(&[file], &[], widths) {
+    match Inversions::open(&[file], &[], PUBLISHED) {
         Ok(_) => note(
             "this is a textual inversion: give a checkpoint as the model and this file with \
              `embeddings`",
@@ -297,11 +299,7 @@ fn lora(path: &Path, tensors: &TensorSet) -> Vec<Finding> {
             tensors: tensors.collect::<Result<_>>()?,
         };
         let opened = OpenedLoras::open(&[Lora::new(path, 1.0)], &networks)?;
-        let widths = Widths {
-            first: Some(768),
-            second: 1280,
-        };
-        Inversions::open(&[], opened.bundles(), widths)?;
+        Inversions::open(&[], opened.bundles(), PUBLISHED)?;
         let mut found = vec![note(
             "this is a LoRA: give a checkpoint as the model and this file with `loras`",
         )];

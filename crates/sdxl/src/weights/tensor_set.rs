@@ -79,7 +79,7 @@ impl TensorSet {
     /// values are made.
     ///
     /// # Errors
-    /// Those of `load`.
+    /// The errors of `load`.
     pub(super) fn asked_by(load: impl FnOnce(&TensorSet) -> Result<()>) -> Result<TensorSet> {
         let set = TensorSet {
             asked: Some(Arc::default()),
@@ -352,73 +352,75 @@ impl TensorSet {
                 return Ok(result);
             }
         };
-        let values = match dtype {
-            Dtype::F32 => match bytemuck::try_cast_slice(&bytes) {
-                Ok(slice) => Weights::F32(slice),
-                Err(_) => {
-                    f32s = copied(&bytes, f32::from_le_bytes);
-                    Weights::F32(&f32s)
+        // A number, or a list of numbers, such as a LoRA's alpha: no weights of a layer.
+        let numbers = (tensor.shape.len() < 2).then(|| whole_numbers(dtype, &bytes));
+        let values = if let Some(numbers) = numbers.flatten() {
+            f32s = numbers;
+            Weights::F32(&f32s)
+        } else {
+            match dtype {
+                Dtype::F32 => match bytemuck::try_cast_slice(&bytes) {
+                    Ok(slice) => Weights::F32(slice),
+                    Err(_) => {
+                        f32s = copied(&bytes, f32::from_le_bytes);
+                        Weights::F32(&f32s)
+                    }
+                },
+                Dtype::F16 => match bytemuck::try_cast_slice(&bytes) {
+                    Ok(slice) => Weights::F16(slice),
+                    Err(_) => {
+                        f16s = copied(&bytes, f16::from_le_bytes);
+                        Weights::F16(&f16s)
+                    }
+                },
+                Dtype::BF16 => match bytemuck::try_cast_slice(&bytes) {
+                    Ok(slice) => Weights::Bf16(slice),
+                    Err(_) => {
+                        bf16s = copied(&bytes, bf16::from_le_bytes);
+                        Weights::Bf16(&bf16s)
+                    }
+                },
+                // Bytes and scales of another kind: a factor for the whole tensor.
+                Dtype::F8_E4M3 | Dtype::F8_E5M2
+                    if self.tensors.contains_key(&format!("{name}{SCALE}")) =>
+                {
+                    return Err(Error::file(
+                        &file.path,
+                        format!(
+                            "tensor `{name}` is to be multiplied by `{name}{SCALE}`, which is done for \
+                         I8 only; get the f16 version of the checkpoint"
+                        ),
+                    ));
                 }
-            },
-            Dtype::F16 => match bytemuck::try_cast_slice(&bytes) {
-                Ok(slice) => Weights::F16(slice),
-                Err(_) => {
-                    f16s = copied(&bytes, f16::from_le_bytes);
+                // Both have fewer bits than f16 in every field, so nothing is rounded.
+                Dtype::F8_E4M3 => {
+                    f16s = bytes.iter().map(|b| f8_e4m3(*b)).collect();
                     Weights::F16(&f16s)
                 }
-            },
-            Dtype::BF16 => match bytemuck::try_cast_slice(&bytes) {
-                Ok(slice) => Weights::Bf16(slice),
-                Err(_) => {
-                    bf16s = copied(&bytes, bf16::from_le_bytes);
-                    Weights::Bf16(&bf16s)
+                Dtype::F8_E5M2 => {
+                    f16s = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
+                    Weights::F16(&f16s)
                 }
-            },
-            // Bytes and scales of another kind: a factor for the whole tensor.
-            Dtype::F8_E4M3 | Dtype::F8_E5M2
-                if self.tensors.contains_key(&format!("{name}{SCALE}")) =>
-            {
-                return Err(Error::file(
-                    &file.path,
-                    format!(
-                        "tensor `{name}` is to be multiplied by `{name}{SCALE}`, which is done for \
-                         I8 only; get the f16 version of the checkpoint"
-                    ),
-                ));
-            }
-            // Both have fewer bits than f16 in every field, so nothing is rounded.
-            Dtype::F8_E4M3 => {
-                f16s = bytes.iter().map(|b| f8_e4m3(*b)).collect();
-                Weights::F16(&f16s)
-            }
-            Dtype::F8_E5M2 => {
-                f16s = copied(&bytes, |[b]| f16::from_bits(u16::from(b) << 8));
-                Weights::F16(&f16s)
-            }
-            Dtype::F64 => {
-                f32s = copied(&bytes, |b| f64::from_le_bytes(b) as f32);
-                Weights::F32(&f32s)
-            }
-            // A number, or a list of numbers, such as a LoRA's alpha: no weights of a layer.
-            _ if tensor.shape.len() < 2 && whole_numbers(dtype, &bytes).is_some() => {
-                f32s = whole_numbers(dtype, &bytes).unwrap_or_default();
-                Weights::F32(&f32s)
-            }
-            Dtype::I8 => {
-                scales = self.scales(name, tensor)?;
-                Weights::Int8 {
-                    bytes: bytemuck::cast_slice(&bytes),
-                    scales: &scales,
+                Dtype::F64 => {
+                    f32s = copied(&bytes, |b| f64::from_le_bytes(b) as f32);
+                    Weights::F32(&f32s)
                 }
-            }
-            other => {
-                return Err(Error::file(
-                    &file.path,
-                    format!(
-                        "tensor `{name}` is stored as {other:?}; weights must be F64, F32, F16, \
+                Dtype::I8 => {
+                    scales = self.scales(name, tensor)?;
+                    Weights::Int8 {
+                        bytes: bytemuck::cast_slice(&bytes),
+                        scales: &scales,
+                    }
+                }
+                other => {
+                    return Err(Error::file(
+                        &file.path,
+                        format!(
+                            "tensor `{name}` is stored as {other:?}; weights must be F64, F32, F16, \
                          BF16, F8_E4M3, F8_E5M2, or I8 with scales"
-                    ),
-                ));
+                        ),
+                    ));
+                }
             }
         };
         let result = use_values(values);
